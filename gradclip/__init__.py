@@ -1,0 +1,43 @@
+"""Fast, exact and safe gradient clipping for NumPy arrays."""
+
+try:
+    from ._cpu import passes as _passes  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name is None or not error.name.startswith("gradclip."):
+        raise
+    raise ImportError(
+        f"gradclip's compiled part ({error.name}) is missing: this is an unbuilt source tree. "
+        "Run `python -m pip install -e .` in it, or leave its folder to import the installed package."
+    ) from None
+
+from ._version import __version__
+from .config import show_config
+from .errors import NonFiniteGradientError
+from .measure import Measure, apply_clip, apply_clip_, measure
+from .norm import clip_by_global_norm, clip_by_global_norm_, clip_by_norm, clip_by_norm_, global_norm, normalize, normalize_
+from .report import ClipReport
+from .threads import get_num_threads, num_threads, set_num_threads
+from .value import clip_by_value, clip_by_value_
+
+__all__ = [
+    "ClipReport",
+    "Measure",
+    "NonFiniteGradientError",
+    "__version__",
+    "apply_clip",
+    "apply_clip_",
+    "clip_by_global_norm",
+    "clip_by_global_norm_",
+    "clip_by_norm",
+    "clip_by_norm_",
+    "clip_by_value",
+    "clip_by_value_",
+    "get_num_threads",
+    "global_norm",
+    "measure",
+    "normalize",
+    "normalize_",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+]

@@ -1,0 +1,65 @@
+"""Checks of scalar arguments: made before anything is read, in words that name the argument."""
+
+import math
+from numbers import Real
+
+import numpy as np
+
+POLICIES = ("raise", "skip", "zero", "propagate")
+
+
+def number(name, value, least=-math.inf):
+    """`value` as a float that is not NaN and not below `least`."""
+    if type(value) is not float:
+        if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or _is_scalar_array(value)):
+            raise TypeError(f"{name} must be a real number, not {type(value).__name__} {value!r}")
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError(f"{name} is beyond the range of float64") from None
+    if not value >= least:
+        bound = "a number" if least == -math.inf else f"at least {least:g}"
+        raise ValueError(f"{name} must be {bound}, not {value!r}")
+    return value
+
+
+def _is_scalar_array(value):
+    """0-d arrays and tensors of a real dtype count as numbers."""
+    dtype = str(getattr(value, "dtype", "bool"))
+    return getattr(value, "shape", None) == () and "complex" not in dtype and "bool" not in dtype
+
+
+class Rule:
+    """The keyword arguments that every norm-based function shares, checked."""
+
+    __slots__ = ("eps", "grad_scale", "nonfinite", "ord", "strict")
+
+    def __init__(self, ord=2, eps=0.0, nonfinite="raise", grad_scale=1.0, strict=False):
+        self.ord = _order(ord)
+        self.eps = number("eps", eps, 0.0)
+        if self.eps == math.inf:
+            raise ValueError("eps must be finite")
+        if not isinstance(nonfinite, str):
+            raise TypeError(f"nonfinite must be one of {', '.join(map(repr, POLICIES))}, not {nonfinite!r}")
+        if nonfinite not in POLICIES:
+            raise ValueError(f"nonfinite must be one of {', '.join(map(repr, POLICIES))}, not {nonfinite!r}")
+        self.nonfinite = nonfinite
+        self.grad_scale = number("grad_scale", grad_scale, 0.0)
+        if not 0.0 < self.grad_scale < math.inf:
+            raise ValueError(f"grad_scale must be positive and finite, not {grad_scale!r}")
+        if not isinstance(strict, bool | np.bool_):
+            raise TypeError(f"strict must be True or False, not {strict!r}")
+        self.strict = bool(strict)
+
+
+def _order(ord):
+    """1 and 2 as they are, inf as 0: the passes' name for the maximum."""
+    value = number("ord", ord)
+    if value == math.inf:
+        return 0
+    if value not in (1.0, 2.0):
+        raise ValueError(f"ord must be 1, 2 or inf, not {ord!r}")
+    return int(value)
+
+
+DEFAULT = Rule()

@@ -1,0 +1,154 @@
+/* The kernels of one dtype: included once per dtype by kernels.c, which defines
+ *
+ *   NAME(f)      f with the dtype's suffix
+ *   ELEMENT      the stored type
+ *   BITS         signed integer of the same size
+ *   ABS_MASK     all bits but the sign;   INF_BITS  the bits of +Inf
+ *   LOAD(p)      GC_W elements as a vector of float64
+ *   GET(e), PUT(d)  one element to float64 and back (back: rounded once)
+ *   WIDE         1 where a square is not exact in float64 (float64 itself)
+ */
+
+static double NAME(amax)(const void *x, ptrdiff_t n)
+{
+    const BITS *p = x;
+    BITS largest = 0; /* magnitudes order like their bits */
+    for (ptrdiff_t i = 0; i < n; i++) {
+        BITS a = p[i] & ABS_MASK;
+        largest = a > largest ? a : largest;
+    }
+    ELEMENT e;
+    memcpy(&e, &largest, sizeof e);
+    return GET(e);
+}
+
+/* One term per lane: sum += term, error += what that addition lost. FastTwoSum: exact because
+ * the sum starts above every term. */
+static inline void NAME(add_squares)(const ELEMENT *p, vd sum[], vd error[])
+{
+    for (int j = 0; j < GC_LANES / GC_W; j++) {
+        vd x = LOAD(p + j * GC_W);
+#if WIDE && GC_FMA
+        vd square = x * x;
+        vd rest = vd_fma(x, x, -square);
+        vd t = sum[j] + square;
+        error[j] += (square - (t - sum[j])) + rest;
+#elif WIDE
+        /* Dekker: x = head + tail, 26 bits each; no overflow below GC_HUGE. */
+        vd square = x * x;
+        vd c = x * 0x1.0000002p27;
+        vd head = c - (c - x), tail = x - head;
+        vd rest = ((head * head - square) + 2 * head * tail) + tail * tail;
+        vd t = sum[j] + square;
+        error[j] += (square - (t - sum[j])) + rest;
+#elif GC_FMA
+        vd t = vd_fma(x, x, sum[j]);
+        error[j] += vd_fma(x, x, sum[j] - t);
+#else
+        vd square = x * x;
+        vd t = sum[j] + square;
+        error[j] += square - (t - sum[j]);
+#endif
+        sum[j] = t;
+    }
+}
+
+static inline void NAME(add_magnitudes)(const ELEMENT *p, vd sum[], vd error[])
+{
+    for (int j = 0; j < GC_LANES / GC_W; j++) {
+        vd a = vd_abs(LOAD(p + j * GC_W));
+        vd t = sum[j] + a;
+        error[j] += a - (t - sum[j]);
+        sum[j] = t;
+    }
+}
+
+static gc_pair NAME(sum_squares)(const void *x, ptrdiff_t n, double amax)
+{
+    const ELEMENT *p = x;
+    double start = gc_power_above(amax, 2);
+    vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
+    gc_start(start, sum, error);
+    ptrdiff_t i = 0;
+    for (; i + GC_LANES <= n; i += GC_LANES) {
+        /* the next block's lines arrive while this one is summed */
+        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p);
+        NAME(add_squares)(p + i, sum, error);
+    }
+    if (i < n) {
+        ELEMENT padded[GC_LANES] = {0};
+        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
+        NAME(add_squares)(padded, sum, error);
+    }
+    return gc_fold_lanes(start, sum, error);
+}
+
+static gc_pair NAME(sum_abs)(const void *x, ptrdiff_t n, double amax)
+{
+    const ELEMENT *p = x;
+    double start = gc_power_above(amax, 1);
+    vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
+    gc_start(start, sum, error);
+    ptrdiff_t i = 0;
+    for (; i + GC_LANES <= n; i += GC_LANES) {
+        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p);
+        NAME(add_magnitudes)(p + i, sum, error);
+    }
+    if (i < n) {
+        ELEMENT padded[GC_LANES] = {0};
+        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
+        NAME(add_magnitudes)(padded, sum, error);
+    }
+    return gc_fold_lanes(start, sum, error);
+}
+
+static void NAME(zero_nonfinite)(void *y, const void *x, ptrdiff_t n)
+{
+    const BITS *p = x;
+    BITS *q = y;
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++)
+        q[i] = (p[i] & ABS_MASK) < INF_BITS ? p[i] : 0;
+}
+
+static void NAME(clamp)(void *y, const void *x, ptrdiff_t n, double low, double high)
+{
+    const ELEMENT *p = x;
+    ELEMENT *q = y;
+    const ELEMENT least = PUT(low), most = PUT(high);
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double v = GET(p[i]);
+        ELEMENT e = v > high ? most : p[i];
+        q[i] = v < low ? least : e;
+    }
+}
+
+static ptrdiff_t NAME(count_outside)(const void *x, ptrdiff_t n, double low, double high)
+{
+    const ELEMENT *p = x;
+    ptrdiff_t count = 0;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        double v = GET(p[i]);
+        count += (v < low) | (v > high);
+    }
+    return count;
+}
+
+static ptrdiff_t NAME(count_nan)(const void *x, ptrdiff_t n)
+{
+    const BITS *p = x;
+    ptrdiff_t count = 0;
+    for (ptrdiff_t i = 0; i < n; i++)
+        count += (p[i] & ABS_MASK) > INF_BITS;
+    return count;
+}
+
+static ptrdiff_t NAME(count_inf)(const void *x, ptrdiff_t n)
+{
+    const BITS *p = x;
+    ptrdiff_t count = 0;
+    for (ptrdiff_t i = 0; i < n; i++)
+        count += (p[i] & ABS_MASK) == INF_BITS;
+    return count;
+}

@@ -1,0 +1,154 @@
+"""Scalars of the passes: folding block sums, and from their sum to a norm and a factor.
+
+Blocks fold, in order, into two long doubles (high, low) by TwoSum: on x86-64 128 bits, where long
+double is double 106. Range is kept apart from precision, so that both kinds of machine agree: a
+sum stands for ``(high + low) * 2**(shift * bin)``, bin being 0 but for float64 blocks outside
+GC_TINY .. GC_HUGE. These functions run inside `gc_fp_enter`: the rounding mode is the standard one.
+"""
+from libc.math cimport sqrt, fma, ldexp, frexp, fabs, isfinite, INFINITY
+from libc.stddef cimport ptrdiff_t
+
+cdef extern from "kernels.h" nogil:
+    int GC_SHIFT
+
+
+cdef extern from "<math.h>" nogil:
+    long double ldexpl(long double x, int exponent)
+
+
+cdef struct Sum:
+    long double high, low   # of the finite elements
+    int bin
+    double amax             # largest finite magnitude
+    ptrdiff_t nans, infs    # elements that are NaN, Inf
+    ptrdiff_t outside       # elements beyond the bounds, where bounds are given
+
+
+cdef struct Wide:           # (head + tail) * 2**exponent: ~106 bits, any range
+    double head, tail
+    int exponent
+
+
+cdef inline void clear(Sum *s) noexcept nogil:
+    s.high = s.low = 0
+    s.bin = 0
+    s.amax = 0
+    s.nans = s.infs = s.outside = 0
+
+
+cdef inline void fold(Sum *into, long double high, long double low, int bin, int ord) noexcept nogil:
+    """Add (high + low) in `bin`. The smaller bin is scaled up to the larger: what then
+    underflows is beyond the last bit."""
+    cdef long double total, part
+    cdef int shift = GC_SHIFT * ord
+    if high == 0:
+        return
+    if into.high == 0:
+        into.bin = bin
+    if bin < into.bin:
+        high = ldexpl(high, shift * (bin - into.bin))
+        low = ldexpl(low, shift * (bin - into.bin))
+    elif bin > into.bin:
+        into.high = ldexpl(into.high, shift * (into.bin - bin))
+        into.low = ldexpl(into.low, shift * (into.bin - bin))
+        into.bin = bin
+    total = into.high + high
+    part = total - into.high
+    into.low += ((into.high - (total - part)) + (high - part)) + low
+    into.high = total
+
+
+cdef inline void merge(Sum *into, const Sum *s, int ord) noexcept nogil:
+    fold(into, s.high, s.low, s.bin, ord)
+    if s.amax > into.amax:
+        into.amax = s.amax
+    into.nans += s.nans
+    into.infs += s.infs
+    into.outside += s.outside
+
+
+cdef inline Wide wide_sum(const Sum *s, int ord) noexcept nogil:
+    cdef Wide w
+    cdef double head = <double>s.high
+    cdef double rest = <double>(s.high - head) + <double>s.low
+    w.head = head + rest
+    w.tail = rest - (w.head - head)
+    w.exponent = GC_SHIFT * ord * s.bin
+    return w
+
+
+cdef inline Wide norm_of(const Sum *s, int ord, double grad_scale) noexcept nogil:
+    """The norm of the true gradient; ord 0 stands for inf."""
+    cdef Wide w
+    cdef double root, rest
+    if ord == 0:
+        w.head = s.amax
+        w.tail = 0
+        w.exponent = 0
+    else:
+        w = wide_sum(s, ord)
+        if ord == 2 and w.head > 0:
+            root = sqrt(w.head)
+            rest = (fma(-root, root, w.head) + w.tail) / (2 * root)
+            w.head = root + rest
+            w.tail = rest - (w.head - root)
+            w.exponent //= 2
+    if grad_scale != 1:
+        w = divide(w, grad_scale)
+    return w
+
+
+cdef inline Wide divide(Wide w, double d) noexcept nogil:
+    cdef int exponent = 0
+    cdef double q, rest
+    d = frexp(d, &exponent)
+    w.exponent -= exponent
+    q = w.head / d
+    rest = (fma(-q, d, w.head) + w.tail) / d
+    w.head = q + rest
+    w.tail = rest - (w.head - q)
+    return w
+
+
+cdef inline double narrow(Wide w) noexcept nogil:
+    """To float64, Inf above its range."""
+    return ldexp(w.head, w.exponent) if w.exponent else w.head
+
+
+cdef struct Factor:
+    double value            # what the report shows
+    double last             # elements become (x * 2**shift) * last, rounded at `last`
+    int shift
+
+
+cdef inline Factor factor_of(double target, Wide norm, double eps, double grad_scale) noexcept nogil:
+    """target / (norm + eps) / grad_scale, whose value may lie outside float64."""
+    cdef Factor f
+    cdef double n = narrow(norm), d
+    cdef int et = 0, en = 0, ed = 0, es = 0
+    f.shift = 0
+    f.value = f.last = target / (n + eps) / grad_scale
+    if target == 0 or (1e-290 < fabs(f.value) < 1e290 and 1e-290 < n + eps < 1e290
+                       and 1e-290 < target / (n + eps) < 1e290):
+        return f
+    # By mantissa and exponent. norm + eps: eps matters only where it is not far below norm.
+    n = frexp(norm.head, &en)
+    en += norm.exponent
+    if eps > 0:
+        d = frexp(eps, &ed)
+        if norm.head == 0 or ed > en:
+            n = d + (ldexp(n, en - ed) if norm.head > 0 else 0)
+            en = ed
+        else:
+            n += ldexp(d, ed - en)
+    target = frexp(target, &et)
+    grad_scale = frexp(grad_scale, &es)
+    f.last = target / n / grad_scale
+    et -= en + es
+    f.value = ldexp(f.last, et)
+    if -1020 < et < 1020:
+        f.last = f.value
+    else:
+        f.shift = et + 500 if et < 0 else et - 500
+        f.last = ldexp(f.last, et - f.shift)
+    return f

@@ -1,0 +1,207 @@
+/* All kernels of one instruction set, and their table. Compiled once per set, with GC_SET naming it
+ * (baseline, avx2, avx512) and the set's flags on this file alone. */
+#include "kernels.h"
+#include "simd.h"
+#include "half.h"
+
+#define GC_PASTE2(a, b) a##b
+#define GC_PASTE(a, b) GC_PASTE2(a, b)
+#define GC_TEXT2(a) #a
+#define GC_TEXT(a) GC_TEXT2(a)
+
+/* The least power of two above amax**power: where a block's running sum starts. */
+static inline double gc_power_above(double amax, int power)
+{
+    uint64_t u;
+    memcpy(&u, &amax, 8);
+    int64_t exponent = (int64_t)(u >> 52) - 1022;
+    u = (uint64_t)(power * exponent + 1023) << 52;
+    double start;
+    memcpy(&start, &u, 8);
+    return start;
+}
+
+static inline void gc_start(double start, vd sum[], vd error[])
+{
+    for (int j = 0; j < GC_LANES / GC_W; j++) {
+        sum[j] = vd_all(start);
+        error[j] = vd_all(0.0);
+    }
+}
+
+/* Sixteen lanes to one pair, as a tree of TwoSums. sum - start is exact: both are multiples of
+ * ulp(sum), and the difference is smaller than sum. */
+static inline gc_pair gc_fold_lanes(double start, const vd sum[], const vd error[])
+{
+    double s[GC_LANES], e[GC_LANES];
+    memcpy(s, sum, sizeof s);
+    memcpy(e, error, sizeof e);
+    for (int j = 0; j < GC_LANES; j++)
+        s[j] -= start;
+    for (int half = GC_LANES / 2; half > 0; half /= 2)
+        for (int j = 0; j < half; j++) {
+            double a = s[j], b = s[j + half];
+            double t = a + b, part = t - a;
+            e[j] += e[j + half] + ((a - (t - part)) + (b - part));
+            s[j] = t;
+        }
+    return (gc_pair){s[0], e[0]};
+}
+
+#define NAME(f) f##_f16
+#define ELEMENT uint16_t
+#define BITS int16_t
+#define ABS_MASK 0x7fff
+#define INF_BITS 0x7c00
+#define LOAD(p) gc_load_f16(p)
+#define GET(e) ((double)gc_from_f16(e))
+#define PUT(d) gc_to_f16((float)(d))
+#define WIDE 0
+#include "block_kernels.h"
+#undef NAME
+#undef ABS_MASK
+#undef INF_BITS
+#undef LOAD
+#undef GET
+#undef PUT
+
+#define NAME(f) f##_bf16
+#define ABS_MASK 0x7fff
+#define INF_BITS 0x7f80
+#define LOAD(p) gc_load_bf16(p)
+#define GET(e) ((double)gc_from_bf16(e))
+#define PUT(d) gc_to_bf16((float)(d))
+#include "block_kernels.h"
+#undef NAME
+#undef ELEMENT
+#undef BITS
+#undef ABS_MASK
+#undef INF_BITS
+#undef LOAD
+#undef GET
+#undef PUT
+
+#define NAME(f) f##_f32
+#define ELEMENT float
+#define BITS int32_t
+#define ABS_MASK 0x7fffffff
+#define INF_BITS 0x7f800000
+#define LOAD(p) gc_load_f32(p)
+#define GET(e) ((double)(e))
+#define PUT(d) ((float)(d))
+static inline vd gc_load_f32(const float *p)
+{
+#if defined(__AVX512F__)
+    return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+    return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+    vf v;
+    memcpy(&v, p, sizeof v);
+    return GC_TO_DOUBLE(v);
+#endif
+}
+#include "block_kernels.h"
+#undef NAME
+#undef ELEMENT
+#undef BITS
+#undef ABS_MASK
+#undef INF_BITS
+#undef LOAD
+#undef GET
+#undef PUT
+#undef WIDE
+
+#define NAME(f) f##_f64
+#define ELEMENT double
+#define BITS int64_t
+#define ABS_MASK INT64_C(0x7fffffffffffffff)
+#define INF_BITS INT64_C(0x7ff0000000000000)
+#define LOAD(p) gc_load_f64(p)
+#define GET(e) (e)
+#define PUT(d) (d)
+#define WIDE 1
+static inline vd gc_load_f64(const double *p)
+{
+    vd v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+#include "block_kernels.h"
+
+static void scale_f64(void *y, const void *x, ptrdiff_t n, double factor)
+{
+    const double *p = x;
+    double *q = y;
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++)
+        q[i] = p[i] * factor;
+}
+
+/* Through float64: the product has 53 bits before its rounding to 24. */
+static void scale_f32(void *y, const void *x, ptrdiff_t n, double factor)
+{
+    const float *p = x;
+    float *q = y;
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++)
+        q[i] = (float)(p[i] * factor);
+}
+
+/* A half has 11 bits, so factor and product in float32 (24 bits each) cost 2**-12 of an ulp. A factor
+ * below float32's normal range brings every half to 0. */
+static void scale_f16(void *y, const void *x, ptrdiff_t n, double factor)
+{
+    const uint16_t *p = x;
+    uint16_t *q = y;
+    const float f = (float)factor;
+    ptrdiff_t i = 0;
+#if defined(__AVX512F__)
+    for (; i + 16 <= n; i += 16) {
+        __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + i)));
+        v = _mm512_mul_ps(v, _mm512_set1_ps(f));
+        _mm256_storeu_si256((__m256i *)(q + i), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+#elif defined(__AVX2__) && defined(__F16C__)
+    for (; i + 8 <= n; i += 8) {
+        __m256 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + i)));
+        v = _mm256_mul_ps(v, _mm256_set1_ps(f));
+        _mm_storeu_si128((__m128i *)(q + i), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+#endif
+    GC_IVDEP
+    for (; i < n; i++)
+        q[i] = gc_to_f16(gc_from_f16(p[i]) * f);
+}
+
+/* bfloat16 has float32's range, so a factor outside its normal range is kept in float64. */
+static void scale_bf16(void *y, const void *x, ptrdiff_t n, double factor)
+{
+    const uint16_t *p = x;
+    uint16_t *q = y;
+    const float f = (float)factor;
+    if ((f >= 0x1p-126f || f <= -0x1p-126f) && (f - f) == 0) {
+        GC_IVDEP
+        for (ptrdiff_t i = 0; i < n; i++)
+            q[i] = gc_to_bf16(gc_from_bf16(p[i]) * f);
+        return;
+    }
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++)
+        q[i] = gc_to_bf16((float)(gc_from_bf16(p[i]) * factor));
+}
+
+#define GC_BY_DTYPE(f) {f##_f16, f##_bf16, f##_f32, f##_f64}
+
+const gc_kernels GC_PASTE(gc_kernels_, GC_SET) = {
+    GC_TEXT(GC_SET),
+    GC_BY_DTYPE(amax),
+    GC_BY_DTYPE(sum_squares),
+    GC_BY_DTYPE(sum_abs),
+    GC_BY_DTYPE(scale),
+    GC_BY_DTYPE(zero_nonfinite),
+    GC_BY_DTYPE(clamp),
+    GC_BY_DTYPE(count_outside),
+    GC_BY_DTYPE(count_nan),
+    GC_BY_DTYPE(count_inf),
+};

@@ -1,0 +1,51 @@
+/* The table of leaf kernels: what one instruction set offers.
+ *
+ * A kernel is a serial, allocation-free function on (pointer, count) over contiguous elements; it
+ * knows nothing of Python, threads, strides or policies. kernels.c is compiled once per
+ * instruction set and fills one table; dispatch.c picks one when the library loads. README.md
+ * beside this file states the contract that every kernel keeps.
+ */
+#ifndef GRADCLIP_KERNELS_H
+#define GRADCLIP_KERNELS_H
+
+#include <stddef.h>
+
+/* Elements per block and float64 lanes per block. Fixed: results depend on both, so they are the
+ * same for every instruction set and thread count. */
+enum { GC_BLOCK = 4096, GC_LANES = 16 };
+
+enum { GC_F16, GC_BF16, GC_F32, GC_F64, GC_DTYPES };
+
+/* high + low, unevaluated: the sum of one block, to about 100 bits. */
+typedef struct {
+    double high, low;
+} gc_pair;
+
+typedef struct {
+    const char *name;
+    /* Largest magnitude; not finite (Inf or NaN) exactly when some element is not. Any n. */
+    double (*amax[GC_DTYPES])(const void *x, ptrdiff_t n);
+    /* Sum of squares and of magnitudes of n <= GC_BLOCK finite elements, the largest of them in
+     * magnitude `amax` > 0, which for float64 lies within GC_TINY .. GC_HUGE. */
+    gc_pair (*sum_squares[GC_DTYPES])(const void *x, ptrdiff_t n, double amax);
+    gc_pair (*sum_abs[GC_DTYPES])(const void *x, ptrdiff_t n, double amax);
+    /* y = x * factor, rounded once to the dtype (f32, f16, bf16: within 0.501 ulp). y may be x. */
+    void (*scale[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double factor);
+    /* y = x with every element that is not finite replaced by 0. y may be x. */
+    void (*zero_nonfinite[GC_DTYPES])(void *y, const void *x, ptrdiff_t n);
+    /* y = x brought into [low, high], both representable in the dtype; NaN stays. y may be x. */
+    void (*clamp[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double low, double high);
+    /* How many elements lie outside [low, high]; NaN does not. */
+    ptrdiff_t (*count_outside[GC_DTYPES])(const void *x, ptrdiff_t n, double low, double high);
+    /* How many elements are NaN and Inf, of a block that amax found not finite. */
+    ptrdiff_t (*count_nan[GC_DTYPES])(const void *x, ptrdiff_t n);
+    ptrdiff_t (*count_inf[GC_DTYPES])(const void *x, ptrdiff_t n);
+} gc_kernels;
+
+/* The range of block maxima whose squares, their rounding errors and 4096 of them summed stay
+ * normal float64 numbers; outside it a block is first multiplied by 2**-+GC_SHIFT. */
+#define GC_TINY 0x1p-430
+#define GC_HUGE 0x1p+500
+#define GC_SHIFT 600
+
+#endif

@@ -1,0 +1,73 @@
+/* A leaf as the passes see it: memory, dtype and, unless contiguous, its axes.
+ *
+ * Axes are ordered by stride (outermost first), merged where they join, and walked forwards, so a
+ * transposed or reversed array is read in the order of its memory. A complex leaf is a real one of
+ * twice the size. Elements are numbered in this walking order. */
+#ifndef GRADCLIP_LEAF_H
+#define GRADCLIP_LEAF_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { GC_MAX_AXES = 65 }; /* NumPy's 64 and one for the parts of a complex number */
+
+typedef struct {
+    char *data;
+    ptrdiff_t size;        /* real elements */
+    int dtype, itemsize;   /* of a real element */
+    int is_complex;
+    int ndim;              /* 0: contiguous and aligned */
+    ptrdiff_t *axes;       /* ndim lengths, then ndim strides in bytes */
+} gc_leaf;
+
+static inline void gc_copy_run(char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride, ptrdiff_t n, int itemsize)
+{
+    if (to_stride == itemsize && from_stride == itemsize) {
+        memcpy(to, from, (size_t)(n * itemsize));
+        return;
+    }
+    for (ptrdiff_t i = 0; i < n; i++, to += to_stride, from += from_stride)
+        switch (itemsize) {
+        case 2: memcpy(to, from, 2); break;
+        case 4: memcpy(to, from, 4); break;
+        default: memcpy(to, from, 8); break;
+        }
+}
+
+/* Elements first .. first + n of a strided leaf into a buffer (scatter 0) or from it (scatter 1). */
+static inline void gc_move(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer, int scatter)
+{
+    const ptrdiff_t *length = leaf->axes, *stride = leaf->axes + leaf->ndim;
+    const int inner = leaf->ndim - 1;
+    ptrdiff_t index[GC_MAX_AXES];
+    char *p = leaf->data;
+    for (int d = inner; d >= 0; d--) {
+        index[d] = first % length[d];
+        first /= length[d];
+        p += index[d] * stride[d];
+    }
+    for (;;) {
+        ptrdiff_t run = length[inner] - index[inner];
+        run = run < n ? run : n;
+        if (scatter)
+            gc_copy_run(p, stride[inner], buffer, leaf->itemsize, run, leaf->itemsize);
+        else
+            gc_copy_run(buffer, leaf->itemsize, p, stride[inner], run, leaf->itemsize);
+        buffer += run * leaf->itemsize;
+        n -= run;
+        if (n == 0)
+            return;
+        p -= index[inner] * stride[inner]; /* the run ended its axis: carry */
+        index[inner] = 0;
+        for (int d = inner - 1; d >= 0; d--) {
+            p += stride[d];
+            if (++index[d] < length[d])
+                break;
+            p -= length[d] * stride[d];
+            index[d] = 0;
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,447 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The two passes: `measure` reads every leaf once, `write` changes them once, if at all.
+
+Why they look like this:
+
+* Work is cut by position alone: 4096 elements a block, 16 blocks a group. Groups run in any order on
+  any thread, each into its own Sum, and Sums are folded in order afterwards. So neither the number
+  of threads nor their timing can reach a result.
+* All leaves form one list of groups for one parallel region; a short list is walked without
+  entering OpenMP at all.
+* A kernel sees only contiguous, aligned, finite memory in a safe range. Whatever is not so goes
+  through a buffer of one block, in L1.
+* The write pass runs backwards: the end of what was read is what the cache still holds.
+* Every group enters the standard floating-point state and leaves the caller's (fpenv.h).
+"""
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Calloc, PyMem_Malloc, PyMem_Free
+from cython.parallel cimport prange
+from libc.math cimport isfinite, ldexp, INFINITY, NAN
+from libc.string cimport memcpy, memmove
+
+from fractions import Fraction
+
+import numpy as np
+
+from gradclip._leaves cimport Leaves, gc_leaf, gc_move, lay_out
+from gradclip._cpu.fold cimport Sum, Factor, Wide, GC_SHIFT, clear, fold, merge, norm_of, narrow, factor_of
+from gradclip._cpu.machine cimport gc_kernels, gc_pair, kernels, team_size, GC_F32, GC_F64, GC_TINY, GC_HUGE
+
+cdef extern from "pairs.h" nogil:
+    double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, double largest)
+    void gc_pair_abs(double *y, const void *x, ptrdiff_t n, int dtype)
+    void gc_pair_zero(void *x, ptrdiff_t n, int dtype, ptrdiff_t *nans, ptrdiff_t *infs)
+
+cdef extern from "fpenv.h" nogil:
+    ctypedef struct gc_fpenv:
+        pass
+    gc_fpenv gc_fp_enter()
+    void gc_fp_leave(gc_fpenv saved)
+
+cdef enum:
+    BLOCK = 4096            # GC_BLOCK
+    GROUP = 16 * BLOCK
+    BUFFER = 8 * BLOCK      # bytes of a block of the widest dtype
+
+
+# ---- blocks: what one thread does ---------------------------------------------------------------
+
+cdef inline const char *fetch(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer) noexcept nogil:
+    """Elements first .. first + n, contiguous: in place, or gathered into the buffer."""
+    if leaf.ndim == 0:
+        return leaf.data + first * leaf.itemsize
+    gc_move(leaf, first, n, buffer, 0)
+    return buffer
+
+
+cdef void alter(const Write *w, const gc_leaf *leaf, char *y, const char *x, ptrdiff_t n) noexcept nogil:
+    """y = what the plan makes of x (contiguous; y may be x)."""
+    cdef int t = leaf.dtype
+    cdef int half
+    cdef ptrdiff_t ignored = 0
+    if w.zero:
+        if leaf.is_complex:
+            memmove(y, x, n * leaf.itemsize)
+            gc_pair_zero(y, n, t, &ignored, &ignored)
+        else:
+            kernels.zero_nonfinite[t](y, x, n)
+        x = y
+    if w.kind == Kind.SCALE:
+        if w.factor.shift:      # two exact steps: one could leave the range that both stay in
+            half = w.factor.shift // 2
+            kernels.scale[t](y, x, n, ldexp(1, half))
+            kernels.scale[t](y, y, n, ldexp(1, w.factor.shift - half))
+            x = y
+        kernels.scale[t](y, x, n, w.factor.last)
+    elif w.kind == Kind.CLAMP:
+        kernels.clamp[t](y, x, n, w.low[t], w.high[t])
+    elif x != y:
+        memmove(y, x, n * leaf.itemsize)
+
+
+cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int ord, const Write *bounds,
+                        const Write *made, char *buffer, Sum *into) noexcept nogil:
+    """Add one block to a Sum: of the leaf as it is, or as `made` would make it."""
+    cdef int t = leaf.dtype, bin = 0
+    cdef gc_pair pair
+    cdef const char *x = fetch(leaf, first, n, buffer)
+    cdef double amax
+    if made != NULL:
+        alter(made, leaf, buffer, x, n)
+        x = buffer
+    amax = kernels.amax[t](x, n)
+    if bounds != NULL and not (amax <= bounds.high[t] and -amax >= bounds.low[t]):
+        into.outside += kernels.count_outside[t](x, n, bounds.low[t], bounds.high[t])
+    if not isfinite(amax):
+        if leaf.is_complex:
+            memmove(buffer, x, n * leaf.itemsize)
+            gc_pair_zero(buffer, n, t, &into.nans, &into.infs)
+        else:
+            into.nans += kernels.count_nan[t](x, n)
+            into.infs += kernels.count_inf[t](x, n)
+            kernels.zero_nonfinite[t](buffer, x, n)
+        x = buffer
+        amax = kernels.amax[t](x, n)
+    if leaf.is_complex:
+        into.amax = gc_pair_amax(x, n, t, into.amax)
+    elif amax > into.amax:
+        into.amax = amax
+    if amax == 0 or ord == 0:
+        return
+    if t == GC_F64 and not GC_TINY <= amax <= GC_HUGE:
+        bin = 1 if amax > GC_HUGE else -1
+        kernels.scale[t](buffer, x, n, ldexp(1, -GC_SHIFT * bin))
+        x = buffer
+        amax = ldexp(amax, -GC_SHIFT * bin)
+    if ord == 1 and leaf.is_complex:
+        gc_pair_abs(<double *>buffer, x, n, t)
+        x, n, t = buffer, n // 2, GC_F64
+        amax = kernels.amax[t](x, n)
+    pair = kernels.sum_squares[t](x, n, amax) if ord == 2 else kernels.sum_abs[t](x, n, amax)
+    fold(into, pair.high, pair.low, bin, ord)
+
+
+cdef void measure_group(const gc_leaf *leaf, ptrdiff_t first, int ord, const Write *bounds,
+                        const Write *made, Sum *into) noexcept nogil:
+    cdef char buffer[BUFFER]
+    cdef ptrdiff_t end = min(first + GROUP, leaf.size)
+    cdef gc_fpenv saved = gc_fp_enter()
+    clear(into)
+    while first < end:
+        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, buffer, into)
+        first += BLOCK
+    gc_fp_leave(saved)
+
+
+cdef void write_group(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, const Write *w) noexcept nogil:
+    cdef char buffer[BUFFER]
+    cdef ptrdiff_t n, end = min(first + GROUP, to.size)
+    cdef const char *x
+    cdef gc_fpenv saved
+    if w.kind == Kind.KEEP and not w.zero and to.data == source.data:
+        return
+    saved = gc_fp_enter()
+    while end > first:
+        n = (end - first - 1) % BLOCK + 1
+        end -= n
+        x = fetch(source, end, n, buffer)
+        if to.ndim == 0:
+            alter(w, to, to.data + end * to.itemsize, x, n)
+        else:
+            alter(w, to, buffer, x, n)
+            gc_move(to, end, n, buffer, 1)
+    gc_fp_leave(saved)
+
+
+# ---- groups: the list of work and its region ------------------------------------------------------
+
+cdef struct Group:
+    ptrdiff_t leaf, first
+
+
+cdef Group *cut(const gc_leaf *leaf, Py_ssize_t count, Py_ssize_t *groups, ptrdiff_t *total) except NULL:
+    """The list of groups of all leaves, and the bytes in them."""
+    cdef Py_ssize_t i, n = 0
+    cdef ptrdiff_t first
+    cdef Group *group
+    total[0] = 0
+    for i in range(count):
+        n += (leaf[i].size + GROUP - 1) // GROUP
+        total[0] += leaf[i].size * leaf[i].itemsize
+    group = <Group *>PyMem_Malloc(max(n, 1) * sizeof(Group))
+    if group == NULL:
+        raise MemoryError
+    groups[0] = n
+    n = 0
+    for i in range(count):
+        first = 0
+        while first < leaf[i].size:
+            group[n].leaf, group[n].first = i, first
+            n += 1
+            first += GROUP
+    return group
+
+
+cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, int ord, double grad_scale, const Write *bounds, Plan made):
+    cdef Sums sums = Sums(leaves.count, leaves.size, ord, grad_scale)
+    cdef Py_ssize_t i, n = 0, chunk, count = leaves.count
+    cdef ptrdiff_t total = 0
+    cdef Group *group = cut(leaf, count, &n, &total)
+    cdef Sum *part = <Sum *>PyMem_Malloc(max(n, 1) * sizeof(Sum))
+    cdef int team = team_size(total, n)
+    cdef gc_fpenv saved
+    if part == NULL:
+        PyMem_Free(group)
+        raise MemoryError
+    chunk = max(1, n // (16 * team))
+    with nogil:
+        if team == 1:
+            for i in range(n):
+                measure_group(&leaf[group[i].leaf], group[i].first, ord, bounds,
+                              NULL if made is None else made.at(group[i].leaf), &part[i])
+        else:
+            for i in prange(n, schedule="dynamic", chunksize=chunk, num_threads=team):
+                measure_group(&leaf[group[i].leaf], group[i].first, ord, bounds,
+                              NULL if made is None else made.at(group[i].leaf), &part[i])
+        saved = gc_fp_enter()
+        for i in range(count):
+            clear(&sums.leaf[i])
+        for i in range(n):
+            merge(&sums.leaf[group[i].leaf], &part[i], ord)
+        for i in range(count):
+            merge(&sums.total, &sums.leaf[i], ord)
+        gc_fp_leave(saved)
+    PyMem_Free(part)
+    PyMem_Free(group)
+    PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
+    return sums
+
+
+def measure(Leaves leaves, int ord, double grad_scale=1.0, Plan bounds=None):
+    """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
+    cdef Sums sums = run_measure(leaves.leaf, leaves, ord, grad_scale, NULL if bounds is None else bounds.write, None)
+    if sums.total.nans + sums.total.infs:
+        sums.first_nonfinite = find_nonfinite(sums, leaves)
+    return sums
+
+
+def measure_written(Leaves leaves, Plan plan, int ord):
+    """What `measure` would say of the elements that `write` would write; nothing is written."""
+    return run_measure(leaves.leaf if leaves.source == NULL else leaves.source, leaves, ord, 1.0, NULL, plan)
+
+
+def write(Leaves leaves, Plan plan):
+    """One write pass: every leaf becomes what the plan makes of its source."""
+    cdef const gc_leaf *to = leaves.leaf
+    cdef const gc_leaf *source = to if leaves.source == NULL else leaves.source
+    cdef Py_ssize_t i, n = 0, chunk
+    cdef ptrdiff_t total = 0
+    cdef Group *group = cut(to, leaves.count, &n, &total)
+    cdef int team = team_size(total, n)
+    chunk = max(1, n // (16 * team))
+    with nogil:
+        if team == 1:
+            for i in range(n - 1, -1, -1):
+                write_group(&to[group[i].leaf], &source[group[i].leaf], group[i].first, plan.at(group[i].leaf))
+        else:
+            for i in prange(n - 1, -1, -1, schedule="dynamic", chunksize=chunk, num_threads=team):
+                write_group(&to[group[i].leaf], &source[group[i].leaf], group[i].first, plan.at(group[i].leaf))
+    PyMem_Free(group)
+
+
+cdef object find_nonfinite(Sums sums, Leaves leaves):
+    """(path, flat index) of the first element, in index order, that is not finite."""
+    cdef char buffer[BUFFER]
+    cdef gc_leaf leaf
+    cdef ptrdiff_t i = 0, first = 0, n, j
+    cdef const char *x
+    while sums.leaf[i].nans + sums.leaf[i].infs == 0:
+        i += 1
+    lay_out(leaves.arrays[i], None, &leaf, NULL, True)
+    while first < leaf.size:
+        n = min(<ptrdiff_t>BLOCK, leaf.size - first)
+        x = fetch(&leaf, first, n, buffer)
+        if not isfinite(kernels.amax[leaf.dtype](x, n)):
+            for j in range(n):
+                if not isfinite(kernels.amax[leaf.dtype](x + j * leaf.itemsize, 1)):
+                    PyMem_Free(leaf.axes)
+                    return leaves.path(i), (first + j) // (2 if leaf.is_complex else 1)
+        first += BLOCK
+    PyMem_Free(leaf.axes)
+    return None                 # another thread has changed the leaf since
+
+
+# ---- what the passes hand out and take ------------------------------------------------------------
+
+cdef class Sums:
+    """What one read pass found: a Sum per leaf and one of all. Index -1 means all leaves."""
+
+    def __cinit__(self, Py_ssize_t count, Py_ssize_t size, int ord, double grad_scale):
+        self.count = count
+        self.size = size
+        self.ord = ord
+        self.grad_scale = grad_scale
+        self.leaf = <Sum *>PyMem_Malloc(max(self.count, 1) * sizeof(Sum))
+        if self.leaf == NULL:
+            raise MemoryError
+        clear(&self.total)
+
+    def __dealloc__(self):
+        PyMem_Free(self.leaf)
+
+    @staticmethod
+    def from_exact(total, int ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs, first_nonfinite):
+        """Sums of no leaves of their own, whose total was measured elsewhere: the rational `exact()`."""
+        cdef Sums sums = Sums(0, 0, ord, grad_scale)
+        sums.total.amax, sums.total.nans, sums.total.infs = max_abs, nans, infs
+        sums.first_nonfinite = first_nonfinite
+        if ord and total:
+            if not Fraction(GC_TINY) ** ord <= total <= Fraction(2) ** 1000:
+                sums.total.bin = 1 if total > 1 else -1
+                total /= Fraction(2) ** (GC_SHIFT * ord * sums.total.bin)
+            sums.total.high = <double>float(total)
+            sums.total.low = <double>float(total - Fraction(<double>sums.total.high))
+        return sums
+
+    cdef const Sum *at(self, Py_ssize_t leaf) noexcept:
+        return &self.total if leaf < 0 else &self.leaf[leaf]
+
+    cdef double norm_of(self, Py_ssize_t leaf) noexcept:
+        cdef const Sum *s = self.at(leaf)
+        cdef gc_fpenv saved
+        cdef double result
+        if s.nans + s.infs and not self.finite_only:
+            return NAN if s.nans else INFINITY
+        saved = gc_fp_enter()
+        result = narrow(norm_of(s, self.ord, self.grad_scale))
+        gc_fp_leave(saved)
+        return result
+
+    def norm(self, Py_ssize_t leaf=-1):
+        """Norm of the true gradient, correctly rounded but for some 2**-40 of cases."""
+        return self.norm_of(leaf)
+
+    def above(self, Py_ssize_t leaf, double threshold):
+        """Whether the norm exceeds a threshold; asked here because flush-to-zero changes comparisons."""
+        cdef gc_fpenv saved = gc_fp_enter()
+        cdef bint result = self.norm_of(leaf) > threshold
+        gc_fp_leave(saved)
+        return result
+
+    def shows_nonfinite(self, Py_ssize_t leaf=-1):
+        """Whether the norm is NaN or Inf because an element is."""
+        return self.nonfinite(leaf) > 0 and not self.finite_only
+
+    def norms(self):
+        """Norms of the leaves, float64."""
+        result = np.empty(self.count)
+        cdef double[::1] view = result
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            view[i] = self.norm_of(i)
+        return result
+
+    def parts(self):
+        """(nans, infs) of all leaves."""
+        return self.total.nans, self.total.infs
+
+    def max_abs(self):
+        """Largest finite magnitude of the true gradient."""
+        cdef gc_fpenv saved = gc_fp_enter()
+        cdef double result = self.total.amax / self.grad_scale
+        gc_fp_leave(saved)
+        return result
+
+    def nonfinite(self, Py_ssize_t leaf=-1):
+        """How many elements are NaN or Inf."""
+        return self.at(leaf).nans + self.at(leaf).infs
+
+    def outside(self, Py_ssize_t leaf=-1):
+        """How many elements lie beyond the bounds that were given."""
+        return self.at(leaf).outside
+
+    def exact(self, Py_ssize_t leaf=-1):
+        """The sum of squares (magnitudes; the maximum) of the finite stored elements, as the pass
+        holds it, in rational arithmetic."""
+        cdef const Sum *s = self.at(leaf)
+        cdef double a, b, c, d
+        if self.ord == 0:
+            return Fraction(s.amax)
+        a, c = <double>s.high, <double>s.low
+        b, d = <double>(s.high - a), <double>(s.low - c)
+        return (Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d)) * Fraction(2) ** (GC_SHIFT * self.ord * s.bin)
+
+
+cdef class Plan:
+    """What a write pass does to each leaf (`count` 1: the same to every leaf); at first, nothing."""
+
+    def __cinit__(self, Py_ssize_t count):
+        cdef Py_ssize_t i
+        self.count = count
+        self.write = <Write *>PyMem_Calloc(max(count, 1), sizeof(Write))
+        if self.write == NULL:
+            raise MemoryError
+        for i in range(count):
+            self.write[i].factor.value = self.write[i].factor.last = 1
+
+    def __dealloc__(self):
+        PyMem_Free(self.write)
+
+    cdef Write *at(self, Py_ssize_t leaf) noexcept nogil:
+        return &self.write[leaf if self.count > 1 else 0]
+
+    def multiply(self, Py_ssize_t i, double value):
+        """Multiply by a plain number."""
+        self.write[i].kind = Kind.SCALE
+        self.write[i].factor = Factor(value, value, 0)
+
+    def divide(self, Py_ssize_t i, double divisor):
+        """Multiply by 1 / divisor, correctly rounded whatever the caller's rounding mode."""
+        cdef gc_fpenv saved = gc_fp_enter()
+        self.multiply(i, 1 / divisor)
+        gc_fp_leave(saved)
+
+    def bring_to(self, Py_ssize_t i, Sums sums, Py_ssize_t leaf, double target, double eps):
+        """Multiply by target / (norm + eps) / grad_scale, the norm being that of `leaf` (-1: all)."""
+        cdef gc_fpenv saved = gc_fp_enter()
+        self.write[i].kind = Kind.SCALE
+        self.write[i].factor = factor_of(target, norm_of(sums.at(leaf), sums.ord, sums.grad_scale), eps, sums.grad_scale)
+        gc_fp_leave(saved)
+
+    def shrink(self, Py_ssize_t i, double ratio):
+        """Multiply the factor by something below 1."""
+        cdef gc_fpenv saved = gc_fp_enter()
+        self.write[i].factor.value *= ratio
+        self.write[i].factor.last *= ratio
+        gc_fp_leave(saved)
+
+    def zero_nonfinite(self, Py_ssize_t i):
+        """Bring elements that are not finite to 0."""
+        self.write[i].zero = True
+
+    def clamp(self, Py_ssize_t i, low, high):
+        """Bring elements into [low, high]: four bounds each, one per kernel dtype."""
+        cdef int t
+        self.write[i].kind = Kind.CLAMP
+        for t in range(4):
+            self.write[i].low[t], self.write[i].high[t] = low[t], high[t]
+
+    def spread(self, Py_ssize_t count):
+        """The same for each of `count` leaves, to be changed one by one."""
+        cdef Plan plan = Plan(count)
+        cdef Py_ssize_t i
+        for i in range(count):
+            plan.write[i] = self.write[0]
+        return plan
+
+    def factor(self, Py_ssize_t i=0):
+        """The factor as float64."""
+        return self.write[i].factor.value
+
+    def idle(self):
+        """Whether the plan changes nothing at all."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.write[i].kind != Kind.KEEP or self.write[i].zero:
+                return False
+        return True

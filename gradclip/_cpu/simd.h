@@ -1,0 +1,90 @@
+/* Vectors of the instruction set that this file is compiled for.
+ *
+ * vd: GC_W float64; vf: GC_W float32. GCC and Clang lower their operators to the set's own
+ * instructions; any other compiler gets GC_W = 1 and plain doubles: the same source, the same lanes,
+ * the same bits. Only what operators cannot say (fused multiply-add, half conversion) is spelled
+ * per set. Nothing here has external linkage: two sets must never share a symbol.
+ */
+#ifndef GRADCLIP_SIMD_H
+#define GRADCLIP_SIMD_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#if defined(__AVX512F__)
+enum { GC_W = 8 };
+#elif defined(__AVX2__)
+enum { GC_W = 4 };
+#else
+enum { GC_W = 2 };
+#endif
+typedef double vd __attribute__((vector_size(8 * GC_W)));
+typedef float vf __attribute__((vector_size(4 * GC_W)));
+#define GC_TO_DOUBLE(v) __builtin_convertvector(v, vd)
+#define GC_PREFETCH(p) __builtin_prefetch(p)
+#else
+enum { GC_W = 1 };
+typedef double vd;
+typedef float vf;
+#define GC_TO_DOUBLE(v) ((double)(v))
+#define GC_PREFETCH(p) ((void)(p))
+#endif
+
+/* The loop carries no dependence even when y is x: lets compilers vectorise in-place loops. */
+#if defined(__clang__)
+#define GC_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#elif defined(__GNUC__)
+#define GC_IVDEP _Pragma("GCC ivdep")
+#elif defined(_MSC_VER)
+#define GC_IVDEP __pragma(loop(ivdep))
+#else
+#define GC_IVDEP
+#endif
+
+static inline vd vd_all(double x)
+{
+    vd v;
+    double a[GC_W];
+    for (int j = 0; j < GC_W; j++)
+        a[j] = x;
+    memcpy(&v, a, sizeof v);
+    return v;
+}
+
+/* a * b + c, rounded once. Without the instruction only called where a * b is exact. */
+#if defined(__AVX512F__)
+static inline vd vd_fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+#define GC_FMA 1
+#elif defined(__AVX2__) && defined(__FMA__)
+static inline vd vd_fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#define GC_FMA 1
+#elif defined(__aarch64__) && defined(__GNUC__)
+#include <arm_neon.h>
+static inline vd vd_fma(vd a, vd b, vd c) { return (vd)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#define GC_FMA 1
+#else
+#define GC_FMA 0
+#endif
+
+static inline vd vd_abs(vd x)
+{
+#if defined(__AVX512F__)
+    return (vd)_mm512_abs_pd((__m512d)x);
+#elif defined(__AVX2__)
+    return (vd)_mm256_andnot_pd(_mm256_set1_pd(-0.0), (__m256d)x);
+#else
+    uint64_t u[GC_W];
+    memcpy(u, &x, sizeof x);
+    for (int j = 0; j < GC_W; j++)
+        u[j] &= UINT64_C(0x7fffffffffffffff);
+    memcpy(&x, u, sizeof x);
+    return x;
+#endif
+}
+
+#endif

@@ -1,0 +1,117 @@
+"""From what was measured to what is written: policies, thresholds, factors.
+
+Every technique ends here. `decide` settles what happens to NaN and Inf, compares norms with thresholds,
+fills a Plan, has it written and reports. A *unit* is what shares one norm and one factor: all leaves
+together (-1), or each leaf."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from ._cpu.passes import Plan, measure_written, write
+from .errors import NonFiniteGradientError
+from .report import ClipReport
+
+# Far beyond the error of a measured sum (some 2**-96): what stays below a bound by this much is below
+# it in exact arithmetic.
+MARGIN = 1 + Fraction(1, 2**80)
+
+
+def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=False, share=1, norms=None):
+    """Clip or normalize the leaves `to` by measured sums, and report.
+
+    target: one threshold, or a list of one per leaf, where None leaves the leaf alone.
+    max_norm: what the report shows as threshold, if not the target.
+    keep_out: `to` is the caller's `out`, which a skipped step must not touch.
+    share: of the exact sum behind the norm, how much belongs to `to` (strict bounds that part).
+    norms: what the report shows as norms of the leaves, if not those of `sums`."""
+    bad = sums.nonfinite()
+    shown = target if max_norm is None else max_norm
+    if bad:
+        if rule.nonfinite == "raise":
+            raise NonFiniteGradientError(*sums.first_nonfinite, bad)
+        if rule.nonfinite == "skip":
+            if to.is_target and not keep_out:
+                write(to, Plan(1))
+            return ClipReport(sums, shown, to.count, skipped=True, norms=norms)
+        sums.finite_only = rule.nonfinite == "zero"
+    per_leaf = isinstance(target, list)
+    units = [(-1, target)] if not per_leaf else list(enumerate(target))
+    acting = [i for i, (unit, goal) in enumerate(units) if goal is not None and _acts(sums, unit, rule, goal, normalize)]
+    if not (acting or bad or to.is_target) and rule.grad_scale == 1.0:
+        return ClipReport(sums, shown, to.count, norms=norms)
+
+    plan = Plan(len(units))
+    if rule.grad_scale != 1.0:
+        for i in range(len(units)):
+            plan.divide(i, rule.grad_scale)
+    for i in acting:
+        unit, goal = units[i]
+        if sums.shows_nonfinite(unit):  # as IEEE and PyTorch have it: goal / inf or goal / nan
+            plan.multiply(i, math.nan if math.isnan(sums.norm(unit)) else 0.0)
+        else:
+            plan.bring_to(i, sums, unit, goal, rule.eps)
+    if bad and rule.nonfinite == "zero":
+        plan = _zeroing(plan, sums, to.count)
+    if rule.strict and not plan.idle():
+        acting = sorted({*acting, *_enforce(to, plan, rule, sums, units, share)})
+    if to.is_target or not plan.idle():
+        write(to, plan)
+    scales = np.array([plan.factor(i) for i in range(plan.count)])
+    return ClipReport(
+        sums,
+        shown,
+        to.count,
+        float(scales.min(initial=math.inf)) if len(scales) else 1.0,
+        len(acting) if per_leaf else to.count * len(acting),
+        clipped=bool(acting),
+        scales=scales if per_leaf else None,
+        norms=norms,
+    )
+
+
+def _acts(sums, unit, rule, goal, normalize):
+    """Whether a unit is to be brought to its goal."""
+    if sums.shows_nonfinite(unit):
+        return goal != math.inf
+    if normalize:
+        return sums.norm(unit) > 0
+    if rule.strict:
+        return goal != math.inf and sums.exact(unit) > _power(goal, rule.ord) * _power(rule.grad_scale, rule.ord)
+    return sums.above(unit, goal)
+
+
+def _power(value, ord):
+    return Fraction(value) ** (ord or 1)
+
+
+def _zeroing(plan, sums, count):
+    """The same plan by leaf, bringing NaN and Inf to 0 where there are any."""
+    if plan.count != count:
+        plan = plan.spread(count)
+    for i in range(count):
+        if sums.count != count or sums.nonfinite(i):  # measured elsewhere: perhaps here
+            plan.zero_nonfinite(i)
+    return plan
+
+
+def _enforce(to, plan, rule, sums, units, share):
+    """Shrink factors until what would be written keeps the bound in exact arithmetic; yields the
+    units that needed it. Rounding is monotone, so smaller factors never write larger elements."""
+    for attempt in range(1, 56):  # the last one writes zeros
+        written = measure_written(to, plan, rule.ord)
+        over = False
+        for i, (unit, goal) in enumerate(units):
+            if goal is None or goal == math.inf or sums.shows_nonfinite(unit):
+                continue
+            bound = _power(goal, rule.ord) * share
+            total = written.exact(unit) * MARGIN if rule.ord else written.exact(unit)
+            if total > bound:
+                over = True
+                ratio = float(bound / total) ** (1.0 / (rule.ord or 1)) * (1.0 - 2.0 ** (attempt - 54))
+                for j in range(plan.count) if unit < 0 else (i,):
+                    plan.shrink(j, max(ratio, 0.0))
+                yield i
+        if not over:
+            return

@@ -1,0 +1,30 @@
+from libc.stddef cimport ptrdiff_t
+
+cdef extern from "_cpu/leaf.h" nogil:
+    ctypedef struct gc_leaf:
+        char *data
+        ptrdiff_t size
+        int dtype, itemsize, is_complex, ndim
+        ptrdiff_t *axes
+    int GC_MAX_AXES
+    void gc_move(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer, int scatter)
+
+
+cdef class Leaves:
+    cdef readonly Py_ssize_t count
+    cdef gc_leaf *leaf              # what a write pass writes, and a read pass reads
+    cdef gc_leaf *source            # what a write pass reads, in the walking order of `leaf`
+    cdef readonly list arrays       # the NumPy views behind `leaf`, None leaves left out
+    cdef readonly object tree       # the nesting as it was given
+    cdef readonly str name          # "grads", "out", ...: stands in paths and messages
+    cdef dict _materialised         # id(iterator) -> list of what it yielded
+    cdef list _foreign              # None, or the object a view was taken of, per leaf
+    cdef Py_ssize_t _capacity
+    cdef Leaves _pair               # keeps the arrays behind `source` alive
+
+    cdef int add(self, object node, bint write) except -1
+    cdef int walk(self, object node, bint write) except -1
+    cdef object children(self, object node)
+
+
+cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order) except -1

@@ -1,0 +1,38 @@
+"""What this installation is and runs on."""
+
+import importlib.metadata
+import importlib.util
+import platform
+
+from ._cpu import machine
+from ._version import __version__
+from .threads import get_num_threads
+
+OPTIONAL = ("ml_dtypes", "scipy", "torch", "jax", "cupy", "mpi4py", "matplotlib", "rich", "safetensors")
+
+
+def show_config():
+    """Version, instruction set, threads, OpenMP and the optional packages that are installed, as text.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import gradclip
+    >>> gradclip.show_config().splitlines()[0].startswith("gradclip ")
+    True
+    """
+    present = [f"{name} {importlib.metadata.version(name)}" for name in OPTIONAL if importlib.util.find_spec(name)]
+    openmp = f"OpenMP {machine.openmp_version}" if machine.openmp_version else "none (serial build)"
+    return "\n".join(
+        [
+            f"gradclip {__version__}",
+            f"python            {platform.python_version()} on {platform.system()} {platform.machine()}",
+            f"instruction set   {machine.isa()} (of {', '.join(machine.available_isas())}; GRADCLIP_ISA)",
+            f"threads           {get_num_threads()} (GRADCLIP_NUM_THREADS)",
+            f"OpenMP            {openmp}",
+            f"optional          {', '.join(present) or 'none'}",
+        ]
+    )

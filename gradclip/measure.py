@@ -1,0 +1,227 @@
+"""The two halves of clipping apart: measure here, merge anywhere, apply there."""
+
+import math
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+
+from ._arguments import Rule, number
+from ._cpu.passes import Sums
+from ._cpu.passes import measure as measure_leaves
+from ._decide import decide
+from ._leaves import Leaves
+from .norm import result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measure:
+    """What one read pass found. ``a + b`` and ``sum(measures)`` give the measure of the union.
+
+    The sum behind the norm is held exactly, so that merging in any order and grouping gives the same
+    norm, bit for bit. A Measure can be pickled and is small: any engine that reduces Python objects can
+    clip by a global norm.
+
+    Attributes
+    ----------
+    norm : float
+        Norm of the finite elements, of the true (unscaled) gradient.
+    norms : numpy.ndarray
+        Float64, the norms of the leaves.
+    max_abs : float
+        Largest finite magnitude, of the true gradient.
+    size : int
+        Number of elements.
+    nonfinite : int
+        How many elements are NaN or Inf.
+    first_nonfinite : tuple of (str, int) or None
+        Path and flat index of the first of them.
+    ord : float
+        Which norm: 1, 2 or ``inf``.
+    grad_scale : float
+        What the measured gradients were scaled by.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip
+    >>> parts = [gradclip.measure(np.array([3.0])), gradclip.measure(np.array([4.0]))]
+    >>> sum(parts).norm
+    5.0
+    """
+
+    ord: float
+    grad_scale: float
+    size: int
+    max_abs: float
+    norms: np.ndarray = field(repr=False)
+    first_nonfinite: tuple[str, int] | None
+    _nans: int = field(repr=False)
+    _infs: int = field(repr=False)
+    _sum: int = field(repr=False)  # of the powers of the stored elements: _sum * 2**_exponent
+    _exponent: int = field(repr=False)
+
+    @property
+    def nonfinite(self):
+        return self._nans + self._infs
+
+    @property
+    def norm(self):
+        if self.ord == math.inf:
+            return self.max_abs
+        return root(self.exact() / Fraction(self.grad_scale) ** int(self.ord), int(self.ord))
+
+    def exact(self):
+        """The sum of the powers of the stored, finite elements, as a Fraction."""
+        return Fraction(self._sum) * Fraction(2) ** self._exponent
+
+    def __add__(self, other):
+        if not isinstance(other, Measure):
+            return NotImplemented
+        for name in ("ord", "grad_scale"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(f"measures of different {name} cannot be merged: {mine:g} and {theirs:g}")
+        return Measure(
+            self.ord,
+            self.grad_scale,
+            self.size + other.size,
+            max(self.max_abs, other.max_abs),
+            np.concatenate([self.norms, other.norms]),
+            self.first_nonfinite or other.first_nonfinite,
+            self._nans + other._nans,
+            self._infs + other._infs,
+            *dyadic(self.exact() + other.exact()),
+        )
+
+    def __radd__(self, other):
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def sums(self):
+        """As the total of a read pass, for `decide`."""
+        ord = 0 if self.ord == math.inf else int(self.ord)
+        stored_max = self.max_abs * self.grad_scale
+        return Sums.from_exact(self.exact(), ord, self.grad_scale, stored_max, self._nans, self._infs, self.first_nonfinite)
+
+
+def dyadic(value):
+    """A Fraction whose denominator is a power of two, as (odd integer or 0, exponent)."""
+    numerator, exponent = value.numerator, 1 - value.denominator.bit_length()
+    if numerator:
+        zeros = (numerator & -numerator).bit_length() - 1
+        numerator, exponent = numerator >> zeros, exponent + zeros
+    return numerator, exponent
+
+
+def root(value, degree):
+    """The correctly rounded float64 of a Fraction (degree 1) or of its square root (degree 2)."""
+    if degree == 2 and value:
+        # 128 bits of the root, and one more that says whether anything follows
+        shift = 2 * max(0, 128 - (value.numerator.bit_length() - value.denominator.bit_length()) // 2)
+        scaled = (value.numerator << shift) // value.denominator
+        found = math.isqrt(scaled)
+        more = found * found != scaled or (value.numerator << shift) % value.denominator != 0
+        value = Fraction(2 * found + more, 2 << shift // 2)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def measure(grads, *, ord=2, grad_scale=1.0):
+    """Read every leaf once: norm, largest magnitude, NaN and Inf. Nothing is written or raised.
+
+    Parameters
+    ----------
+    grads : array or nesting of arrays
+        As for `clip_by_global_norm_`.
+    ord : {2, 1, inf}, default 2
+        Which norm.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this.
+
+    Returns
+    -------
+    Measure
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip
+    >>> found = gradclip.measure([np.array([3.0, np.nan]), np.array([-4.0])])
+    >>> found.norm, found.max_abs, found.nonfinite, found.first_nonfinite
+    (5.0, 4.0, 1, ('0', 1))
+    """
+    rule = Rule(ord=ord, grad_scale=grad_scale)
+    sums = measure_leaves(Leaves(grads), rule.ord, rule.grad_scale)
+    sums.finite_only = True
+    return Measure(
+        float(rule.ord or math.inf),
+        rule.grad_scale,
+        sums.size,
+        sums.max_abs(),
+        sums.norms(),
+        sums.first_nonfinite,
+        *sums.parts(),
+        *dyadic(sums.exact()),
+    )
+
+
+def apply_clip_(grads, measure, max_norm, **norm):
+    """The second half of `clip_by_global_norm_`: scale by a norm measured before, elsewhere or merged.
+
+    Parameters
+    ----------
+    grads, max_norm, **norm
+        As for `clip_by_global_norm_`; ``ord`` and ``grad_scale`` are those of the measure.
+    measure : Measure
+        Of `grads`, or of a union that `grads` is part of.
+
+    Returns
+    -------
+    ClipReport
+        Its norm is that of the measure.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip
+    >>> here, there = np.array([3.0]), np.array([4.0])
+    >>> both = gradclip.measure(here) + gradclip.measure(there)
+    >>> gradclip.apply_clip_(here, both, 1.0).scale, here
+    (0.2, array([0.6]))
+    """
+    rule, max_norm = _application(measure, max_norm, norm)
+    leaves = Leaves(grads, True)
+    return _apply(leaves, leaves, measure, rule, max_norm, False)
+
+
+def apply_clip(grads, measure, max_norm, *, out=None, **norm):
+    """Like `apply_clip_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip
+    >>> grad = np.array([3.0, 4.0])
+    >>> gradclip.apply_clip(grad, gradclip.measure(grad), 1.0)[0]
+    array([0.6, 0.8])
+    """
+    rule, max_norm = _application(measure, max_norm, norm)
+    leaves = Leaves(grads)
+    to = leaves.target(out)
+    report = _apply(leaves, to, measure, rule, max_norm, out is not None)
+    return result(leaves, to, out), report
+
+
+def _application(measure, max_norm, norm):
+    if not isinstance(measure, Measure):
+        raise TypeError(f"measure must be a Measure, not {type(measure).__name__}")
+    own = {"ord": measure.ord, "grad_scale": measure.grad_scale}
+    for name, value in own.items():
+        if norm.get(name, value) != value:
+            raise ValueError(f"{name} is {norm[name]!r} here, but {value!r} in the measure")
+    return Rule(**{**norm, **own}), number("max_norm", max_norm, 0.0)
+
+
+def _apply(leaves, to, measure, rule, max_norm, keep_out):
+    share = 1
+    if rule.strict and rule.ord and measure.exact():
+        share = measure_leaves(leaves, rule.ord).exact() / measure.exact()
+    return decide(measure.sums(), to, rule, max_norm, keep_out=keep_out, share=share, norms=measure.norms)

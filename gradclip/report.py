@@ -1,0 +1,82 @@
+"""ClipReport: what one call saw and did."""
+
+import numpy as np
+
+
+class ClipReport:
+    """What a clip saw and did; immutable. ``float(report)`` is the norm.
+
+    Attributes
+    ----------
+    norm : float
+        Norm before clipping, of the true (unscaled) gradient; under ``nonfinite="zero"`` of its finite
+        elements, otherwise NaN or Inf where an element is.
+    max_norm : float
+        The threshold that was used (the upper bound of `clip_by_value`, the target of `normalize`).
+    scale : float
+        The factor that was written, unscaling included; the smallest where leaves had their own; 1.0
+        where nothing was written.
+    clipped : bool
+        Whether clipping changed something.
+    skipped : bool
+        True only under ``nonfinite="skip"`` with a non-finite element.
+    nonfinite : int
+        How many elements are NaN or Inf.
+    first_nonfinite : tuple of (str, int) or None
+        Path and flat index (C order) of the first of them.
+    max_abs : float
+        Largest finite magnitude, of the true gradient.
+    norms, scales : numpy.ndarray
+        Float64, one entry per leaf.
+    clipped_count, size : int
+        How many of how many leaves (`clip_by_value`: elements) were clipped.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip
+    >>> report = gradclip.clip_by_global_norm_([np.array([3.0, 4.0])], 1.0)
+    >>> report
+    ClipReport(norm=5.0, max_norm=1.0, scale=0.2, clipped=True)
+    >>> float(report)
+    5.0
+    """
+
+    __slots__ = ("_clipped", "_clipped_count", "_max_norm", "_norms", "_scale", "_scales", "_size", "_skipped", "_sums")
+
+    def __init__(self, sums, max_norm, size, scale=1.0, clipped_count=0, *, clipped=False, skipped=False, scales=None, norms=None):
+        self._sums = sums
+        self._max_norm = max_norm
+        self._scale = scale
+        self._clipped = clipped
+        self._skipped = skipped
+        self._scales = scales  # where they differ by leaf
+        self._norms = norms  # where they were measured elsewhere
+        self._clipped_count = clipped_count
+        self._size = size
+
+    norm = property(lambda self: self._sums.norm())
+    max_norm = property(lambda self: self._max_norm)
+    scale = property(lambda self: self._scale)
+    clipped = property(lambda self: self._clipped)
+    skipped = property(lambda self: self._skipped)
+    nonfinite = property(lambda self: self._sums.nonfinite())
+    first_nonfinite = property(lambda self: self._sums.first_nonfinite)
+    max_abs = property(lambda self: self._sums.max_abs())
+    norms = property(lambda self: self._sums.norms() if self._norms is None else self._norms)
+    clipped_count = property(lambda self: self._clipped_count)
+    size = property(lambda self: self._size)
+
+    @property
+    def scales(self):
+        return np.full(len(self.norms), self._scale) if self._scales is None else self._scales
+
+    def __float__(self):
+        return self.norm
+
+    def __repr__(self):
+        text = f"norm={self.norm!r}, max_norm={self.max_norm!r}, scale={self.scale!r}, clipped={self.clipped}"
+        if self.nonfinite:
+            text += f", nonfinite={self.nonfinite}, first_nonfinite={self.first_nonfinite}"
+        if self.skipped:
+            text += ", skipped=True"
+        return f"ClipReport({text})"

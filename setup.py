@@ -1,0 +1,103 @@
+"""The one build rule: the kernel file is compiled once per instruction set, with that set's flags on it
+alone, and linked into the Cython passes. Everything else is in pyproject.toml."""
+
+import platform
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
+
+CPU = "gradclip/_cpu/"
+DEPENDS = sorted(str(p) for p in Path("gradclip").rglob("*") if p.suffix in {".h", ".pxd"}) + [CPU + "kernels.c", CPU + "README.md"]
+MSVC = sys.platform == "win32"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+# No contraction: every set must round alike. No -ffast-math, no -march=native, ever.
+STRICT = ["/fp:precise", "/O2"] if MSVC else ["-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno"]
+SETS = {"baseline": []}
+if X86:
+    SETS["avx2"] = ["/arch:AVX2"] if MSVC else ["-mavx2", "-mfma", "-mf16c"]
+    SETS["avx512"] = (
+        ["/arch:AVX512"]
+        if MSVC
+        else ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
+    )
+
+
+class Build(build_ext):
+    """Adds OpenMP where the compiler has it, and the kernels of every instruction set."""
+
+    def build_extensions(self):
+        translated = cythonize(self.extensions, build_dir=f"{self.build_temp}/cython")
+        for extension, made in zip(self.extensions, translated):
+            extension.sources = made.sources  # here alone: an sdist holds no generated C
+        openmp = self.openmp_flags()
+        kernels = []
+        for name, flags in SETS.items():
+            kernels += self.compiler.compile(
+                [CPU + "kernels.c"],
+                output_dir=f"{self.build_temp}/{name}",
+                macros=[("GC_SET", name)],
+                extra_postargs=STRICT + flags,
+                depends=DEPENDS,
+            )
+        for extension in self.extensions:
+            extension.extra_compile_args += STRICT + openmp
+            extension.extra_link_args += [] if MSVC else openmp
+            if extension.name.endswith("machine"):
+                extension.extra_objects += kernels
+        super().build_extensions()
+
+    def openmp_flags(self):
+        """The compiler's OpenMP switch, or none and a warning."""
+        flags = ["/openmp"] if MSVC else ["-fopenmp"]
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "probe.c"
+            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            try:
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+                self.compiler.link_executable(objects, f"{folder}/probe", extra_postargs=[] if MSVC else flags)
+            except Exception:
+                warnings.warn("this C compiler has no OpenMP: gradclip is built to run on one thread", stacklevel=1)
+                return []
+        return flags
+
+
+def extension(name, *sources):
+    path = name.replace(".", "/") + ".pyx"
+    macros = [(f"GC_WITH_{isa.upper()}", "1") for isa in SETS if isa != "baseline"]
+    return Extension(
+        name,
+        [path, *sources],
+        include_dirs=[numpy.get_include(), "gradclip/_cpu", "gradclip"],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *macros],
+        depends=DEPENDS,
+        extra_compile_args=[],
+        extra_link_args=[],
+        extra_objects=[],
+    )
+
+
+class Sdist(sdist):
+    """Takes the tests, the documentation and the benchmarks along."""
+
+    def add_defaults(self):
+        super().add_defaults()
+        tracked = [p for top in ("tests", "docs", "benchmarks") for p in Path(top).rglob("*")]
+        self.filelist.extend(str(p) for p in tracked if p.suffix in {".py", ".md", ".json", ".png", ".rst"})
+
+
+setup(
+    ext_modules=[
+        extension("gradclip._leaves"),
+        extension("gradclip._cpu.machine", CPU + "dispatch.c"),
+        extension("gradclip._cpu.passes"),
+    ],
+    cmdclass={"build_ext": Build, "sdist": Sdist},
+)

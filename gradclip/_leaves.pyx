@@ -128,16 +128,26 @@ cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint 
     if axes:    # merge each axis into the one around it where both arrays allow
         e = 0
         for d in range(1, axes):
-            if sa[e] != sa[d] * length[d] or sb[e] != sb[d] * length[d]:
+            n = length[d]
+            if sa[e] == sa[d] * n and sb[e] == sb[d] * n:
+                n *= length[e]
+            else:
                 e += 1
-                length[e] = 1
-            length[e] *= length[d]
-            sa[e], sb[e] = sa[d], sb[d]
+            length[e], sa[e], sb[e] = n, sa[d], sb[d]
         axes = e + 1
     describe(p, a, pa, axes, length, sa)
     if s != NULL:
         describe(s, b, pb, axes, length, sb)
     return 0
+
+
+cdef bint same_strides(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether two arrays of one shape are walked alike."""
+    cdef int d
+    for d in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_STRIDE(a, d) != cnp.PyArray_STRIDE(b, d):
+            return False
+    return True
 
 
 cdef bint overlaps_itself(cnp.ndarray a):
@@ -376,8 +386,7 @@ cdef class Leaves:
         memset(to.source, 0, max(to.count, 1) * sizeof(gc_leaf))
         to._pair = self
         for i in range(to.count):
-            if self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and (
-                    self.arrays[i].ndim < 2 or self.arrays[i].strides == to.arrays[i].strides):
+            if self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and same_strides(self.arrays[i], to.arrays[i]):
                 to.source[i] = self.leaf[i]
             else:
                 PyMem_Free(to.leaf[i].axes)

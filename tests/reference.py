@@ -1,0 +1,120 @@
+"""Slow exact answers: integers and fractions only, so that nothing here rounds."""
+
+import math
+from fractions import Fraction
+
+import ml_dtypes
+import numpy as np
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+REAL = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
+COMPLEX = [np.dtype(np.complex64), np.dtype(np.complex128)]
+
+# bits of significand, exponent of the smallest subnormal
+FORMAT = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149), "float64": (53, -1074)}
+
+
+def numbers(arrays):
+    """Every real number in some arrays, exactly, as floats."""
+    for a in arrays:
+        a = np.asarray(a)
+        if a.dtype.kind == "c":
+            a = np.stack([a.real, a.imag], axis=-1)
+        yield from a.astype(np.float64).ravel().tolist()
+
+
+def power_sum(arrays, ord=2):
+    """Sum of |x|**ord over the finite elements, as a Fraction (ord inf: the maximum)."""
+    finite = [abs(x) for x in numbers(arrays) if math.isfinite(x)]
+    if ord == math.inf:
+        return Fraction(max(finite, default=0.0))
+    total = 0
+    for x in finite:
+        m, e = math.frexp(x)
+        total += int(m * 2**53) ** ord << ord * (e + 1100)  # all in units of 2**-(53 + 1100)
+    return Fraction(total, 1 << ord * (53 + 1100))
+
+
+def norm_error(norm, exact_sum, ord=2):
+    """How far a float64 norm is from the exact one, in its ulps (ord 2: of the square root)."""
+    if ord != 2:
+        return float(abs(Fraction(norm) - exact_sum) / Fraction(math.ulp(norm)))
+    if exact_sum == 0:
+        return 0.0 if norm == 0 else math.inf
+    # root as an integer in units of 2**-(1200), truncated: far below an ulp of anything
+    root = math.isqrt((exact_sum.numerator << 2400) // exact_sum.denominator)
+    return float(abs(Fraction(norm) - Fraction(root, 1 << 1200)) / Fraction(math.ulp(norm)))
+
+
+def element_error(written, original, factor):
+    """Largest distance of written elements from original * factor, in ulps of their dtype there."""
+    bits, smallest = FORMAT[str(written.dtype)]
+    worst = 0.0
+    factor = Fraction(factor)
+    for y, x in zip(numbers([written]), numbers([original]), strict=True):
+        exact = Fraction(x) * factor
+        if exact == 0:
+            assert y == 0
+            continue
+        ratio = abs(exact)
+        exponent = ratio.numerator.bit_length() - ratio.denominator.bit_length()
+        if ratio < Fraction(2) ** exponent:
+            exponent -= 1
+        ulp = Fraction(2) ** max(exponent - bits + 1, smallest)
+        worst = max(worst, float(abs(Fraction(y) - exact) / ulp))
+    return worst
+
+
+def gradient(dtype, size, kind="normal", seed=0):
+    """Random values of a dtype; `kind` says how they are spread."""
+    rng = np.random.default_rng([seed, size])
+    x = rng.standard_normal(size)
+    if kind == "lognormal":
+        x *= np.exp(10 * rng.standard_normal(size))
+    elif kind == "tiny":
+        x *= float(2.0 ** (FORMAT[str(np.dtype(dtype))][1] + 3))
+    elif kind == "huge":
+        top = {"float16": 2.0**13, "bfloat16": 2.0**125, "float32": 2.0**125, "float64": 2.0**1021}[str(np.dtype(dtype))]
+        x = np.clip(x, -1.9, 1.9) * top
+    elif kind == "wide":
+        x *= 2.0 ** rng.integers(-1000, 1000, size)
+    elif kind == "zeros":
+        x[rng.random(size) < 0.9] = 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        limit = float(np.array(65504.0 if dtype == np.float16 else 3.3e38 if dtype != np.float64 else 1e308))
+        return np.clip(x, -limit, limit).astype(dtype)
+
+
+def misaligned(a):
+    """A copy of an array that starts one byte off its alignment."""
+    memory = np.empty(a.nbytes + 1, np.uint8)
+    view = memory[1:].view(a.dtype) if a.dtype.kind != "V" else memory[1:]
+    view = np.ndarray(a.shape, a.dtype, memory, offset=1)
+    view[...] = a
+    return view
+
+
+def layouts(a):
+    """The same 1-d values in every kind of memory: (name, array) pairs."""
+    n = len(a)
+    yield "contiguous", a.copy()
+    spaced = np.zeros(2 * n, a.dtype)
+    spaced[::2] = a
+    yield "every other", spaced[::2]
+    yield "reversed", a[::-1].copy()[::-1]
+    yield "misaligned", misaligned(a)
+    column = np.zeros((n, 3), a.dtype)
+    column[:, 1] = a
+    yield "column", column[:, 1]
+    if n % 2 == 0 and n:
+        yield "transposed", np.ascontiguousarray(a.reshape(2, -1).T).T
+        yield "fortran", np.asfortranarray(a.reshape(-1, 2))
+        padded = np.zeros((2, n // 2 + 3), a.dtype)
+        padded[:, : n // 2] = a.reshape(2, -1)
+        yield "padded rows", padded[:, : n // 2]
+        yield "negative rows", a.reshape(2, -1)[::-1, ::-1].copy()[::-1, ::-1]
+
+
+def snapshot(arrays):
+    """The bytes of some arrays, to prove that nothing was written."""
+    return [np.asarray(a).tobytes() for a in arrays]

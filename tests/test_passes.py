@@ -1,0 +1,190 @@
+"""Every kernel, dtype, instruction set, thread count, size and layout against exact arithmetic."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from reference import BFLOAT16, COMPLEX, REAL, element_error, gradient, layouts, norm_error, power_sum
+
+import gradclip
+from gradclip._cpu import machine
+
+SIZES = [0, 1, 2, 7, 8, 15, 16, 17, 31, 33, 255, 4095, 4096, 4097, 8191, 8193]
+KINDS = ["normal", "lognormal", "tiny", "huge", "wide", "zeros"]
+
+
+def ids(x):
+    return str(x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+def test_norm_is_exact_to_half_an_ulp(isa, dtype, kind):
+    for size in SIZES:
+        a = gradient(dtype, size, kind)
+        for ord in (2, 1):
+            norm = gradclip.global_norm(a, ord)
+            exact = power_sum([a], ord)
+            if norm == math.inf:
+                assert exact >= (Fraction(2) ** 1024 - Fraction(2) ** 970) ** ord
+            else:
+                assert norm_error(norm, exact, ord) <= 0.501, (size, ord)
+        assert Fraction(gradclip.global_norm(a, math.inf)) == power_sum([a], math.inf)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+def test_every_set_gives_the_same_bits(dtype, kind):
+    found = []
+    before = machine.isa()
+    try:
+        for name in machine.available_isas():
+            machine.set_isa(name)
+            a = gradient(dtype, 70_001, kind)
+            norms = [gradclip.global_norm(a, ord) for ord in (1, 2, math.inf)]
+            with np.errstate(over="ignore"):
+                scaled, _ = gradclip.clip_by_global_norm(a, norms[1] * 0.37 if norms[1] < math.inf else 1e307)
+            clamped, _ = gradclip.clip_by_value(a, float(abs(a.astype(np.float64)).max() / 3))
+            found.append((norms, scaled.tobytes(), clamped.tobytes()))
+    finally:
+        machine.set_isa(before)
+    assert all(f == found[0] for f in found)
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+def test_thread_count_changes_no_bit(dtype, threads):
+    leaves = [gradient(dtype, n, "lognormal", seed=n) for n in (1, 70_000, 4097, 1_000_003)]
+    found, report = gradclip.clip_by_global_norm(leaves, 0.5)
+    with gradclip.num_threads(1):
+        expected, alone = gradclip.clip_by_global_norm(leaves, 0.5)
+    assert report.norm == alone.norm
+    assert report.norms.tobytes() == alone.norms.tobytes()
+    assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
+    measured = gradclip.measure(leaves)
+    assert norm_error(report.norm, measured.exact()) <= 0.501
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "wide"])
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+def test_splits_and_order_change_no_bit(dtype, kind):
+    a = gradient(dtype, 30_000, kind)
+    rng = np.random.default_rng(5)
+    expected = gradclip.global_norm(a)
+    for _ in range(5):
+        shuffled = rng.permutation(a)
+        cuts = np.sort(rng.integers(0, len(a), 7))
+        assert gradclip.global_norm(np.split(shuffled, cuts)) == expected
+
+
+@pytest.mark.parametrize("size", [1, 16, 30, 4098, 8194])
+@pytest.mark.parametrize("dtype", [*REAL, *COMPLEX], ids=ids)
+def test_layout_changes_no_bit(isa, dtype, size):
+    if dtype.kind == "c":
+        part = np.dtype(f"f{dtype.itemsize // 2}")
+        a = gradient(part, size) + 1j * gradient(part, size, seed=1)
+        a = a.astype(dtype)
+    else:
+        a = gradient(dtype, size)
+    norm = gradclip.global_norm(a)
+    expected = gradclip.clip_by_global_norm(a, norm * 0.3)[0]
+    for name, view in layouts(a):
+        assert gradclip.global_norm(view) == norm, name
+        functional, _ = gradclip.clip_by_global_norm(view, norm * 0.3)
+        assert np.asarray(functional).reshape(-1).tobytes() == expected.tobytes(), name
+        report = gradclip.clip_by_global_norm_(view, norm * 0.3)
+        assert report.clipped
+        assert view.reshape(-1).tobytes() == expected.tobytes(), name
+
+
+@pytest.mark.parametrize("factor", [0.3, 1e-3, 1e-7, 1e-30, 1e-44, 2.0**-60])
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "tiny", "huge"])
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+def test_elements_are_within_half_an_ulp(isa, dtype, kind, factor):
+    a = gradient(dtype, 515, kind)
+    threshold = min(gradclip.global_norm(a), 1.7e308) * factor
+    clipped, report = gradclip.clip_by_global_norm(a, threshold)
+    if threshold > 0:
+        assert report.scale == pytest.approx(math.sqrt(Fraction(threshold) ** 2 / power_sum([a])), rel=1e-15)
+    assert element_error(clipped, a, report.scale) <= (0.5 if dtype == np.float64 else 0.501)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=ids)
+def test_all_halves_are_written_as_exactly_as_possible(isa, dtype):
+    bits = np.arange(65536, dtype=np.uint16)
+    a = bits.view(dtype)
+    a = a[np.isfinite(a.astype(np.float32))]
+    for target in (0.1, 3e-4, 0.9999):
+        clipped, report = gradclip.clip_by_global_norm(a, gradclip.global_norm(a) * target)
+        assert element_error(clipped, a, report.scale) <= 0.501
+
+
+def test_overflow_of_the_sum_is_no_overflow_of_the_norm():
+    for dtype, value in ((np.float32, 1e20), (np.float32, 3e38), (np.float64, 1e200), (np.float16, 300.0)):
+        a = np.full(1_000_000 if dtype == np.float16 else 4, value, dtype)
+        expected = float(a[0]) * math.sqrt(len(a))
+        report = gradclip.clip_by_global_norm_(a, expected / 2)
+        assert report.norm == expected
+        assert np.all(a == np.asarray(value, dtype) / 2)
+
+
+def test_norm_beyond_float64_reports_inf_and_clips_by_its_true_value(isa):
+    a = np.full(16, 1e308)
+    report = gradclip.clip_by_global_norm_(a, 1.0)
+    assert report.norm == math.inf
+    assert report.nonfinite == 0
+    assert report.clipped
+    assert np.allclose(a, 0.25, rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "threshold"),
+    [(1e308, 4, 1e-10), (1.7e308, 100, 5e-324), (1e308, 2, 1e-300), (8e307, 1, 3e-310), (5e-324, 9, 5e-324)],
+)
+def test_factors_outside_float64_are_applied_exactly(isa, value, count, threshold):
+    a = np.full(count, value)
+    gradclip.clip_by_global_norm_(a, threshold)
+    exact = Fraction(threshold) / Fraction(math.isqrt(count)) if math.isqrt(count) ** 2 == count else None
+    expected = float(exact) if exact is not None else threshold / math.sqrt(count)
+    assert a[0] == pytest.approx(expected, rel=1e-15, abs=5e-324)
+
+
+def test_enlarging_from_subnormals_is_exact(isa):
+    a = np.array([3 * 5e-324, 4 * 5e-324])
+    report = gradclip.normalize_(a, 1.0, eps=0)
+    assert a.tolist() == pytest.approx([0.6, 0.8], rel=2e-16)
+    assert report.norm == 5 * 5e-324
+
+
+def test_mixed_ranges_and_dtypes_in_one_call(isa):
+    leaves = [np.array([1e-200, 5e-324]), np.array([3.0], np.float32), np.array([1e-45], np.float32), np.array([4.0], np.float16)]
+    assert gradclip.global_norm(leaves) == 5.0
+    leaves.append(np.array([1e250, -1e300]))
+    assert norm_error(gradclip.global_norm(leaves), power_sum(leaves)) <= 0.501
+    assert gradclip.global_norm(leaves[:1]) == 1e-200
+
+
+def test_one_ulp_above_the_threshold_clips_and_the_threshold_does_not():
+    a = np.array([0.6, 0.8, 1e-9])
+    norm = gradclip.global_norm(a)
+    before = a.tobytes()
+    assert not gradclip.clip_by_global_norm_(a, norm).clipped
+    assert a.tobytes() == before
+    assert gradclip.clip_by_global_norm_(a, math.nextafter(norm, 0)).clipped
+
+
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", COMPLEX, ids=ids)
+def test_complex_norms(isa, dtype, ord):
+    rng = np.random.default_rng(3)
+    a = (rng.standard_normal(5001) + 1j * rng.standard_normal(5001)).astype(dtype)
+    report = gradclip.clip_by_global_norm_(a.copy(), math.inf, ord=ord)
+    assert report.norm == pytest.approx(np.linalg.norm(a.astype(np.complex128), ord), rel=1e-14)
+    assert report.max_abs == pytest.approx(np.abs(a.astype(np.complex128)).max(), rel=1e-15)
+    assert gradclip.global_norm(np.array([1e300 + 1e300j]), ord) == pytest.approx(math.sqrt(2) * 1e300, rel=1e-15)
+
+
+def test_million_elements_against_fsum(isa):
+    a = gradient(np.float32, 1_000_000, "lognormal")
+    exact = math.fsum((a.astype(np.float64) ** 2).tolist())  # squares of float32 are exact in float64
+    assert gradclip.global_norm(a) == pytest.approx(math.sqrt(exact), rel=2.3e-16)

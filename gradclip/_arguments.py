@@ -32,7 +32,7 @@ def _is_scalar_array(value):
 class Rule:
     """The keyword arguments that every norm-based function shares, checked."""
 
-    __slots__ = ("eps", "grad_scale", "nonfinite", "ord", "strict")
+    __slots__ = ("eps", "grad_scale", "nonfinite", "ord", "plain", "strict")
 
     def __init__(self, ord=2, eps=0.0, nonfinite="raise", grad_scale=1.0, strict=False):
         self.ord = _order(ord)
@@ -50,6 +50,7 @@ class Rule:
         if not isinstance(strict, bool | np.bool_):
             raise TypeError(f"strict must be True or False, not {strict!r}")
         self.strict = bool(strict)
+        self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
 
 
 def _order(ord):

@@ -26,8 +26,10 @@ def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=F
     keep_out: `to` is the caller's `out`, which a skipped step must not touch.
     share: of the exact sum behind the norm, how much belongs to `to` (strict bounds that part).
     norms: what the report shows as norms of the leaves, if not those of `sums`."""
-    bad = sums.nonfinite()
     shown = target if max_norm is None else max_norm
+    if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
+        return ClipReport(sums, shown, to.count, norms=norms)  # the usual step, kept short
+    bad = sums.nonfinite()
     if bad:
         if rule.nonfinite == "raise":
             raise NonFiniteGradientError(*sums.first_nonfinite, bad)
@@ -39,9 +41,6 @@ def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=F
     per_leaf = isinstance(target, list)
     units = [(-1, target)] if not per_leaf else list(enumerate(target))
     acting = [i for i, (unit, goal) in enumerate(units) if goal is not None and _acts(sums, unit, rule, goal, normalize)]
-    if not (acting or bad or to.is_target) and rule.grad_scale == 1.0:
-        return ClipReport(sums, shown, to.count, norms=norms)
-
     plan = Plan(len(units))
     if rule.grad_scale != 1.0:
         for i in range(len(units)):
@@ -58,17 +57,10 @@ def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=F
         acting = sorted({*acting, *_enforce(to, plan, rule, sums, units, share)})
     if to.is_target or not plan.idle():
         write(to, plan)
-    scales = np.array([plan.factor(i) for i in range(plan.count)])
-    return ClipReport(
-        sums,
-        shown,
-        to.count,
-        float(scales.min(initial=math.inf)) if len(scales) else 1.0,
-        len(acting) if per_leaf else to.count * len(acting),
-        clipped=bool(acting),
-        scales=scales if per_leaf else None,
-        norms=norms,
-    )
+    scales = np.array([plan.factor(i) for i in range(plan.count)], np.float64) if per_leaf else None
+    scale = plan.factor() if not per_leaf else float(scales.min()) if len(scales) else 1.0
+    count = len(acting) if per_leaf else to.count * len(acting)
+    return ClipReport(sums, shown, to.count, scale, count, clipped=bool(acting), scales=scales, norms=norms)
 
 
 def _acts(sums, unit, rule, goal, normalize):

@@ -23,7 +23,7 @@ cdef class Leaves:
     cdef Leaves _pair               # keeps the arrays behind `source` alive
 
     cdef int add(self, object node, bint write) except -1
-    cdef int walk(self, object node, bint write) except -1
+    cdef int walk(self, object node, bint write, int depth) except -1
     cdef object children(self, object node)
 
 

@@ -25,10 +25,6 @@ from . import _foreign
 
 cnp.import_array()
 
-cdef extern from "Python.h":
-    int Py_EnterRecursiveCall(const char *where) except -1
-    void Py_LeaveRecursiveCall()
-
 cdef extern from "numpy/arrayobject.h":
     int NPY_USERDEF
 
@@ -49,6 +45,7 @@ cdef extern from *:
         ptrdiff_t index
     int gc_by_low(const void *a, const void *b) noexcept nogil
 
+cdef int MAX_DEPTH = 200    # far above any model, far below what the C stack holds
 cdef int BFLOAT16 = -1      # NumPy's number for ml_dtypes.bfloat16, once somebody has imported it
 cdef object MASKED = np.ma.MaskedArray
 
@@ -201,10 +198,10 @@ cdef class Leaves:
         self.name = name
         self.tree = tree
         self._capacity = 0
-        self.walk(tree, write)
-        if isinstance(tree, Iterator) and self.count == 0:
+        self.walk(tree, write, 0)
+        if self.count == 0 and isinstance(tree, Iterator):
             warnings.warn(f"{name}: the iterator yielded no arrays (was it used up before?)", RuntimeWarning, stacklevel=2)
-        if write:
+        if write and self.count > 1:
             self.check_overlap([])
 
     def __dealloc__(self):
@@ -251,7 +248,7 @@ cdef class Leaves:
             return self._materialised[id(node)][1]
         return None
 
-    cdef int walk(self, object node, bint write) except -1:
+    cdef int walk(self, object node, bint write, int depth) except -1:
         cdef object inner
         if cnp.PyArray_Check(node):
             self.add(node, write)
@@ -260,15 +257,13 @@ cdef class Leaves:
             if inner is None:
                 self.add_foreign(node, write)
             else:
-                Py_EnterRecursiveCall(" while walking nested gradients")
-                try:
-                    for child in inner:
-                        if cnp.PyArray_Check(child):
-                            self.add(child, write)
-                        elif child is not None:
-                            self.walk(child, write)
-                finally:
-                    Py_LeaveRecursiveCall()
+                if depth == MAX_DEPTH:
+                    raise ValueError(f"{self.name}: nested deeper than {MAX_DEPTH} levels; does a container hold itself?")
+                for child in inner:
+                    if cnp.PyArray_Check(child):
+                        self.add(child, write)
+                    elif child is not None:
+                        self.walk(child, write, depth + 1)
         return 0
 
     def add_foreign(self, node, bint write):

@@ -19,7 +19,6 @@ cdef struct Write:
 cdef class Plan:
     cdef readonly Py_ssize_t count
     cdef Write *write
-    cdef Write *at(self, Py_ssize_t leaf) noexcept nogil
 
 
 cdef class Sums:
@@ -33,3 +32,4 @@ cdef class Sums:
     cdef Sum total
     cdef const Sum *at(self, Py_ssize_t leaf) noexcept
     cdef double norm_of(self, Py_ssize_t leaf) noexcept
+    cpdef bint above(self, Py_ssize_t leaf, double threshold)

@@ -11,7 +11,7 @@ Why they look like this:
 * A kernel sees only contiguous, aligned, finite memory in a safe range. Whatever is not so goes
   through a buffer of one block, in L1.
 * The write pass runs backwards: the end of what was read is what the cache still holds.
-* Every group enters the standard floating-point state and leaves the caller's (fpenv.h).
+* Every chunk of work enters the standard floating-point state and leaves the caller's (fpenv.h).
 """
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Malloc, PyMem_Free
@@ -125,22 +125,18 @@ cdef void measure_group(const gc_leaf *leaf, ptrdiff_t first, int ord, const Wri
                         const Write *made, Sum *into) noexcept nogil:
     cdef char buffer[BUFFER]
     cdef ptrdiff_t end = min(first + GROUP, leaf.size)
-    cdef gc_fpenv saved = gc_fp_enter()
     clear(into)
     while first < end:
         measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, buffer, into)
         first += BLOCK
-    gc_fp_leave(saved)
 
 
 cdef void write_group(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, const Write *w) noexcept nogil:
     cdef char buffer[BUFFER]
     cdef ptrdiff_t n, end = min(first + GROUP, to.size)
     cdef const char *x
-    cdef gc_fpenv saved
     if w.kind == Kind.KEEP and not w.zero and to.data == source.data:
         return
-    saved = gc_fp_enter()
     while end > first:
         n = (end - first - 1) % BLOCK + 1
         end -= n
@@ -150,69 +146,95 @@ cdef void write_group(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first,
         else:
             alter(w, to, buffer, x, n)
             gc_move(to, end, n, buffer, 1)
-    gc_fp_leave(saved)
 
 
-# ---- groups: the list of work and its region ------------------------------------------------------
+# ---- groups: the list of work, and the region that does it --------------------------------------
 
 cdef struct Group:
     ptrdiff_t leaf, first
 
 
-cdef Group *cut(const gc_leaf *leaf, Py_ssize_t count, Py_ssize_t *groups, ptrdiff_t *total) except NULL:
-    """The list of groups of all leaves, and the bytes in them."""
-    cdef Py_ssize_t i, n = 0
-    cdef ptrdiff_t first
+cdef class Work:
+    """The groups of all leaves, shared out in chunks: a few per thread, so that a thread that the system
+    holds up does not hold up the others, and small leaves come by the hundred."""
     cdef Group *group
-    total[0] = 0
+    cdef Py_ssize_t count, chunk, chunks
+    cdef int team
+
+    def __dealloc__(self):
+        PyMem_Free(self.group)
+
+
+cdef Work cut(const gc_leaf *leaf, Py_ssize_t count):
+    cdef Work work = Work()
+    cdef Py_ssize_t i, n = 0
+    cdef ptrdiff_t first, bytes = 0
     for i in range(count):
-        n += (leaf[i].size + GROUP - 1) // GROUP
-        total[0] += leaf[i].size * leaf[i].itemsize
-    group = <Group *>PyMem_Malloc(max(n, 1) * sizeof(Group))
-    if group == NULL:
+        work.count += (leaf[i].size + GROUP - 1) // GROUP
+        bytes += leaf[i].size * leaf[i].itemsize
+    work.group = <Group *>PyMem_Malloc(max(work.count, 1) * sizeof(Group))
+    if work.group == NULL:
         raise MemoryError
-    groups[0] = n
-    n = 0
     for i in range(count):
         first = 0
         while first < leaf[i].size:
-            group[n].leaf, group[n].first = i, first
+            work.group[n] = Group(i, first)
             n += 1
             first += GROUP
-    return group
+    work.team = team_size(bytes, n)
+    work.chunk = n if work.team == 1 else max(1, n // (16 * work.team))
+    work.chunks = (n + work.chunk - 1) // work.chunk if n else 0
+    return work
+
+
+cdef void measure_chunk(const gc_leaf *leaf, const Group *group, ptrdiff_t n, int ord, const Write *bounds,
+                        const Write *made, bint made_per_leaf, Sum *into) noexcept nogil:
+    cdef ptrdiff_t i
+    cdef const Write *w = made
+    cdef gc_fpenv saved = gc_fp_enter()
+    for i in range(n):
+        if made_per_leaf:
+            w = made + group[i].leaf
+        measure_group(&leaf[group[i].leaf], group[i].first, ord, bounds, w, &into[i])
+    gc_fp_leave(saved)
+
+
+cdef void write_chunk(const gc_leaf *to, const gc_leaf *source, const Group *group, ptrdiff_t n, const Write *w,
+                      bint per_leaf) noexcept nogil:
+    cdef ptrdiff_t i
+    cdef gc_fpenv saved = gc_fp_enter()
+    for i in range(n - 1, -1, -1):
+        write_group(&to[group[i].leaf], &source[group[i].leaf], group[i].first, &w[group[i].leaf] if per_leaf else w)
+    gc_fp_leave(saved)
 
 
 cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, int ord, double grad_scale, const Write *bounds, Plan made):
     cdef Sums sums = Sums(leaves.count, leaves.size, ord, grad_scale)
-    cdef Py_ssize_t i, n = 0, chunk, count = leaves.count
-    cdef ptrdiff_t total = 0
-    cdef Group *group = cut(leaf, count, &n, &total)
-    cdef Sum *part = <Sum *>PyMem_Malloc(max(n, 1) * sizeof(Sum))
-    cdef int team = team_size(total, n)
+    cdef Work work = cut(leaf, leaves.count)
+    cdef Group *group = work.group
+    cdef Py_ssize_t i, chunk = work.chunk, chunks = work.chunks, n = work.count
+    cdef int team = work.team
+    cdef const Write *w = NULL if made is None else made.write
+    cdef bint per_leaf = made is not None and made.count > 1
     cdef gc_fpenv saved
+    cdef Sum *part = <Sum *>PyMem_Malloc(max(n, 1) * sizeof(Sum))
     if part == NULL:
-        PyMem_Free(group)
         raise MemoryError
-    chunk = max(1, n // (16 * team))
     with nogil:
         if team == 1:
-            for i in range(n):
-                measure_group(&leaf[group[i].leaf], group[i].first, ord, bounds,
-                              NULL if made is None else made.at(group[i].leaf), &part[i])
+            measure_chunk(leaf, group, n, ord, bounds, w, per_leaf, part)
         else:
-            for i in prange(n, schedule="dynamic", chunksize=chunk, num_threads=team):
-                measure_group(&leaf[group[i].leaf], group[i].first, ord, bounds,
-                              NULL if made is None else made.at(group[i].leaf), &part[i])
+            for i in prange(chunks, schedule="dynamic", num_threads=team):
+                measure_chunk(leaf, group + i * chunk, min(chunk, n - i * chunk), ord, bounds, w, per_leaf, part + i * chunk)
         saved = gc_fp_enter()
-        for i in range(count):
+        for i in range(leaves.count):
             clear(&sums.leaf[i])
         for i in range(n):
             merge(&sums.leaf[group[i].leaf], &part[i], ord)
-        for i in range(count):
+        for i in range(leaves.count):
             merge(&sums.total, &sums.leaf[i], ord)
         gc_fp_leave(saved)
     PyMem_Free(part)
-    PyMem_Free(group)
     PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
     return sums
 
@@ -231,22 +253,21 @@ def measure_written(Leaves leaves, Plan plan, int ord):
 
 
 def write(Leaves leaves, Plan plan):
-    """One write pass: every leaf becomes what the plan makes of its source."""
+    """One write pass, backwards: every leaf becomes what the plan makes of its source."""
     cdef const gc_leaf *to = leaves.leaf
     cdef const gc_leaf *source = to if leaves.source == NULL else leaves.source
-    cdef Py_ssize_t i, n = 0, chunk
-    cdef ptrdiff_t total = 0
-    cdef Group *group = cut(to, leaves.count, &n, &total)
-    cdef int team = team_size(total, n)
-    chunk = max(1, n // (16 * team))
+    cdef Work work = cut(to, leaves.count)
+    cdef Group *group = work.group
+    cdef Py_ssize_t i, chunk = work.chunk, chunks = work.chunks, n = work.count
+    cdef int team = work.team
+    cdef const Write *w = plan.write
+    cdef bint per_leaf = plan.count > 1
     with nogil:
         if team == 1:
-            for i in range(n - 1, -1, -1):
-                write_group(&to[group[i].leaf], &source[group[i].leaf], group[i].first, plan.at(group[i].leaf))
+            write_chunk(to, source, group, n, w, per_leaf)
         else:
-            for i in prange(n - 1, -1, -1, schedule="dynamic", chunksize=chunk, num_threads=team):
-                write_group(&to[group[i].leaf], &source[group[i].leaf], group[i].first, plan.at(group[i].leaf))
-    PyMem_Free(group)
+            for i in prange(chunks - 1, -1, -1, schedule="dynamic", num_threads=team):
+                write_chunk(to, source, group + i * chunk, min(chunk, n - i * chunk), w, per_leaf)
 
 
 cdef object find_nonfinite(Sums sums, Leaves leaves):
@@ -321,12 +342,16 @@ cdef class Sums:
         """Norm of the true gradient, correctly rounded but for some 2**-40 of cases."""
         return self.norm_of(leaf)
 
-    def above(self, Py_ssize_t leaf, double threshold):
+    cpdef bint above(self, Py_ssize_t leaf, double threshold):
         """Whether the norm exceeds a threshold; asked here because flush-to-zero changes comparisons."""
         cdef gc_fpenv saved = gc_fp_enter()
         cdef bint result = self.norm_of(leaf) > threshold
         gc_fp_leave(saved)
         return result
+
+    def within(self, double threshold):
+        """Whether every element is finite and the norm of all does not exceed a threshold."""
+        return self.total.nans + self.total.infs == 0 and not self.above(-1, threshold)
 
     def shows_nonfinite(self, Py_ssize_t leaf=-1):
         """Whether the norm is NaN or Inf because an element is."""
@@ -386,9 +411,6 @@ cdef class Plan:
 
     def __dealloc__(self):
         PyMem_Free(self.write)
-
-    cdef Write *at(self, Py_ssize_t leaf) noexcept nogil:
-        return &self.write[leaf if self.count > 1 else 0]
 
     def multiply(self, Py_ssize_t i, double value):
         """Multiply by a plain number."""

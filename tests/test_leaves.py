@@ -1,0 +1,408 @@
+"""The gate: nestings, paths, foreign arrays, and everything that must be refused before the first write."""
+
+import array
+import collections
+import math
+import warnings
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import misaligned, snapshot
+
+import gradclip
+
+Layer = collections.namedtuple("Layer", "weight bias")  # noqa: PYI024
+
+CLIPS = [
+    lambda grads: gradclip.clip_by_global_norm_(grads, 0.1),
+    lambda grads: gradclip.clip_by_global_norm_(grads, math.inf),
+    lambda grads: gradclip.clip_by_norm_(grads, 0.1),
+    lambda grads: gradclip.clip_by_value_(grads, 0.1),
+    lambda grads: gradclip.normalize_(grads),
+    lambda grads: gradclip.apply_clip_(grads, gradclip.measure(np.ones(9)), 0.1),
+]
+
+
+# ---- nestings -------------------------------------------------------------------------------------------
+
+
+def test_every_nesting_keeps_its_kind():
+    a = np.array([3.0, 4.0])
+    grads = {
+        "list": [a, None],
+        "named": Layer(a.copy(), None),
+        "ordered": collections.OrderedDict(x=a.copy()),
+        "default": collections.defaultdict(list, {"y": a.copy()}),
+        "frozen": MappingProxyType({"z": a.copy()}),
+        "empty": [],
+        "zero": np.array(0.0),
+    }
+    clipped, report = gradclip.clip_by_global_norm(grads, math.sqrt(125) / 2)
+    assert report.norm == math.sqrt(125)
+    assert report.size == 6
+    assert list(clipped) == list(grads)
+    assert clipped["list"][1] is None
+    assert isinstance(clipped["named"], Layer)
+    assert isinstance(clipped["ordered"], collections.OrderedDict)
+    assert isinstance(clipped["default"], collections.defaultdict)
+    assert clipped["default"].default_factory is list
+    assert isinstance(clipped["frozen"], MappingProxyType)
+    assert clipped["empty"] == []
+    assert clipped["zero"].shape == ()
+    assert clipped["named"].weight.tolist() == [1.5, 2.0]
+
+
+def test_iterators_are_read_once():
+    leaves = [np.array([3.0]), np.array([4.0])]
+    assert gradclip.clip_by_global_norm_((g for g in leaves), 1.0).norm == 5.0
+    assert leaves[0][0] == 3 * 0.2
+    grads = {"a": np.array([3.0]), "b": np.array([4.0])}
+    assert gradclip.global_norm(grads.values()) == 5.0
+    assert gradclip.global_norm(collections.deque(grads.values())) == 5.0
+    clipped, _ = gradclip.clip_by_global_norm(map(np.copy, leaves), 0.1)
+    assert isinstance(clipped, list)
+    assert len(clipped) == 2
+    nested, _ = gradclip.clip_by_global_norm([(g for g in leaves), None], 0.1)
+    assert isinstance(nested[0], list)
+
+
+def test_used_up_iterator_warns_here():
+    empty = iter([])
+    with pytest.warns(RuntimeWarning, match="yielded no arrays") as caught:
+        report = gradclip.clip_by_global_norm_(empty, 1.0)
+    assert report.norm == 0.0
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradclip.clip_by_global_norm_([], 1.0)
+
+
+def test_paths():
+    bad = {"layers": [{"weight": np.ones(2)}, Layer(np.ones(1), np.array([1, np.nan]))], 7: np.ones(1)}
+    with pytest.raises(gradclip.NonFiniteGradientError) as caught:
+        gradclip.clip_by_global_norm_(bad, 1.0)
+    assert (caught.value.path, caught.value.index) == ("layers/1/bias", 1)
+    with pytest.raises(gradclip.NonFiniteGradientError, match="^grads:"):
+        gradclip.clip_by_global_norm_(np.array([np.nan]), 1.0)
+    with pytest.raises(gradclip.NonFiniteGradientError, match="^1:"):
+        gradclip.clip_by_global_norm_([np.ones(1), np.array([np.inf])], 1.0)
+
+
+def test_a_nesting_that_holds_itself_is_an_error_and_not_a_crash():
+    loop = []
+    loop.append(loop)
+    with pytest.raises(ValueError, match="does a container hold itself"):
+        gradclip.global_norm(loop)
+    deep = np.array([3.0, 4.0])
+    for _ in range(150):
+        deep = [deep]
+    assert gradclip.clip_by_global_norm(deep, 1.0)[1].norm == 5.0
+
+
+trees = st.recursive(
+    st.lists(st.floats(-1e3, 1e3, width=32), max_size=5).map(lambda x: np.array(x, np.float32)) | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3) | st.tuples(inner, inner),
+    max_leaves=8,
+)
+
+
+def flat(node):
+    if isinstance(node, dict):
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        return [leaf for child in node for leaf in flat(child)]
+    return [] if node is None else [node]
+
+
+def shape(node):
+    if isinstance(node, dict):
+        return {k: shape(v) for k, v in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(shape(v) for v in node)
+    return None if node is None else node.shape
+
+
+@given(trees, st.floats(0, 100))
+def test_any_nesting_is_its_flat_list(tree, threshold):
+    clipped, report = gradclip.clip_by_global_norm(tree, threshold)
+    expected, alone = gradclip.clip_by_global_norm(flat(tree), threshold)
+    assert report.norm == alone.norm
+    assert shape(clipped) == shape(tree)
+    assert [a.tobytes() for a in flat(clipped)] == [a.tobytes() for a in expected]
+    assert report.norms.tolist() == [gradclip.global_norm(a) for a in flat(tree)]
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=4),
+    st.data(),
+    st.sampled_from([np.float16, np.float32, np.float64, np.complex64]),
+)
+def test_any_view_is_its_copy(dims, data, dtype):
+    """Steps, reversals and permutations of axes: same norm, same elements, nothing else touched."""
+    base = np.arange(1, 1 + math.prod(2 * d + 1 for d in dims)).reshape([2 * d + 1 for d in dims]).astype(dtype)
+    slices = [slice(None, None, data.draw(st.sampled_from([1, 2, 3, -1, -2]))) for _ in dims]
+    view = base[tuple(slices)].transpose(data.draw(st.permutations(range(len(dims)))))
+    copy = np.array(view)
+    norm = gradclip.global_norm(copy)
+    assert gradclip.global_norm(view) == norm
+    untouched = base.copy()
+    functional, _ = gradclip.clip_by_global_norm(view, norm / 3)
+    assert base.tobytes() == untouched.tobytes()
+    into = base.copy()
+    target = into[tuple(slices)].transpose(data.draw(st.permutations(range(len(dims)))))
+    if target.shape == view.shape:
+        gradclip.clip_by_global_norm(view, norm / 3, out=target)
+        assert target.tolist() == functional.tolist()
+    gradclip.clip_by_global_norm_(view, norm / 3)
+    gradclip.clip_by_global_norm_(copy, norm / 3)
+    assert view.tolist() == copy.tolist() == functional.tolist()
+    mask = np.ones(base.shape, bool)
+    mask[tuple(slices)] = False
+    assert (base[mask] == untouched[mask]).all()
+
+
+# ---- bad input --------------------------------------------------------------------------------------------
+
+
+def masked():
+    return np.ma.MaskedArray([1.0, 2.0], [True, False])
+
+
+BAD_LEAVES = {
+    "integers": np.array([1, 2]),
+    "booleans": np.array([True]),
+    "objects": np.array([1.0, None], object),
+    "dates": np.array(["2020-01-01"], "M8[D]"),
+    "structured": np.zeros(2, [("x", float)]),
+    "long doubles": np.ones(2, np.longdouble),
+    "complex long doubles": np.ones(2, np.clongdouble),
+    "strings": np.array(["1.0"]),
+    "masked": masked(),
+    "swapped": np.ones(2, np.dtype(np.float64).newbyteorder()),
+    "number": 3.0,
+    "text": "abc",
+    "bytes": b"abc",
+    "scalar": np.float64(3.0),
+    "set": {1.0},
+    "object": object(),
+    "dia": scipy.sparse.dia_array(np.eye(3)),
+}
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("kind", BAD_LEAVES)
+def test_leaves_that_cannot_be_clipped(clip, kind):
+    good = np.array([3.0, 4.0])
+    before = good.tobytes()
+    with pytest.raises(TypeError, match=r"^b/2: "):
+        clip({"a": good, "b": [None, good.copy(), BAD_LEAVES[kind]]})
+    with pytest.raises(TypeError, match=r"^grads: |^0"):
+        clip(BAD_LEAVES[kind])
+    assert good.tobytes() == before
+
+
+def read_only():
+    a = np.ones(3)
+    a.flags.writeable = False
+    return a
+
+
+UNWRITABLE = {
+    "read-only": (read_only, "read-only"),
+    "broadcast": (lambda: np.broadcast_to(np.ones(1), (3,)), "read-only"),
+    "writable broadcast": (lambda: np.lib.stride_tricks.as_strided(np.ones(1), (3,), (0,)), "share memory"),
+    "windows": (lambda: np.lib.stride_tricks.as_strided(np.ones(5), (3, 3), (8, 8)), "share memory"),
+    "unsorted windows": (lambda: np.lib.stride_tricks.as_strided(np.ones(20), (3, 3), (16, 24)), None),
+    "bytes apart": (lambda: np.lib.stride_tricks.as_strided(np.ones(5), (3,), (4,)), "share memory"),
+}
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@pytest.mark.parametrize("kind", UNWRITABLE)
+def test_leaves_that_cannot_be_written(clip, kind):
+    make, message = UNWRITABLE[kind]
+    good, bad = np.array([3.0, 4.0]), make()
+    before = snapshot([good, bad])
+    if message is None:  # odd strides, and yet no element twice: (0, 24, 48) + (0, 16, 32)
+        assert len(np.unique((np.arange(3)[:, None] * 16 + np.arange(3) * 24).ravel())) == 9
+        clip([good, bad])
+        return
+    with pytest.raises(ValueError, match=f"^1: .*{message}"):
+        clip([good, bad])
+    assert snapshot([good, bad]) == before
+    assert gradclip.global_norm(bad) == pytest.approx(np.linalg.norm(bad))  # reading is fine
+    clipped, _ = gradclip.clip_by_global_norm(bad, 0.1)
+    assert gradclip.global_norm(clipped) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+def test_overlapping_leaves_name_both_paths(clip):
+    a = np.ones(10)
+    for bad in ({"x": a, "y": {"z": a}}, {"x": a[:6], "y": {"z": a[5:]}}, {"x": a[::2], "y": {"z": a[2:3]}}, {"x": a[::-1], "y": {"z": a[::3]}}):
+        with pytest.raises(ValueError, match="x and y/z share memory"):
+            clip(bad)
+        with pytest.raises(ValueError, match="y/z and x|x and y/z"):
+            clip({"y": bad["y"], "other": np.ones(2), "x": bad["x"]})
+    assert a.tolist() == [1.0] * 10
+
+
+def test_interleaved_views_are_fine():
+    a = np.ones(12, np.float32)
+    gradclip.clip_by_global_norm_([a[::2], a[1::2]], math.sqrt(3))
+    assert a.tolist() == [0.5] * 12
+    matrix = np.ones((40, 30))
+    report = gradclip.clip_by_norm_([matrix[:, i] for i in range(30)], math.sqrt(10))
+    assert report.clipped_count == 30
+    assert np.allclose(matrix, 0.5)
+    blocks = np.ones((4, 4))
+    gradclip.clip_by_global_norm_([blocks[:2, :2], blocks[:2, 2:], blocks[2:, :2], blocks[2:, 2:]], 2.0)
+    assert np.allclose(blocks, 0.5)
+    parts = np.ones(4, np.complex128)
+    gradclip.clip_by_global_norm_([parts.real, parts.imag], 1.0)
+
+
+def test_functional_input_may_alias():
+    a = np.array([3.0])
+    clipped, report = gradclip.clip_by_global_norm([a, a], 1.0)
+    assert report.norm == pytest.approx(math.sqrt(18))
+    assert clipped[0] is not clipped[1]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ({"a": np.zeros(2)}, "b/0: out has no such leaf"),
+        ({"a": np.zeros(2), "b": [np.zeros(3)], "c": np.zeros(1)}, "c: out has a leaf"),
+        ({"a": np.zeros(2), "b": [np.zeros(4)]}, "b/0: .*shape"),
+        ({"a": np.zeros(2), "b": [np.zeros(3, np.float32)]}, "b/0: .*dtype"),
+        ({"b": [np.zeros(3)], "a": np.zeros(2)}, "a: out is nested in another way"),
+        ({"a": np.zeros(2), "b": [read_only()]}, "b/0: read-only"),
+    ],
+)
+def test_out_must_match(out, message):
+    grads = {"a": np.ones(2), "b": [np.ones(3)]}
+    with pytest.raises(ValueError, match=message):
+        gradclip.clip_by_global_norm(grads, 0.1, out=out)
+    assert all((leaf == leaf.flat[0]).all() for leaf in flat(out))
+
+
+def test_out_must_not_overlap_the_input_elsewhere():
+    a = np.ones(10)
+    with pytest.raises(ValueError, match="out shares memory"):
+        gradclip.clip_by_global_norm([a[:5]], 0.1, out=[a[1:6]])
+    with pytest.raises(ValueError, match="out shares memory"):
+        gradclip.clip_by_global_norm([a[:5]], 0.1, out=[a[4::-1]])
+    with pytest.raises(ValueError, match="out shares memory"):
+        gradclip.clip_by_global_norm([a[:5], a[5:]], 0.1, out=[a[5:], a[:5]])
+    b = np.ones(5)
+    with pytest.raises(ValueError, match="0 and 1 share memory"):
+        gradclip.clip_by_global_norm([a[:5], a[5:]], 0.1, out=[b, b])
+    assert a.tolist() == [1.0] * 10
+    gradclip.clip_by_global_norm([a[:5], b], 0.1, out=[a[:5], a[5:]])
+    assert a[0] == a[9] < 1
+
+
+# ---- arrays of other libraries ------------------------------------------------------------------------------
+
+
+def test_buffers_and_array_interfaces():
+    memory = array.array("f", [3.0, 4.0])
+    assert gradclip.clip_by_global_norm_(memory, 1.0).norm == 5.0
+    assert list(memory) == [np.float32(0.6), np.float32(0.8)]
+    raw = bytearray(16)
+    view = memoryview(raw).cast("d")
+    view[0], view[1] = 3.0, 4.0
+    gradclip.clip_by_global_norm_({"v": view}, 2.5)
+    assert list(view) == [1.5, 2.0]
+
+    class Exporter:
+        def __init__(self, a):
+            self.__array_interface__ = a.__array_interface__
+            self.kept = a
+
+    a = np.array([3.0, 4.0])
+    gradclip.clip_by_global_norm_(Exporter(a), 2.5)
+    assert a.tolist() == [1.5, 2.0]
+
+    class Capsule:
+        def __init__(self, a):
+            self.kept = a
+
+        def __dlpack__(self, **kw):
+            return self.kept.__dlpack__(**kw)
+
+        def __dlpack_device__(self):
+            return self.kept.__dlpack_device__()
+
+    a = np.array([3.0, 4.0])
+    gradclip.clip_by_global_norm_([Capsule(a)], 2.5)
+    assert a.tolist() == [1.5, 2.0]
+    with pytest.raises(TypeError, match="0: dtype int32"):
+        gradclip.global_norm([array.array("i", [1])])
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "csc_matrix", "coo_array", "bsr_array"])
+def test_sparse_leaves_are_their_stored_values(kind):
+    dense = np.zeros((4, 6))
+    dense[0, 1], dense[2, 2] = 3.0, 4.0
+    sparse = getattr(scipy.sparse, kind)(dense)
+    clipped, report = gradclip.clip_by_global_norm([sparse], 1.0)
+    assert report.norm == 5.0
+    assert type(clipped[0]) is type(sparse)
+    assert np.allclose(clipped[0].toarray(), dense / 5)
+    assert np.allclose(sparse.toarray(), dense)
+    gradclip.clip_by_global_norm_([sparse], 1.0)
+    assert np.allclose(sparse.toarray(), dense / 5)
+
+
+def test_sparse_duplicates_are_summed_first():
+    twice = scipy.sparse.coo_array(([1.5, 1.5, 4.0], ([0, 0, 1], [0, 0, 1])), shape=(2, 2))
+    assert gradclip.global_norm(twice) == 5.0
+
+
+def test_torch_tensors():
+    torch = pytest.importorskip("torch")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        t = torch.tensor([3.0, 4.0], dtype=dtype, requires_grad=True)
+        clipped, report = gradclip.clip_by_global_norm({"t": t}, 2.5)
+        assert report.norm == 5.0
+        assert clipped["t"].dtype == dtype
+        assert clipped["t"].tolist() == [1.5, 2.0]
+        assert t.tolist() == [3.0, 4.0]
+        gradclip.clip_by_global_norm_(t, 2.5)
+        assert t.tolist() == [1.5, 2.0]
+
+
+def test_jax_arrays_in_functional_forms():
+    jax = pytest.importorskip("jax")
+    for dtype in (jax.numpy.float32, jax.numpy.bfloat16, jax.numpy.float16):
+        x = jax.numpy.array([3.0, 4.0], dtype)
+        clipped, report = gradclip.clip_by_global_norm([x], 2.5)
+        assert report.norm == 5.0
+        assert isinstance(clipped[0], jax.Array)
+        assert clipped[0].dtype == dtype
+        assert clipped[0].tolist() == [1.5, 2.0]
+        with pytest.raises(ValueError, match="read-only"):
+            gradclip.clip_by_global_norm_([x], 2.5)
+
+
+def test_ndarray_subclasses_and_memmaps(tmp_path):
+    m = np.memmap(tmp_path / "grad.bin", np.float32, "w+", shape=(2,))
+    m[:] = [3, 4]
+    gradclip.clip_by_global_norm_([m], 2.5)
+    assert m.tolist() == [1.5, 2.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        assert gradclip.global_norm(np.asmatrix([[3.0, 4.0]])) == 5.0
+
+
+def test_misaligned_leaves(isa):
+    for dtype in (np.float16, np.float32, np.float64, np.complex64):
+        a = misaligned(np.array([3.0, 4.0], dtype))
+        assert gradclip.clip_by_global_norm_(a, 2.5).norm == 5.0
+        assert a.tolist() == [1.5, 2.0]

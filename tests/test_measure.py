@@ -1,0 +1,133 @@
+"""Measure: merging, pickling, and the two halves apart."""
+
+import math
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+from reference import REAL, gradient, norm_error, power_sum
+
+import gradclip
+
+
+def test_fields():
+    m = gradclip.measure({"a": np.array([3.0, np.nan]), "b": np.array([[-4.0, np.inf]], np.float16)})
+    assert (m.norm, m.max_abs, m.size, m.nonfinite, m.first_nonfinite, m.ord) == (5.0, 4.0, 4, 2, ("a", 1), 2)
+    assert m.norms.tolist() == [3.0, 4.0]
+    with pytest.raises(AttributeError):
+        m.size = 3
+
+
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "tiny", "huge", "wide"])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+def test_merging_in_any_order_and_grouping(dtype, kind, ord):
+    parts = [gradient(dtype, n, kind, seed=n) for n in (1, 100, 4099, 50, 7, 900)]
+    measures = [gradclip.measure(p, ord=ord) for p in parts]
+    whole = gradclip.measure(parts, ord=ord)
+    merged = sum(measures)
+    assert merged.norm == whole.norm
+    assert merged.size == whole.size
+    assert merged.max_abs == whole.max_abs
+    assert merged.norms.tolist() == whole.norms.tolist()
+    rng = np.random.default_rng(1)
+    for _ in range(5):
+        order = list(rng.permutation(len(measures)))
+        while len(order) > 1:
+            i = int(rng.integers(len(order) - 1))
+            a, b = order[i], order.pop(i + 1)
+            order[i] = (measures[a] if not isinstance(a, gradclip.Measure) else a) + (measures[b] if not isinstance(b, gradclip.Measure) else b)
+        assert order[0].norm == merged.norm
+    if merged.norm < math.inf:
+        assert norm_error(merged.norm, power_sum(parts, ord), 2 if ord == 2 else 1) <= 0.501
+
+
+def test_pickle_is_small():
+    rng = np.random.default_rng(0)
+    m = gradclip.measure([rng.standard_normal(1000) * 1e300, np.array([5e-324, 1e-200])])
+    again = pickle.loads(pickle.dumps(m))
+    assert again.norm == m.norm
+    assert again.exact() == m.exact()
+    assert len(pickle.dumps(m)) - len(pickle.dumps(m.norms)) < 1024
+
+
+def test_across_processes():
+    parts = [gradient(np.float32, 5000, "lognormal", seed=s) for s in range(4)]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        found = sum(pool.map(gradclip.measure, parts))
+    assert found.norm == gradclip.global_norm(parts)
+
+
+def test_only_alike_measures_merge():
+    a = gradclip.measure(np.ones(3))
+    with pytest.raises(ValueError, match="different ord"):
+        a + gradclip.measure(np.ones(3), ord=1)
+    with pytest.raises(ValueError, match="different grad_scale"):
+        a + gradclip.measure(np.ones(3), grad_scale=2.0)
+    with pytest.raises(TypeError):
+        a + 1
+    with pytest.raises(TypeError):
+        "x" + a
+
+
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+@pytest.mark.parametrize("scale", [1.0, 8.0, 3.0])
+def test_two_halves_are_the_whole(ord, scale):
+    for kind in ("normal", "wide"):
+        grads = [gradient(np.float64, n, kind, seed=n) for n in (10, 3000)]
+        norm = gradclip.clip_by_global_norm(grads, math.inf, ord=ord, grad_scale=scale)[1].norm
+        threshold = norm / 4 if norm < math.inf else 1e300
+        expected, report = gradclip.clip_by_global_norm(grads, threshold, ord=ord, grad_scale=scale)
+        measured = gradclip.measure(grads, ord=ord, grad_scale=scale)
+        assert measured.norm == report.norm
+        found, again = gradclip.apply_clip(grads, measured, threshold)
+        assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
+        assert (again.norm, again.scale, again.clipped, again.max_abs) == (report.norm, report.scale, True, report.max_abs)
+        assert again.norms.tolist() == report.norms.tolist()
+        assert len(again.scales) == 2
+        gradclip.apply_clip_(grads, measured, threshold)
+        assert [a.tobytes() for a in grads] == [a.tobytes() for a in expected]
+
+
+def test_apply_follows_the_policies():
+    bad, good = np.array([3.0, np.nan]), np.array([4.0, 1.0])
+    m = gradclip.measure([bad, good])
+    with pytest.raises(gradclip.NonFiniteGradientError, match="0: NaN or Inf at flat index 1"):
+        gradclip.apply_clip_(good, m, 1.0)
+    assert gradclip.apply_clip_(good, m, 1.0, nonfinite="skip").skipped
+    assert good.tolist() == [4.0, 1.0]
+    gradclip.apply_clip_([bad, good], m, 1.0, nonfinite="zero")
+    assert bad.tolist() == [3 / math.sqrt(26), 0.0]
+    half = np.ones(2)
+    assert math.isnan(gradclip.apply_clip_(half, m, 1.0, nonfinite="propagate").scale)
+
+
+def test_strict_bounds_the_union():
+    parts = [gradient(np.float16, 700, seed=s) for s in range(5)]
+    m = sum(gradclip.measure(p) for p in parts)
+    for p in parts:
+        gradclip.apply_clip_(p, m, 0.7, strict=True)
+    assert Fraction(0.69) ** 2 < power_sum(parts) <= Fraction(0.7) ** 2
+
+
+def test_apply_takes_ord_and_grad_scale_from_the_measure():
+    a = np.array([3.0, 4.0])
+    m = gradclip.measure(a, ord=1)
+    assert gradclip.apply_clip_(a, m, 3.5, ord=1).scale == 0.5
+    with pytest.raises(ValueError, match="ord"):
+        gradclip.apply_clip_(a, m, 3.5, ord=2)
+    with pytest.raises(ValueError, match="grad_scale"):
+        gradclip.apply_clip_(a, m, 3.5, grad_scale=2.0)
+    with pytest.raises(TypeError, match="Measure"):
+        gradclip.apply_clip_(a, 5.0, 1.0)
+
+
+def test_measure_norm_is_correctly_rounded():
+    for seed in range(300):
+        a = gradient(np.float64, 1 + seed % 7, "wide", seed)
+        m = gradclip.measure(a)
+        if 0 < m.norm < math.inf:
+            assert norm_error(m.norm, power_sum([a])) <= 0.5

@@ -1,0 +1,208 @@
+"""Threads, processes, the floating-point state, interruption and instruction sets."""
+
+import ctypes
+import ctypes.util
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+from reference import REAL, gradient
+
+import gradclip
+from gradclip._cpu import machine
+from gradclip.threads import _quota
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_set_get_and_context():
+    before = gradclip.get_num_threads()
+    with gradclip.num_threads(1):
+        assert gradclip.get_num_threads() == 1
+        with gradclip.num_threads(2):
+            assert gradclip.get_num_threads() == 2
+        assert gradclip.get_num_threads() == 1
+    with pytest.raises(KeyError), gradclip.num_threads(1):
+        raise KeyError
+    assert gradclip.get_num_threads() == before
+    gradclip.set_num_threads(10_000)  # more than any machine has: kept within the affinity mask
+    assert machine.get_threads() <= os.cpu_count()
+    gradclip.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("bad", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)])
+def test_bad_thread_counts(bad, error):
+    with pytest.raises(error, match="number of threads"):
+        gradclip.set_num_threads(bad)
+
+
+def test_environment_is_obeyed():
+    show = "import gradclip; print(gradclip.get_num_threads())"
+    assert run(show, GRADCLIP_NUM_THREADS="3").stdout.strip() == "3"
+    if machine.openmp_version:
+        assert run(show, OMP_NUM_THREADS="1").stdout.strip() == "1"
+    assert "GRADCLIP_NUM_THREADS must be a positive integer" in run(show, GRADCLIP_NUM_THREADS="many").stderr
+
+
+def test_cgroup_quota(tmp_path):
+    assert _quota(tmp_path) is None
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert _quota(tmp_path) == 2
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert _quota(tmp_path) is None
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert _quota(tmp_path) is None
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
+    assert _quota(tmp_path) == 4
+
+
+def test_isa_can_be_forced_and_is_refused_loudly():
+    for name in machine.available_isas():
+        assert run("from gradclip._cpu import machine; print(machine.isa())", GRADCLIP_ISA=name).stdout.strip() == name
+    refused = run("import gradclip", GRADCLIP_ISA="sve9")
+    assert refused.returncode != 0
+    assert "GRADCLIP_ISA='sve9': this machine and build offer baseline" in refused.stderr
+
+
+def test_import_changes_nothing_outside():
+    code = """
+    import os, sys
+    before = dict(os.environ)
+    import numpy
+    loaded = set(sys.modules)
+    import gradclip
+    assert dict(os.environ) == before
+    new = {m.partition(".")[0] for m in set(sys.modules) - loaded}
+    assert not new & {"cupy", "torch", "jax", "scipy", "matplotlib", "rich", "ml_dtypes", "mpi4py"}, new
+    print("fine")
+    """
+    result = run(code)
+    assert result.stdout.strip() == "fine", result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_clips_serially_and_does_not_hang():
+    code = """
+    import os, warnings
+    import numpy as np, gradclip
+    from gradclip._cpu import machine
+    machine.set_threads(4)
+    a = np.ones(2_000_000, np.float32)
+    norm = gradclip.global_norm(a)
+    warnings.simplefilter("ignore", DeprecationWarning)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if gradclip.clip_by_global_norm_(a, 1.0).norm == norm else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    result = run(code)
+    assert result.stdout.strip() == "0", result.stderr
+
+
+def test_many_python_threads_at_once():
+    a = [gradient(np.float32, 400_000, seed=s) for s in range(4)]
+    expected = [gradclip.global_norm(x) for x in a]
+    found = {}
+
+    def work(i):
+        found[i] = [gradclip.global_norm(a[i]) for _ in range(5)]
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    assert all(found[i] == [expected[i]] * 5 for i in range(4))
+
+
+# ---- the floating-point state ---------------------------------------------------------------------------------
+
+ROUNDING = {"nearest": 0, "down": 0x400, "up": 0x800, "to zero": 0xC00}
+x86_linux = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="the modes are numbers of glibc on x86-64"
+)
+
+
+@x86_linux
+@pytest.mark.parametrize("mode", ROUNDING)
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_a_rounding_mode_set_outside_changes_no_bit_and_stays(dtype, mode):
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    grads = [gradient(dtype, 30_000, "lognormal"), gradient(dtype, 300_000)]
+    norm = gradclip.global_norm(grads)
+    expected, report = gradclip.clip_by_global_norm(grads, norm / 3, grad_scale=3.0, eps=1e-7)
+    libm.feclearexcept(0x3D)
+    try:
+        assert libm.fesetround(ROUNDING[mode]) == 0
+        found, again = gradclip.clip_by_global_norm(grads, norm / 3, grad_scale=3.0, eps=1e-7)
+        mode_after, flags_after = libm.fegetround(), libm.fetestexcept(0x3D)
+    finally:
+        libm.fesetround(0)
+    assert mode_after == ROUNDING[mode]
+    assert (again.norm, again.scale, again.max_abs) == (report.norm, report.scale, report.max_abs)
+    assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
+    assert isinstance(flags_after, int)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="flush-to-zero is set through torch on x86-64")
+def test_flush_to_zero_set_outside_changes_no_bit():
+    torch = pytest.importorskip("torch")
+    tiny = np.array([3e-310, 4e-310])
+    half = np.array([2.0**-24, 3 * 2.0**-24], np.float16)
+    expected = gradclip.clip_by_global_norm([tiny, half], 1e-7)
+    smallest = gradclip.clip_by_global_norm(tiny, 2e-310)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush")
+    try:
+        found = gradclip.clip_by_global_norm([tiny, half], 1e-7)
+        small = gradclip.clip_by_global_norm(tiny, 2e-310)
+    finally:
+        torch.set_flush_denormal(False)
+    assert found[1].norm == expected[1].norm
+    assert [a.tobytes() for a in found[0]] == [a.tobytes() for a in expected[0]]
+    assert small[1].norm.hex() == smallest[1].norm.hex()
+    assert small[1].clipped
+    assert small[0].tobytes() == smallest[0].tobytes()
+
+
+# ---- interruption -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to itself")
+def test_ctrl_c_acts_before_the_write():
+    """A signal that arrives during the read pass raises before a byte is written."""
+    code = """
+    import os, signal, threading
+    import numpy as np, gradclip
+    a = np.ones(60_000_000, np.float32)
+    for wait in (0.0, 0.001, 0.003, 0.01):
+        timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            for _ in range(1000):
+                gradclip.clip_by_global_norm_(a, 0.5 * gradclip.global_norm(a))
+        except KeyboardInterrupt:
+            pass
+        timer.join()
+        assert (a == a[0]).all(), "half clipped"
+    print("whole")
+    """
+    result = run(code)
+    assert result.stdout.strip() == "whole", result.stderr

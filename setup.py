@@ -14,7 +14,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
 CPU = "gradclip/_cpu/"
-DEPENDS = sorted(str(p) for p in Path("gradclip").rglob("*") if p.suffix in {".h", ".pxd"}) + [CPU + "kernels.c", CPU + "README.md"]
+DEPENDS = [CPU + "kernels.c", CPU + "README.md"]
+DEPENDS += sorted(str(p) for p in Path("gradclip").rglob("*") if p.suffix in {".h", ".pxd"})
 MSVC = sys.platform == "win32"
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 
@@ -35,7 +36,7 @@ class Build(build_ext):
 
     def build_extensions(self):
         translated = cythonize(self.extensions, build_dir=f"{self.build_temp}/cython")
-        for extension, made in zip(self.extensions, translated):
+        for extension, made in zip(self.extensions, translated, strict=True):
             extension.sources = made.sources  # here alone: an sdist holds no generated C
         openmp = self.openmp_flags()
         kernels = []

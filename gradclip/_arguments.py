@@ -1,14 +1,27 @@
 """Checks of scalar arguments: made before anything is read, in words that name the argument."""
 
+from __future__ import annotations
+
 import math
 from numbers import Real
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
 POLICIES = ("raise", "skip", "zero", "propagate")
 
 
-def number(name, value, least=-math.inf):
+class NormOptions(TypedDict, total=False):
+    """What ``**norm`` stands for; `clip_by_global_norm_` explains each."""
+
+    ord: float
+    eps: float
+    nonfinite: Literal["raise", "skip", "zero", "propagate"]
+    grad_scale: float
+    strict: bool
+
+
+def number(name: str, value: Any, least: float = -math.inf) -> float:
     """`value` as a float that is not NaN and not below `least`."""
     if type(value) is not float:
         if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or _is_scalar_array(value)):
@@ -34,7 +47,9 @@ class Rule:
 
     __slots__ = ("eps", "grad_scale", "nonfinite", "ord", "plain", "strict")
 
-    def __init__(self, ord=2, eps=0.0, nonfinite="raise", grad_scale=1.0, strict=False):
+    def __init__(
+        self, ord: float = 2, eps: float = 0.0, nonfinite: str = "raise", grad_scale: float = 1.0, strict: bool = False
+    ):
         self.ord = _order(ord)
         self.eps = number("eps", eps, 0.0)
         if self.eps == math.inf:

@@ -4,6 +4,8 @@ Every technique ends here. `decide` settles what happens to NaN and Inf, compare
 fills a Plan, has it written and reports. A *unit* is what shares one norm and one factor: all leaves
 together (-1), or each leaf."""
 
+from __future__ import annotations
+
 import math
 from fractions import Fraction
 

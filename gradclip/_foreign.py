@@ -1,6 +1,8 @@
 """Leaves that are not NumPy arrays: how to view their memory as one, and how to give a result back in
 the caller's own type. No library is imported here; one is used only when the caller has loaded it."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterable, Mapping
 

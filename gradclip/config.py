@@ -1,5 +1,7 @@
 """What this installation is and runs on."""
 
+from __future__ import annotations
+
 import importlib.metadata
 import importlib.util
 import platform
@@ -11,7 +13,7 @@ from .threads import get_num_threads
 OPTIONAL = ("ml_dtypes", "scipy", "torch", "jax", "cupy", "mpi4py", "matplotlib", "rich", "safetensors")
 
 
-def show_config():
+def show_config() -> str:
     """Version, instruction set, threads, OpenMP and the optional packages that are installed, as text.
 
     Returns

@@ -1,5 +1,7 @@
 """What gradclip raises beyond Python's own errors."""
 
+from __future__ import annotations
+
 
 class NonFiniteGradientError(FloatingPointError):
     """A gradient holds NaN or Inf, and nothing was written.

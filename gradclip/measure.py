@@ -1,8 +1,11 @@
 """The two halves of clipping apart: measure here, merge anywhere, apply there."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +15,12 @@ from ._cpu.passes import measure as measure_leaves
 from ._decide import decide
 from ._leaves import Leaves
 from .norm import result
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._arguments import NormOptions
+    from .report import ClipReport
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,20 +70,20 @@ class Measure:
     _exponent: int = field(repr=False)
 
     @property
-    def nonfinite(self):
+    def nonfinite(self) -> int:
         return self._nans + self._infs
 
     @property
-    def norm(self):
+    def norm(self) -> float:
         if self.ord == math.inf:
             return self.max_abs
         return root(self.exact() / Fraction(self.grad_scale) ** int(self.ord), int(self.ord))
 
-    def exact(self):
+    def exact(self) -> Fraction:
         """The sum of the powers of the stored, finite elements, as a Fraction."""
         return Fraction(self._sum) * Fraction(2) ** self._exponent
 
-    def __add__(self, other):
+    def __add__(self, other: Measure) -> Measure:
         if not isinstance(other, Measure):
             return NotImplemented
         for name in ("ord", "grad_scale"):
@@ -93,7 +102,7 @@ class Measure:
             *dyadic(self.exact() + other.exact()),
         )
 
-    def __radd__(self, other):
+    def __radd__(self, other: int) -> Measure:
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def sums(self):
@@ -127,7 +136,7 @@ def root(value, degree):
         return math.inf
 
 
-def measure(grads, *, ord=2, grad_scale=1.0):
+def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
     """Read every leaf once: norm, largest magnitude, NaN and Inf. Nothing is written or raised.
 
     Parameters
@@ -165,7 +174,7 @@ def measure(grads, *, ord=2, grad_scale=1.0):
     )
 
 
-def apply_clip_(grads, measure, max_norm, **norm):
+def apply_clip_(grads: Any, measure: Measure, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
     """The second half of `clip_by_global_norm_`: scale by a norm measured before, elsewhere or merged.
 
     Parameters
@@ -193,7 +202,9 @@ def apply_clip_(grads, measure, max_norm, **norm):
     return _apply(leaves, leaves, measure, rule, max_norm, False)
 
 
-def apply_clip(grads, measure, max_norm, *, out=None, **norm):
+def apply_clip(
+    grads: Any, measure: Measure, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]
+) -> tuple[Any, ClipReport]:
     """Like `apply_clip_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
     Examples

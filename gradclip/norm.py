@@ -1,14 +1,23 @@
 """Clipping by norm: each leaf on its own, or all leaves by their global norm; and normalisation."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING, Any
 
 from ._arguments import DEFAULT, Rule, number
 from ._cpu.passes import measure
 from ._decide import decide
 from ._leaves import Leaves
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-def clip_by_global_norm_(grads, max_norm, **norm):
+    from ._arguments import NormOptions
+    from .report import ClipReport
+
+
+def clip_by_global_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
     """Scale all leaves by one factor so that their global norm is at most `max_norm`, in place.
 
     .. math:: g \\leftarrow g \\cdot \\frac{c}{\\lVert g \\rVert + \\epsilon}
@@ -71,7 +80,7 @@ def clip_by_global_norm_(grads, max_norm, **norm):
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, max_norm)
 
 
-def clip_by_global_norm(grads, max_norm, *, out=None, **norm):
+def clip_by_global_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
     """Like `clip_by_global_norm_`, leaving `grads` untouched.
 
     Parameters
@@ -102,7 +111,7 @@ def clip_by_global_norm(grads, max_norm, *, out=None, **norm):
     return result(leaves, to, out), report
 
 
-def clip_by_norm_(grads, max_norm, **norm):
+def clip_by_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
     """Scale every leaf by a factor of its own so that its norm is at most `max_norm`, in place.
 
     Parameters
@@ -138,7 +147,7 @@ def clip_by_norm_(grads, max_norm, **norm):
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, [max_norm] * leaves.count, max_norm)
 
 
-def clip_by_norm(grads, max_norm, *, out=None, **norm):
+def clip_by_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
     """Like `clip_by_norm_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
     Examples
@@ -157,7 +166,7 @@ def clip_by_norm(grads, max_norm, *, out=None, **norm):
     return result(leaves, to, out), report
 
 
-def normalize_(grads, target=1.0, *, eps=1e-12, per_leaf=False, **norm):
+def normalize_(grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf: bool = False, **norm: Any) -> ClipReport:
     """Scale the gradient to the norm `target`, up or down, in place: factor target / (norm + eps).
 
     Parameters
@@ -197,7 +206,15 @@ def normalize_(grads, target=1.0, *, eps=1e-12, per_leaf=False, **norm):
     return decide(sums, leaves, rule, [target] * leaves.count if per_leaf else target, target, normalize=True)
 
 
-def normalize(grads, target=1.0, *, out=None, eps=1e-12, per_leaf=False, **norm):
+def normalize(
+    grads: Any,
+    target: float = 1.0,
+    *,
+    out: Any = None,
+    eps: float = 1e-12,
+    per_leaf: bool = False,
+    **norm: Any,
+) -> tuple[Any, ClipReport]:
     """Like `normalize_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
     Examples
@@ -216,7 +233,7 @@ def normalize(grads, target=1.0, *, out=None, eps=1e-12, per_leaf=False, **norm)
     return result(leaves, to, out), report
 
 
-def global_norm(grads, ord=2):
+def global_norm(grads: Any, ord: float = 2) -> float:
     """The norm over all elements of all leaves, as a float.
 
     Parameters

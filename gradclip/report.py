@@ -1,5 +1,7 @@
 """ClipReport: what one call saw and did."""
 
+from __future__ import annotations
+
 import numpy as np
 
 
@@ -43,7 +45,9 @@ class ClipReport:
 
     __slots__ = ("_clipped", "_clipped_count", "_max_norm", "_norms", "_scale", "_scales", "_size", "_skipped", "_sums")
 
-    def __init__(self, sums, max_norm, size, scale=1.0, clipped_count=0, *, clipped=False, skipped=False, scales=None, norms=None):
+    def __init__(
+        self, sums, max_norm, size, scale=1.0, clipped_count=0, *, clipped=False, skipped=False, scales=None, norms=None
+    ):
         self._sums = sums
         self._max_norm = max_norm
         self._scale = scale
@@ -54,26 +58,58 @@ class ClipReport:
         self._clipped_count = clipped_count
         self._size = size
 
-    norm = property(lambda self: self._sums.norm())
-    max_norm = property(lambda self: self._max_norm)
-    scale = property(lambda self: self._scale)
-    clipped = property(lambda self: self._clipped)
-    skipped = property(lambda self: self._skipped)
-    nonfinite = property(lambda self: self._sums.nonfinite())
-    first_nonfinite = property(lambda self: self._sums.first_nonfinite)
-    max_abs = property(lambda self: self._sums.max_abs())
-    norms = property(lambda self: self._sums.norms() if self._norms is None else self._norms)
-    clipped_count = property(lambda self: self._clipped_count)
-    size = property(lambda self: self._size)
+    @property
+    def norm(self) -> float:
+        return self._sums.norm()
 
     @property
-    def scales(self):
+    def max_norm(self) -> float:
+        return self._max_norm
+
+    @property
+    def scale(self) -> float:
+        return self._scale
+
+    @property
+    def clipped(self) -> bool:
+        return self._clipped
+
+    @property
+    def skipped(self) -> bool:
+        return self._skipped
+
+    @property
+    def nonfinite(self) -> int:
+        return self._sums.nonfinite()
+
+    @property
+    def first_nonfinite(self) -> tuple[str, int] | None:
+        return self._sums.first_nonfinite
+
+    @property
+    def max_abs(self) -> float:
+        return self._sums.max_abs()
+
+    @property
+    def norms(self) -> np.ndarray:
+        return self._sums.norms() if self._norms is None else self._norms
+
+    @property
+    def clipped_count(self) -> int:
+        return self._clipped_count
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    @property
+    def scales(self) -> np.ndarray:
         return np.full(len(self.norms), self._scale) if self._scales is None else self._scales
 
-    def __float__(self):
+    def __float__(self) -> float:
         return self.norm
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         text = f"norm={self.norm!r}, max_norm={self.max_norm!r}, scale={self.scale!r}, clipped={self.clipped}"
         if self.nonfinite:
             text += f", nonfinite={self.nonfinite}, first_nonfinite={self.first_nonfinite}"

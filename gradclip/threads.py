@@ -1,6 +1,9 @@
 """How many threads the passes use: this library alone, never the OpenMP runtime's own setting."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,7 +39,7 @@ def _default():
     return max(1, min(machine.openmp_threads(), _affinity(), _quota() or _affinity()))
 
 
-def set_num_threads(n):
+def set_num_threads(n: int) -> None:
     """Let the passes use up to `n` threads, from now on.
 
     Parameters
@@ -63,7 +66,7 @@ def set_num_threads(n):
     machine.set_threads(min(n, _affinity()) if machine.openmp_version else 1)
 
 
-def get_num_threads():
+def get_num_threads() -> int:
     """The number of threads that was set, or the default.
 
     Examples
@@ -76,7 +79,7 @@ def get_num_threads():
 
 
 @contextmanager
-def num_threads(n):
+def num_threads(n: int) -> Iterator[None]:
     """`set_num_threads` for the length of a ``with`` block.
 
     Parameters

@@ -1,7 +1,10 @@
 """Clipping by value: every element on its own."""
 
+from __future__ import annotations
+
 import math
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from .norm import result
 from .report import ClipReport
 
 
-def clip_by_value_(grads, clip_min, clip_max=None):
+def clip_by_value_(grads: Any, clip_min: float, clip_max: float | None = None) -> ClipReport:
     """Bring every element into [clip_min, clip_max], in place.
 
     Parameters
@@ -52,7 +55,7 @@ def clip_by_value_(grads, clip_min, clip_max=None):
     return _clip(leaves, leaves, low, high)
 
 
-def clip_by_value(grads, clip_min, clip_max=None, *, out=None):
+def clip_by_value(grads: Any, clip_min: float, clip_max: float | None = None, *, out: Any = None) -> tuple[Any, ClipReport]:
     """Like `clip_by_value_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
     Examples

@@ -16,11 +16,9 @@ FORMAT = {"float16": (11, -24), "bfloat16": (8, -133), "float32": (24, -149), "f
 
 def numbers(arrays):
     """Every real number in some arrays, exactly, as floats."""
-    for a in arrays:
-        a = np.asarray(a)
-        if a.dtype.kind == "c":
-            a = np.stack([a.real, a.imag], axis=-1)
-        yield from a.astype(np.float64).ravel().tolist()
+    for a in map(np.asarray, arrays):
+        parts = np.stack([a.real, a.imag], axis=-1) if a.dtype.kind == "c" else a
+        yield from parts.astype(np.float64).ravel().tolist()
 
 
 def power_sum(arrays, ord=2):

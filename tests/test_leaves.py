@@ -15,14 +15,14 @@ from reference import misaligned, snapshot
 
 import gradclip
 
-Layer = collections.namedtuple("Layer", "weight bias")  # noqa: PYI024
+Layer = collections.namedtuple("Layer", "weight bias")
 
 CLIPS = [
     lambda grads: gradclip.clip_by_global_norm_(grads, 0.1),
     lambda grads: gradclip.clip_by_global_norm_(grads, math.inf),
     lambda grads: gradclip.clip_by_norm_(grads, 0.1),
     lambda grads: gradclip.clip_by_value_(grads, 0.1),
-    lambda grads: gradclip.normalize_(grads),
+    gradclip.normalize_,
     lambda grads: gradclip.apply_clip_(grads, gradclip.measure(np.ones(9)), 0.1),
 ]
 
@@ -105,7 +105,9 @@ def test_a_nesting_that_holds_itself_is_an_error_and_not_a_crash():
 
 trees = st.recursive(
     st.lists(st.floats(-1e3, 1e3, width=32), max_size=5).map(lambda x: np.array(x, np.float32)) | st.none(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3) | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3) | st.tuples(inner, inner)
+    ),
     max_leaves=8,
 )
 
@@ -243,7 +245,12 @@ def test_leaves_that_cannot_be_written(clip, kind):
 @pytest.mark.parametrize("clip", CLIPS)
 def test_overlapping_leaves_name_both_paths(clip):
     a = np.ones(10)
-    for bad in ({"x": a, "y": {"z": a}}, {"x": a[:6], "y": {"z": a[5:]}}, {"x": a[::2], "y": {"z": a[2:3]}}, {"x": a[::-1], "y": {"z": a[::3]}}):
+    for bad in (
+        {"x": a, "y": {"z": a}},
+        {"x": a[:6], "y": {"z": a[5:]}},
+        {"x": a[::2], "y": {"z": a[2:3]}},
+        {"x": a[::-1], "y": {"z": a[::3]}},
+    ):
         with pytest.raises(ValueError, match="x and y/z share memory"):
             clip(bad)
         with pytest.raises(ValueError, match="y/z and x|x and y/z"):

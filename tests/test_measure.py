@@ -39,7 +39,9 @@ def test_merging_in_any_order_and_grouping(dtype, kind, ord):
         while len(order) > 1:
             i = int(rng.integers(len(order) - 1))
             a, b = order[i], order.pop(i + 1)
-            order[i] = (measures[a] if not isinstance(a, gradclip.Measure) else a) + (measures[b] if not isinstance(b, gradclip.Measure) else b)
+            order[i] = (measures[a] if not isinstance(a, gradclip.Measure) else a) + (
+                measures[b] if not isinstance(b, gradclip.Measure) else b
+            )
         assert order[0].norm == merged.norm
     if merged.norm < math.inf:
         assert norm_error(merged.norm, power_sum(parts, ord), 2 if ord == 2 else 1) <= 0.501

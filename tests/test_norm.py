@@ -141,7 +141,11 @@ def test_empty_inputs():
 
 
 def poisoned():
-    return {"w": np.array([3.0, np.nan, -np.inf]), "b": np.array([[1.0, 2.0], [np.inf, 4.0]], np.float32).T, "c": np.array([4.0])}
+    return {
+        "w": np.array([3.0, np.nan, -np.inf]),
+        "b": np.array([[1.0, 2.0], [np.inf, 4.0]], np.float32).T,
+        "c": np.array([4.0]),
+    }
 
 
 @pytest.mark.parametrize("clip", IN_PLACE)

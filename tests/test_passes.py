@@ -33,6 +33,18 @@ def test_norm_is_exact_to_half_an_ulp(isa, dtype, kind):
         assert Fraction(gradclip.global_norm(a, math.inf)) == power_sum([a], math.inf)
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=ids)
+def test_short_squares_are_summed_exactly_at_every_span(isa, dtype):
+    """Halves choose among three sums by the span of a block: all of them are exact, or nearly."""
+    rng = np.random.default_rng(9)
+    for span in range(1, 26):
+        for size in (1, 63, 64, 65, 4096, 5000):
+            exponent = rng.integers(-span, 1, size) + (-3 if dtype == np.float16 else 40)
+            a = (rng.uniform(1, 2, size) * 2.0**exponent * rng.choice([-1, 1], size)).astype(dtype)
+            a[rng.random(size) < 0.1] = 0
+            assert gradclip.measure(a).exact() == power_sum([a]), (span, size)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", REAL, ids=ids)
 def test_every_set_gives_the_same_bits(dtype, kind):
@@ -157,7 +169,12 @@ def test_enlarging_from_subnormals_is_exact(isa):
 
 
 def test_mixed_ranges_and_dtypes_in_one_call(isa):
-    leaves = [np.array([1e-200, 5e-324]), np.array([3.0], np.float32), np.array([1e-45], np.float32), np.array([4.0], np.float16)]
+    leaves = [
+        np.array([1e-200, 5e-324]),
+        np.array([3.0], np.float32),
+        np.array([1e-45], np.float32),
+        np.array([4.0], np.float16),
+    ]
     assert gradclip.global_norm(leaves) == 5.0
     leaves.append(np.array([1e250, -1e300]))
     assert norm_error(gradclip.global_norm(leaves), power_sum(leaves)) <= 0.501

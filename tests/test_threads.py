@@ -44,7 +44,9 @@ def test_set_get_and_context():
     gradclip.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("bad", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)])
+@pytest.mark.parametrize(
+    ("bad", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("2", TypeError), (True, TypeError)]
+)
 def test_bad_thread_counts(bad, error):
     with pytest.raises(error, match="number of threads"):
         gradclip.set_num_threads(bad)

@@ -7,16 +7,27 @@
  *   LOAD(p)      GC_W elements as a vector of float64
  *   GET(e), PUT(d)  one element to float64 and back (back: rounded once)
  *   WIDE         1 where a square is not exact in float64 (float64 itself)
+ *   SHORT        bits of the significand where squares are short (float16, bfloat16), else 0
  */
 
 static double NAME(amax)(const void *x, ptrdiff_t n)
 {
     const BITS *p = x;
-    BITS largest = 0; /* magnitudes order like their bits */
-    for (ptrdiff_t i = 0; i < n; i++) {
+    BITS largest = 0, second = 0; /* magnitudes order like their bits */
+    ptrdiff_t i = 0;
+#if WIDE && !defined(__AVX512F__) /* without a 64-bit maximum it is a compare and a blend: two chains hide them */
+    for (; i + 64 <= n; i += 64)
+        for (ptrdiff_t j = i; j < i + 32; j++) {
+            BITS a = p[j] & ABS_MASK, b = p[j + 32] & ABS_MASK;
+            largest = a > largest ? a : largest;
+            second = b > second ? b : second;
+        }
+#endif
+    for (; i < n; i++) {
         BITS a = p[i] & ABS_MASK;
         largest = a > largest ? a : largest;
     }
+    largest = second > largest ? second : largest;
     ELEMENT e;
     memcpy(&e, &largest, sizeof e);
     return GET(e);
@@ -63,9 +74,93 @@ static inline void NAME(add_magnitudes)(const ELEMENT *p, vd sum[], vd error[])
     }
 }
 
+#if SHORT
+/* Binades from the smallest element that is not 0 to the largest. Subnormals of float16 are multiples
+ * of what its smallest normal number is a multiple of, so none counts as smaller. */
+static int NAME(span)(const BITS *p, ptrdiff_t n, double amax)
+{
+    uint16_t least = 0xffff;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        uint16_t a = (uint16_t)((p[i] & ABS_MASK) - 1); /* 0 becomes the largest */
+        least = a < least ? a : least;
+    }
+    ELEMENT e = (ELEMENT)(least + 1);
+    int low = gc_exponent(GET(e));
+    if (SHORT == 11 && low < -13)
+        low = -13;
+    return gc_exponent(amax) - low;
+}
+
+/* Where all squares of a block are multiples of one small enough unit, float64 adds them exactly: then
+ * nothing need be compensated, and order and lanes are free. 2 * span + 2 * SHORT bits hold any
+ * square; 8 more hold 256 of them, 2 more four. */
+static gc_pair NAME(sum_exact)(const ELEMENT *p, ptrdiff_t n)
+{
+    vd sum[2 * GC_LANES / GC_W], none[GC_LANES / GC_W];
+    gc_start(0.0, sum, none);
+    gc_start(0.0, sum + GC_LANES / GC_W, none);
+    ptrdiff_t i = 0;
+    for (; i + 2 * GC_LANES <= n; i += 2 * GC_LANES) {
+        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p);
+        for (int j = 0; j < 2 * GC_LANES / GC_W; j++) {
+            vd v = LOAD(p + i + j * GC_W);
+            sum[j] = gc_multiply_add(v, v, sum[j]);
+        }
+    }
+    if (i < n) {
+        ELEMENT padded[2 * GC_LANES] = {0};
+        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
+        for (int j = 0; j < 2 * GC_LANES / GC_W; j++) {
+            vd v = LOAD(padded + j * GC_W);
+            sum[j] = gc_multiply_add(v, v, sum[j]);
+        }
+    }
+    for (int j = 0; j < GC_LANES / GC_W; j++)
+        sum[j] += sum[j + GC_LANES / GC_W];
+    return gc_fold_lanes(0.0, sum, none);
+}
+
+/* Four squares are added exactly, and the four compensated as one. */
+static gc_pair NAME(sum_by_four)(const ELEMENT *p, ptrdiff_t n, double amax)
+{
+    double start = 4 * gc_power_above(amax, 2);
+    vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
+    gc_start(start, sum, error);
+    for (ptrdiff_t i = 0; i < n; i += 4 * GC_LANES) {
+        const ELEMENT *q = p + i;
+        ELEMENT padded[4 * GC_LANES] = {0};
+        if (i + 4 * GC_LANES > n) {
+            memcpy(padded, q, (size_t)(n - i) * sizeof *p);
+            q = padded;
+        }
+        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p);
+        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p + 64);
+        for (int j = 0; j < GC_LANES / GC_W; j++) {
+            vd four = LOAD(q + j * GC_W);
+            four = four * four;
+            for (int k = 1; k < 4; k++) {
+                vd v = LOAD(q + k * GC_LANES + j * GC_W);
+                four = gc_multiply_add(v, v, four);
+            }
+            vd t = sum[j] + four;
+            error[j] += four - (t - sum[j]);
+            sum[j] = t;
+        }
+    }
+    return gc_fold_lanes(start, sum, error);
+}
+#endif
+
 static gc_pair NAME(sum_squares)(const void *x, ptrdiff_t n, double amax)
 {
     const ELEMENT *p = x;
+#if SHORT
+    int bits = 2 * NAME(span)(x, n, amax) + 2 * SHORT;
+    if (bits + 8 <= 53)
+        return NAME(sum_exact)(p, n);
+    if (bits + 2 <= 53)
+        return NAME(sum_by_four)(p, n, amax);
+#endif
     double start = gc_power_above(amax, 2);
     vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
     gc_start(start, sum, error);

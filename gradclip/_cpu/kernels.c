@@ -9,13 +9,18 @@
 #define GC_TEXT2(a) #a
 #define GC_TEXT(a) GC_TEXT2(a)
 
+/* The least e with x < 2**e, for a normal x > 0. */
+static inline int gc_exponent(double x)
+{
+    uint64_t u;
+    memcpy(&u, &x, 8);
+    return (int)(u >> 52) - 1022;
+}
+
 /* The least power of two above amax**power: where a block's running sum starts. */
 static inline double gc_power_above(double amax, int power)
 {
-    uint64_t u;
-    memcpy(&u, &amax, 8);
-    int64_t exponent = (int64_t)(u >> 52) - 1022;
-    u = (uint64_t)(power * exponent + 1023) << 52;
+    uint64_t u = (uint64_t)(power * gc_exponent(amax) + 1023) << 52;
     double start;
     memcpy(&start, &u, 8);
     return start;
@@ -48,6 +53,7 @@ static inline gc_pair gc_fold_lanes(double start, const vd sum[], const vd error
     return (gc_pair){s[0], e[0]};
 }
 
+#define SHORT 11
 #define NAME(f) f##_f16
 #define ELEMENT uint16_t
 #define BITS int16_t
@@ -65,6 +71,8 @@ static inline gc_pair gc_fold_lanes(double start, const vd sum[], const vd error
 #undef GET
 #undef PUT
 
+#undef SHORT
+#define SHORT 8
 #define NAME(f) f##_bf16
 #define ABS_MASK 0x7fff
 #define INF_BITS 0x7f80
@@ -81,6 +89,8 @@ static inline gc_pair gc_fold_lanes(double start, const vd sum[], const vd error
 #undef GET
 #undef PUT
 
+#undef SHORT
+#define SHORT 0
 #define NAME(f) f##_f32
 #define ELEMENT float
 #define BITS int32_t

@@ -154,23 +154,23 @@ cdef struct Group:
     ptrdiff_t leaf, first
 
 
-cdef class Work:
+cdef struct Work:
+    Group *group
+    Py_ssize_t count, chunk, chunks
+    ptrdiff_t elements      # a complex number is one
+    int team
+
+
+cdef Work cut(const gc_leaf *leaf, Py_ssize_t count) except *:
     """The groups of all leaves, shared out in chunks: a few per thread, so that a thread that the system
     holds up does not hold up the others, and small leaves come by the hundred."""
-    cdef Group *group
-    cdef Py_ssize_t count, chunk, chunks
-    cdef int team
-
-    def __dealloc__(self):
-        PyMem_Free(self.group)
-
-
-cdef Work cut(const gc_leaf *leaf, Py_ssize_t count):
-    cdef Work work = Work()
+    cdef Work work
     cdef Py_ssize_t i, n = 0
     cdef ptrdiff_t first, bytes = 0
+    work.count = work.elements = 0
     for i in range(count):
         work.count += (leaf[i].size + GROUP - 1) // GROUP
+        work.elements += leaf[i].size >> leaf[i].is_complex
         bytes += leaf[i].size * leaf[i].itemsize
     work.group = <Group *>PyMem_Malloc(max(work.count, 1) * sizeof(Group))
     if work.group == NULL:
@@ -209,8 +209,8 @@ cdef void write_chunk(const gc_leaf *to, const gc_leaf *source, const Group *gro
 
 
 cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, int ord, double grad_scale, const Write *bounds, Plan made):
-    cdef Sums sums = Sums(leaves.count, leaves.size, ord, grad_scale)
     cdef Work work = cut(leaf, leaves.count)
+    cdef Sums sums = Sums(leaves.count, work.elements, ord, grad_scale)
     cdef Group *group = work.group
     cdef Py_ssize_t i, chunk = work.chunk, chunks = work.chunks, n = work.count
     cdef int team = work.team
@@ -219,6 +219,7 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, int ord, double grad_s
     cdef gc_fpenv saved
     cdef Sum *part = <Sum *>PyMem_Malloc(max(n, 1) * sizeof(Sum))
     if part == NULL:
+        PyMem_Free(group)
         raise MemoryError
     with nogil:
         if team == 1:
@@ -235,6 +236,7 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, int ord, double grad_s
             merge(&sums.total, &sums.leaf[i], ord)
         gc_fp_leave(saved)
     PyMem_Free(part)
+    PyMem_Free(group)
     PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
     return sums
 
@@ -268,6 +270,7 @@ def write(Leaves leaves, Plan plan):
         else:
             for i in prange(chunks - 1, -1, -1, schedule="dynamic", num_threads=team):
                 write_chunk(to, source, group + i * chunk, min(chunk, n - i * chunk), w, per_leaf)
+    PyMem_Free(group)
 
 
 cdef object find_nonfinite(Sums sums, Leaves leaves):
@@ -328,19 +331,18 @@ cdef class Sums:
         return &self.total if leaf < 0 else &self.leaf[leaf]
 
     cdef double norm_of(self, Py_ssize_t leaf) noexcept:
+        """To be called in the standard floating-point state."""
         cdef const Sum *s = self.at(leaf)
-        cdef gc_fpenv saved
-        cdef double result
         if s.nans + s.infs and not self.finite_only:
             return NAN if s.nans else INFINITY
-        saved = gc_fp_enter()
-        result = narrow(norm_of(s, self.ord, self.grad_scale))
-        gc_fp_leave(saved)
-        return result
+        return narrow(norm_of(s, self.ord, self.grad_scale))
 
     def norm(self, Py_ssize_t leaf=-1):
         """Norm of the true gradient, correctly rounded but for some 2**-40 of cases."""
-        return self.norm_of(leaf)
+        cdef gc_fpenv saved = gc_fp_enter()
+        cdef double result = self.norm_of(leaf)
+        gc_fp_leave(saved)
+        return result
 
     cpdef bint above(self, Py_ssize_t leaf, double threshold):
         """Whether the norm exceeds a threshold; asked here because flush-to-zero changes comparisons."""
@@ -362,8 +364,10 @@ cdef class Sums:
         result = np.empty(self.count)
         cdef double[::1] view = result
         cdef Py_ssize_t i
+        cdef gc_fpenv saved = gc_fp_enter()
         for i in range(self.count):
             view[i] = self.norm_of(i)
+        gc_fp_leave(saved)
         return result
 
     def parts(self):

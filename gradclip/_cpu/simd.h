@@ -71,6 +71,16 @@ static inline vd vd_fma(vd a, vd b, vd c) { return (vd)vfmaq_f64((float64x2_t)c,
 #define GC_FMA 0
 #endif
 
+/* a * b + c where a * b is exact: fused or not, the same. */
+static inline vd gc_multiply_add(vd a, vd b, vd c)
+{
+#if GC_FMA
+    return vd_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 static inline vd vd_abs(vd x)
 {
 #if defined(__AVX512F__)

@@ -1,0 +1,7 @@
+"""Sphinx: ``python -m pip install -e ".[docs]" && python -m sphinx -W docs docs/_build``."""
+
+project = "gradclip"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+html_theme = "furo"
+exclude_patterns = ["_build"]
+numpydoc_show_class_members = False

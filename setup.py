@@ -90,8 +90,10 @@ class Sdist(sdist):
 
     def add_defaults(self):
         super().add_defaults()
-        tracked = [p for top in ("tests", "docs", "benchmarks") for p in Path(top).rglob("*")]
-        self.filelist.extend(str(p) for p in tracked if p.suffix in {".py", ".md", ".json", ".png", ".rst"})
+        found = [
+            p for top in ("tests", "docs", "benchmarks") for p in Path(top).rglob("*") if not {".asv", "_build"} & {*p.parts}
+        ]
+        self.filelist.extend(str(p) for p in found if p.suffix in {".py", ".c", ".md", ".json", ".png"})
 
 
 setup(

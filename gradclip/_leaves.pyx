@@ -17,6 +17,7 @@ from libc.string cimport memset
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 import numpy as np
 cimport numpy as cnp
@@ -314,29 +315,27 @@ cdef class Leaves:
         self.count += 1
         return 0
 
+    def each_path(self, node, parts=()):
+        """The paths of the leaves under a node, in order."""
+        inner = None if isinstance(node, np.ndarray) else self.children(node)
+        if inner is None:
+            yield "/".join(parts) or self.name
+            return
+        if isinstance(node, Mapping):
+            keys = list(node)
+        else:
+            keys = getattr(node, "_fields", None) or range(len(inner))
+        for key, child in zip(keys, inner):
+            if child is not None:
+                yield from self.each_path(child, (*parts, str(key)))
+
     def path(self, Py_ssize_t index):
         """Where the leaf of this index stands: ``layers/3/weight``; a single array: the name."""
-        found = []
-
-        def search(node, parts):
-            if node is None:
-                return False
-            inner = None if isinstance(node, np.ndarray) else self.children(node)
-            if inner is None:
-                found.append(parts)
-                return len(found) > index
-            if isinstance(node, Mapping):
-                keys = list(node)
-            else:
-                keys = getattr(node, "_fields", None) or range(len(inner))
-            return any(search(child, (*parts, str(key))) for key, child in zip(keys, inner))
-
-        search(self.tree, ())
-        return "/".join(found[index]) or self.name
+        return next(islice(self.each_path(self.tree), index, None))
 
     def paths(self):
         """The paths of all leaves."""
-        return [self.path(i) for i in range(self.count)]
+        return [] if self.tree is None else list(self.each_path(self.tree))
 
     def rebuild(self, list arrays):
         """The same nesting with other arrays in place of the leaves."""
@@ -394,14 +393,15 @@ cdef class Leaves:
     def check_match(self, Leaves to):
         """Same nesting, shapes and dtypes, or a ValueError that names the path."""
         mine, theirs = self.paths(), to.paths()
-        for path in mine:
-            if path not in theirs and mine != [self.name]:
-                raise ValueError(f"{path}: {to.name} has no such leaf")
-        for path in theirs:
-            if path not in mine and theirs != [to.name]:
-                raise ValueError(f"{path}: {to.name} has a leaf that {self.name} has not")
         if mine != theirs and not (mine == [self.name] and theirs == [to.name]):
-            raise ValueError(f"{mine[0] if mine else self.name}: {to.name} is nested in another way than {self.name}")
+            present, known = set(theirs), set(mine)
+            for path in mine:
+                if path not in present:
+                    raise ValueError(f"{path}: {to.name} has no such leaf")
+            for path in theirs:
+                if path not in known:
+                    raise ValueError(f"{path}: {to.name} has a leaf that {self.name} has not")
+            raise ValueError(f"{mine[0]}: {to.name} has its leaves in another order than {self.name}")
         for path, a, b in zip(mine, self.arrays, to.arrays):
             if a.shape != b.shape or a.dtype != b.dtype:
                 raise ValueError(f"{path}: {self.name} has shape {a.shape} and dtype {a.dtype}, "

@@ -287,7 +287,7 @@ def test_functional_input_may_alias():
         ({"a": np.zeros(2), "b": [np.zeros(3)], "c": np.zeros(1)}, "c: out has a leaf"),
         ({"a": np.zeros(2), "b": [np.zeros(4)]}, "b/0: .*shape"),
         ({"a": np.zeros(2), "b": [np.zeros(3, np.float32)]}, "b/0: .*dtype"),
-        ({"b": [np.zeros(3)], "a": np.zeros(2)}, "a: out is nested in another way"),
+        ({"b": [np.zeros(3)], "a": np.zeros(2)}, "a: out has its leaves in another order"),
         ({"a": np.zeros(2), "b": [read_only()]}, "b/0: read-only"),
     ],
 )

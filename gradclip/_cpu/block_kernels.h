@@ -15,7 +15,7 @@ static double NAME(amax)(const void *x, ptrdiff_t n)
     const BITS *p = x;
     BITS largest = 0, second = 0; /* magnitudes order like their bits */
     ptrdiff_t i = 0;
-#if WIDE && !defined(__AVX512F__) /* without a 64-bit maximum it is a compare and a blend: two chains hide them */
+#if WIDE && !defined(GC_AVX512) /* without a 64-bit maximum it is a compare and a blend: two chains hide them */
     for (; i + 64 <= n; i += 64)
         for (ptrdiff_t j = i; j < i + 32; j++) {
             BITS a = p[j] & ABS_MASK, b = p[j + 32] & ABS_MASK;

@@ -60,10 +60,10 @@ static inline uint16_t gc_to_f16(float x)
 /* GC_W elements to a vector of float64. */
 static inline vd gc_load_bf16(const uint16_t *p)
 {
-#if defined(__AVX512F__)
+#if defined(GC_AVX512)
     __m256i u = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     return (vd)_mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(u, 16)));
-#elif defined(__AVX2__)
+#elif defined(GC_AVX2)
     __m128i u = _mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i *)p));
     return (vd)_mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(u, 16)));
 #else
@@ -78,9 +78,9 @@ static inline vd gc_load_bf16(const uint16_t *p)
 
 static inline vd gc_load_f16(const uint16_t *p)
 {
-#if defined(__AVX512F__)
+#if defined(GC_AVX512)
     return (vd)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
-#elif defined(__AVX2__) && defined(__F16C__)
+#elif defined(GC_AVX2)
     return (vd)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p)));
 #else
     vf v;

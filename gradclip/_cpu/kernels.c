@@ -101,9 +101,9 @@ static inline gc_pair gc_fold_lanes(double start, const vd sum[], const vd error
 #define PUT(d) ((float)(d))
 static inline vd gc_load_f32(const float *p)
 {
-#if defined(__AVX512F__)
+#if defined(GC_AVX512)
     return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p));
-#elif defined(__AVX2__)
+#elif defined(GC_AVX2)
     return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p));
 #else
     vf v;
@@ -166,13 +166,13 @@ static void scale_f16(void *y, const void *x, ptrdiff_t n, double factor)
     uint16_t *q = y;
     const float f = (float)factor;
     ptrdiff_t i = 0;
-#if defined(__AVX512F__)
+#if defined(GC_AVX512)
     for (; i + 16 <= n; i += 16) {
         __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + i)));
         v = _mm512_mul_ps(v, _mm512_set1_ps(f));
         _mm256_storeu_si256((__m256i *)(q + i), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
     }
-#elif defined(__AVX2__) && defined(__F16C__)
+#elif defined(GC_AVX2)
     for (; i + 8 <= n; i += 8) {
         __m256 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + i)));
         v = _mm256_mul_ps(v, _mm256_set1_ps(f));

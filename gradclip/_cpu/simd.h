@@ -11,14 +11,26 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
+#if defined(__GNUC__) /* and Clang, which defines it too */
+#if defined(__AVX512F__)
+#define GC_AVX512 1
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define GC_AVX2 1
+#elif defined(__aarch64__)
+#define GC_NEON 1
+#endif
 #endif
 
-#if defined(__GNUC__) || defined(__clang__)
-#if defined(__AVX512F__)
+#if defined(GC_AVX512) || defined(GC_AVX2)
+#include <immintrin.h>
+#elif defined(GC_NEON)
+#include <arm_neon.h>
+#endif
+
+#if defined(__GNUC__)
+#if defined(GC_AVX512)
 enum { GC_W = 8 };
-#elif defined(__AVX2__)
+#elif defined(GC_AVX2)
 enum { GC_W = 4 };
 #else
 enum { GC_W = 2 };
@@ -57,14 +69,13 @@ static inline vd vd_all(double x)
 }
 
 /* a * b + c, rounded once. Without the instruction only called where a * b is exact. */
-#if defined(__AVX512F__)
+#if defined(GC_AVX512)
 static inline vd vd_fma(vd a, vd b, vd c) { return (vd)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
 #define GC_FMA 1
-#elif defined(__AVX2__) && defined(__FMA__)
+#elif defined(GC_AVX2)
 static inline vd vd_fma(vd a, vd b, vd c) { return (vd)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
 #define GC_FMA 1
-#elif defined(__aarch64__) && defined(__GNUC__)
-#include <arm_neon.h>
+#elif defined(GC_NEON)
 static inline vd vd_fma(vd a, vd b, vd c) { return (vd)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
 #define GC_FMA 1
 #else
@@ -83,9 +94,9 @@ static inline vd gc_multiply_add(vd a, vd b, vd c)
 
 static inline vd vd_abs(vd x)
 {
-#if defined(__AVX512F__)
+#if defined(GC_AVX512)
     return (vd)_mm512_abs_pd((__m512d)x);
-#elif defined(__AVX2__)
+#elif defined(GC_AVX2)
     return (vd)_mm256_andnot_pd(_mm256_set1_pd(-0.0), (__m256d)x);
 #else
     uint64_t u[GC_W];

@@ -1,0 +1,71 @@
+/* Runs every kernel of one table over random blocks and prints a hash of all results, by dtype. */
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include "kernels.h"
+
+extern const gc_kernels gc_kernels_baseline;
+
+static uint64_t state = 88172645463325252u, hash;
+
+static uint64_t next_random(void)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}
+
+static void mix(const void *p, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        hash = (hash ^ ((const unsigned char *)p)[i]) * 1099511628211u;
+}
+
+int main(void)
+{
+    static const size_t size[] = {2, 2, 4, 8};
+    static union {
+        uint16_t half[GC_BLOCK];
+        float single[GC_BLOCK];
+        double full[GC_BLOCK];
+    } x, y;
+    const gc_kernels *k = &gc_kernels_baseline;
+    for (int t = 0; t < GC_DTYPES; t++) {
+        hash = 14695981039346656037u;
+        for (int round = 0; round < 200; round++) {
+            int n = 1 + (int)(next_random() % GC_BLOCK), spread = 1 + (int)(next_random() % 40);
+            for (int i = 0; i < n; i++) {
+                double v = (double)(int64_t)next_random() / 9.3e18;
+                for (int e = (int)(next_random() % spread); e > 0; e--)
+                    v /= 2;
+                float f = (float)v;
+                uint32_t u;
+                memcpy(&u, &f, 4);
+                if (t == GC_F16) /* any bits but Inf and NaN */
+                    x.half[i] = (uint16_t)(next_random() & 0xbbff);
+                else if (t == GC_BF16)
+                    x.half[i] = (uint16_t)(u >> 16);
+                else if (t == GC_F32)
+                    x.single[i] = f;
+                else
+                    x.full[i] = v;
+            }
+            double amax = k->amax[t](&x, n);
+            mix(&amax, 8);
+            if (amax > 0) {
+                gc_pair squares = k->sum_squares[t](&x, n, amax), sum = k->sum_abs[t](&x, n, amax);
+                mix(&squares, 16);
+                mix(&sum, 16);
+            }
+            k->scale[t](&y, &x, n, 0.37e-3);
+            mix(&y, (size_t)n * size[t]);
+            k->clamp[t](&y, &x, n, -0.125, 0.25);
+            mix(&y, (size_t)n * size[t]);
+            ptrdiff_t outside = k->count_outside[t](&x, n, -0.125, 0.25);
+            mix(&outside, sizeof outside);
+        }
+        printf("%016llx\n", (unsigned long long)hash);
+    }
+    return 0;
+}

@@ -99,6 +99,7 @@ class Sdist(sdist):
 setup(
     ext_modules=[
         extension("gradclip._leaves"),
+        extension("gradclip._overlap"),
         extension("gradclip._cpu.machine", CPU + "dispatch.c"),
         extension("gradclip._cpu.passes"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from numbers import Real
 from typing import Any, Literal, TypedDict
@@ -33,11 +34,13 @@ def number(name: str, value: Any, least: float = -math.inf) -> float:
     if not value >= least:
         bound = "a number" if least == -math.inf else f"at least {least:g}"
         raise ValueError(f"{name} must be {bound}, not {value!r}")
-    return value
+    return abs(value) if least == 0.0 else value  # no negative zero
 
 
 def _is_scalar_array(value):
-    """0-d arrays and tensors of a real dtype count as numbers."""
+    """0-d arrays and tensors of real numbers count as numbers."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.shape == () and value.dtype.kind in "fiu"
     dtype = str(getattr(value, "dtype", "bool"))
     return getattr(value, "shape", None) == () and "complex" not in dtype and "bool" not in dtype
 
@@ -59,13 +62,34 @@ class Rule:
         if nonfinite not in POLICIES:
             raise ValueError(f"nonfinite must be one of {', '.join(map(repr, POLICIES))}, not {nonfinite!r}")
         self.nonfinite = nonfinite
-        self.grad_scale = number("grad_scale", grad_scale, 0.0)
+        self.grad_scale = number("grad_scale", grad_scale)
         if not 0.0 < self.grad_scale < math.inf:
             raise ValueError(f"grad_scale must be positive and finite, not {grad_scale!r}")
         if not isinstance(strict, bool | np.bool_):
             raise TypeError(f"strict must be True or False, not {strict!r}")
         self.strict = bool(strict)
         self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
+
+    @classmethod
+    def of(cls, norm):
+        """From the ``**norm`` of a call."""
+        if not norm:
+            return DEFAULT
+        unknown = norm.keys() - NormOptions.__annotations__.keys()
+        if unknown:
+            known = ", ".join(NormOptions.__annotations__)
+            raise TypeError(f"unexpected keyword argument {min(unknown)!r}; the keywords of norms are {known}")
+        return cls(**norm)
+
+
+def spelled_out(function):
+    """Show the keywords that ``**norm`` stands for in `help` and to completion."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    shared = [p for name, p in inspect.signature(Rule).parameters.items() if name not in signature.parameters]
+    shared = [p.replace(kind=p.KEYWORD_ONLY) for p in shared]
+    function.__signature__ = signature.replace(parameters=[*own, *shared])
+    return function
 
 
 def _order(ord):

@@ -15,9 +15,9 @@ from ._cpu.passes import Plan, measure_written, write
 from .errors import NonFiniteGradientError
 from .report import ClipReport
 
-# Far beyond the error of a measured sum (some 2**-96): what stays below a bound by this much is below
-# it in exact arithmetic.
-MARGIN = 1 + Fraction(1, 2**80)
+# Above the error of a measured sum (2**-65 at worst): what stays below a bound by this much is below it
+# in exact arithmetic.
+MARGIN = 1 + Fraction(1, 2**60)
 
 
 def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=False, share=1, norms=None):
@@ -34,7 +34,7 @@ def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=F
     bad = sums.nonfinite()
     if bad:
         if rule.nonfinite == "raise":
-            raise NonFiniteGradientError(*sums.first_nonfinite, bad)
+            raise NonFiniteGradientError(*sums.first_nonfinite, bad, sums.first_value)
         if rule.nonfinite == "skip":
             if to.is_target and not keep_out:
                 write(to, Plan(1))
@@ -42,7 +42,7 @@ def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=F
         sums.finite_only = rule.nonfinite == "zero"
     per_leaf = isinstance(target, list)
     units = [(-1, target)] if not per_leaf else list(enumerate(target))
-    acting = [i for i, (unit, goal) in enumerate(units) if goal is not None and _acts(sums, unit, rule, goal, normalize)]
+    acting = [i for i, (unit, goal) in enumerate(units) if goal is not None and _acts(sums, to, unit, rule, goal, normalize)]
     plan = Plan(len(units))
     if rule.grad_scale != 1.0:
         for i in range(len(units)):
@@ -65,15 +65,33 @@ def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=F
     return ClipReport(sums, shown, to.count, scale, count, clipped=bool(acting), scales=scales, norms=norms)
 
 
-def _acts(sums, unit, rule, goal, normalize):
+def _acts(sums, to, unit, rule, goal, normalize):
     """Whether a unit is to be brought to its goal."""
     if sums.shows_nonfinite(unit):
         return goal != math.inf
     if normalize:
         return sums.norm(unit) > 0
-    if rule.strict:
-        return goal != math.inf and sums.exact(unit) > _power(goal, rule.ord) * _power(rule.grad_scale, rule.ord)
-    return sums.above(unit, goal)
+    if not rule.strict or goal == math.inf:
+        return sums.above(unit, goal)
+    total, bound = sums.exact(unit), _power(goal, rule.ord) * _power(rule.grad_scale, rule.ord)
+    if rule.ord and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
+        if sums.count != to.count:
+            return True  # measured elsewhere
+        total = _slow_sum(to.sources if unit < 0 else to.sources[unit : unit + 1], rule.ord)
+    return total > bound
+
+
+def _slow_sum(arrays, ord):
+    """The sum of powers of the finite elements in rational arithmetic, without any error."""
+    total = Fraction(0)
+    for array in arrays:
+        for start in range(0, array.size, 4096):
+            part = np.asarray(array.flat[start : start + 4096]).ravel()
+            if part.dtype.kind == "c":
+                part = np.concatenate([part.real, part.imag]) if ord == 2 else np.abs(part)
+            part = part.astype(np.float64)
+            total += sum(Fraction(x) ** ord for x in np.abs(part[np.isfinite(part)]).tolist())
+    return total
 
 
 def _power(value, ord):

@@ -1,9 +1,10 @@
-"""Leaves that are not NumPy arrays: how to view their memory as one, and how to give a result back in
-the caller's own type. No library is imported here; one is used only when the caller has loaded it."""
+"""Leaves and containers that are not NumPy arrays and plain lists: how to view their memory, and how to give a
+result back in the caller's own type. No library is imported here; one is used only when the caller has."""
 
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -19,55 +20,70 @@ def is_sparse(node):
     return sparse is not None and sparse.issparse(node)
 
 
+def _is_buffer(node):
+    try:
+        memoryview(node)
+    except (TypeError, BufferError, ValueError):
+        return False
+    return True
+
+
 def is_array(node):
     """Something that offers its memory: a leaf, though it may be iterable."""
     return (
-        isinstance(node, (np.ndarray, np.generic, memoryview))
+        isinstance(node, np.ndarray | np.generic)
         or hasattr(node, "__array_interface__")
         or hasattr(node, "__dlpack__")
         or hasattr(node, "__cuda_array_interface__")
         or is_sparse(node)
-        or _library(node) == "array"
+        or _is_buffer(node)
     )
 
 
 def is_collection(node):
-    """Ordered things that are walked like a list: dict views, deques, map objects."""
-    return isinstance(node, Iterable) and not isinstance(node, (set, frozenset, bytearray))
+    """Ordered things that are walked like a list: iterators, dict views, deques."""
+    return isinstance(node, Iterable) and not isinstance(node, set | frozenset)
 
 
-def view(node):
-    """The memory of a leaf as an ndarray, without a copy. TypeError where that cannot be had."""
+def view(node, write):
+    """The memory of a leaf as an ndarray, without a copy; and the object that owns this memory, which is another
+    than `node` where stored values had to be brought together. TypeError where there is none."""
     kind = f"{type(node).__module__}.{type(node).__qualname__}"
     if is_sparse(node):
         if node.format not in ("csr", "csc", "coo", "bsr"):
             raise TypeError(f"scipy.sparse format {node.format!r} keeps no plain array of values; use .tocsr()")
-        node.sum_duplicates()
-        return node.data
+        if not node.has_canonical_format:  # duplicates are summed in a copy: the caller's may yet stay as it is
+            node = node.copy()
+            node.sum_duplicates()
+        return node.data, node
     if isinstance(node, np.generic):
-        raise TypeError(f"{kind} is a scalar without memory of its own; use a 0-d array")
+        raise TypeError(f"{kind} {node!r} is a scalar without memory of its own; use a 0-d array")
     if not is_array(node):
-        raise TypeError(f"{kind} is not an array")
+        raise TypeError(f"{kind} {node!r:.80} is not an array")
     try:
         if _library(node) == "torch":
-            return _view_torch(node)
-        if isinstance(node, memoryview) or hasattr(node, "__array_interface__") or _library(node) == "array":
-            return np.asarray(node, copy=False)
+            return _view_torch(node, write), node
+        if hasattr(node, "__array_interface__") or _is_buffer(node):
+            return np.asarray(node if hasattr(node, "__array_interface__") else memoryview(node), copy=False), node
         if hasattr(node, "__array__"):  # JAX: read-only, bfloat16 included
-            return np.asarray(node, copy=False)
-        return np.from_dlpack(node)
+            return np.asarray(node, copy=False), node
+        return np.from_dlpack(node), node
     except (TypeError, ValueError, BufferError, RuntimeError) as error:
         raise TypeError(f"{kind} gives NumPy no view of its memory on the CPU: {error}") from None
 
 
-def _view_torch(tensor):
+def _view_torch(tensor, write):
     torch = sys.modules["torch"]
+    if write and tensor.requires_grad:
+        raise TypeError("it requires grad, so it is a parameter or part of a graph and not a plain gradient; pass p.grad")
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
         raise TypeError(f"layout {tensor.layout}; only strided tensors have plain memory")
     if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes alone
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ImportError('bfloat16 tensors need ml_dtypes: pip install "gradclip[bfloat16]"') from None
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
 
@@ -88,8 +104,42 @@ def wrap(original, array):
     return array
 
 
-def like_mapping(node, items):
-    """A mapping of the same type, keys and order with other values."""
+def _pattern(node):
+    """Where the values of a canonical sparse array stand."""
+    return list(node.coords) if node.format == "coo" else [node.indices, node.indptr]
+
+
+def same_pattern(a, b):
+    """Whether two leaves hold their values at the same places; always, unless one is sparse."""
+    if not (is_sparse(a) or is_sparse(b)):
+        return True
+    if not (is_sparse(a) and is_sparse(b)) or a.format != b.format or a.shape != b.shape:
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(_pattern(a), _pattern(b), strict=True))
+
+
+def rearrange(node, original):
+    """Give a sparse leaf the values and places of its copy without duplicates."""
+    node.data = original.data
+    if node.format == "coo":
+        node.coords = original.coords
+    else:
+        node.indices, node.indptr = original.indices, original.indptr
+    node.has_canonical_format = True
+
+
+def like_container(node, items):
+    """A container of the same type with other items."""
+    if isinstance(node, Mapping):
+        return _like_mapping(node, items)
+    if isinstance(node, tuple):
+        return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
+    if isinstance(node, list):
+        return items if type(node) is list else type(node)(items)
+    return deque(items, node.maxlen) if type(node) is deque else items
+
+
+def _like_mapping(node, items):
     pairs = dict(zip(node, items, strict=True))
     if type(node) is dict:
         return pairs
@@ -97,6 +147,4 @@ def like_mapping(node, items):
         result = node.copy()  # keeps a defaultdict's factory
         result.update(pairs)
         return result
-    if isinstance(node, Mapping):
-        return type(node)(pairs)
-    return pairs
+    return type(node)(pairs)

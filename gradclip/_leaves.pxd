@@ -18,7 +18,7 @@ cdef class Leaves:
     cdef readonly object tree       # the nesting as it was given
     cdef readonly str name          # "grads", "out", ...: stands in paths and messages
     cdef dict _materialised         # id(iterator) -> list of what it yielded
-    cdef list _foreign              # None, or the object a view was taken of, per leaf
+    cdef dict _foreign              # index -> (leaf as given, the object whose memory is in `arrays`)
     cdef Py_ssize_t _capacity
     cdef Leaves _pair               # keeps the arrays behind `source` alive
 

@@ -6,12 +6,11 @@ behind the gate there are only pointers, sizes and strides. A flat list of plain
 case, is walked without creating a Python object per leaf: paths are worked out when a message or
 a report asks for one.
 """
-from cpython.dict cimport PyDict_Check
+from cpython.dict cimport PyDict_CheckExact
 from cpython.list cimport PyList_Check
 from cpython.mem cimport PyMem_Malloc, PyMem_Realloc, PyMem_Free
 from cpython.tuple cimport PyTuple_Check
 from libc.stdint cimport uintptr_t
-from libc.stdlib cimport qsort
 from libc.string cimport memset
 
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 cimport numpy as cnp
 
 from . import _foreign
+from ._overlap import find_overlap, overlaps_itself
 
 cnp.import_array()
 
@@ -31,20 +31,6 @@ cdef extern from "numpy/arrayobject.h":
 
 cdef extern from "_cpu/kernels.h":
     int GC_F16, GC_BF16, GC_F32, GC_F64
-
-cdef extern from *:
-    """
-    typedef struct { uintptr_t low, high; ptrdiff_t index; } gc_extent;
-    static int gc_by_low(const void *a, const void *b)
-    {
-        uintptr_t x = ((const gc_extent *)a)->low, y = ((const gc_extent *)b)->low;
-        return (x > y) - (x < y);
-    }
-    """
-    ctypedef struct gc_extent:
-        uintptr_t low, high
-        ptrdiff_t index
-    int gc_by_low(const void *a, const void *b) noexcept nogil
 
 cdef int MAX_DEPTH = 200    # far above any model, far below what the C stack holds
 cdef int BFLOAT16 = -1      # NumPy's number for ml_dtypes.bfloat16, once somebody has imported it
@@ -148,42 +134,6 @@ cdef bint same_strides(cnp.ndarray a, cnp.ndarray b) noexcept:
     return True
 
 
-cdef bint overlaps_itself(cnp.ndarray a):
-    """Whether two indices of one array share memory. Nested strides cannot; what is not nested is
-    enumerated, which only as_strided makes necessary."""
-    cdef ptrdiff_t reach = cnp.PyArray_ITEMSIZE(a)
-    for stride, n in sorted((abs(s), n) for s, n in zip((<object>a).strides, (<object>a).shape) if n > 1):
-        if stride < reach:
-            break
-        reach += stride * (n - 1)
-    else:
-        return False
-    starts = np.zeros(1, np.intp)
-    for stride, n in zip((<object>a).strides, (<object>a).shape):
-        starts = (starts[:, None] + np.arange(n) * stride).ravel()
-    starts.sort()
-    return bool((np.diff(starts) < (<object>a).itemsize).any())
-
-
-cdef bint share_memory(cnp.ndarray a, cnp.ndarray b):
-    """Exact; by the greatest common stride first, which settles interleaved columns at once."""
-    cdef ptrdiff_t g = 0, x, y, size = cnp.PyArray_ITEMSIZE(a)
-    cdef int d
-    cdef ptrdiff_t offset = <char *>cnp.PyArray_DATA(b) - <char *>cnp.PyArray_DATA(a)
-    for array in (a, b):
-        for d in range(cnp.PyArray_NDIM(array)):
-            if cnp.PyArray_DIM(array, d) > 1:
-                x, y = abs(cnp.PyArray_STRIDE(array, d)), g
-                while x:
-                    x, y = y % x, x
-                g = y
-    if g:
-        offset = (offset % g + g) % g
-        if offset >= size and offset <= g - cnp.PyArray_ITEMSIZE(b):
-            return False
-    return np.shares_memory(a, b)
-
-
 cdef class Leaves:
     """The leaves of one nesting, in order, `None` left out.
 
@@ -237,11 +187,13 @@ cdef class Leaves:
         """What a container holds, in order; None for a leaf."""
         if PyList_Check(node) or PyTuple_Check(node):
             return node
-        if PyDict_Check(node) or isinstance(node, Mapping):
+        if PyDict_CheckExact(node):
             return list(node.values())
-        if _foreign.is_array(node) or isinstance(node, (str, bytes)):
+        if isinstance(node, str) or _foreign.is_array(node):
             return None
-        if isinstance(node, Iterator) or _foreign.is_collection(node):
+        if isinstance(node, Mapping):
+            return list(node.values())
+        if _foreign.is_collection(node):
             if self._materialised is None:
                 self._materialised = {}
             if id(node) not in self._materialised:
@@ -269,14 +221,20 @@ cdef class Leaves:
 
     def add_foreign(self, node, bint write):
         try:
-            view = _foreign.view(node)
-        except TypeError as error:
-            raise TypeError(f"{self.path(self.count)}: {error}") from None
+            view, original = _foreign.view(node, write)
+        except (TypeError, ImportError) as error:
+            raise type(error)(f"{self.path(self.count)}: {error}") from None
         self.add(view, write)
         if self._foreign is None:
-            self._foreign = []
-        self._foreign.extend([None] * (self.count - 1 - len(self._foreign)))
-        self._foreign.append(node)
+            self._foreign = {}
+        self._foreign[self.count - 1] = (node, original)
+
+    def written(self):
+        """After a write pass: leaves whose values were worked on in another arrangement get that one."""
+        if self._foreign is not None:
+            for node, original in self._foreign.values():
+                if original is not node and self.source == NULL:
+                    _foreign.rearrange(node, original)
 
     cdef int add(self, object node, bint write) except -1:
         cdef cnp.ndarray a = node
@@ -340,8 +298,8 @@ cdef class Leaves:
     def rebuild(self, list arrays):
         """The same nesting with other arrays in place of the leaves."""
         remaining = iter(arrays)
-        cdef Py_ssize_t position = 0
-        foreign = self._foreign or []
+        foreign = self._foreign or {}
+        cdef Py_ssize_t position = -1
 
         def copy(node):
             nonlocal position
@@ -349,16 +307,10 @@ cdef class Leaves:
                 return None
             inner = None if isinstance(node, np.ndarray) else self.children(node)
             if inner is None:
-                array = next(remaining)
                 position += 1
-                original = foreign[position - 1] if position <= len(foreign) else None
-                return array if original is None else _foreign.wrap(original, array)
-            items = [copy(child) for child in inner]
-            if isinstance(node, Mapping):
-                return _foreign.like_mapping(node, items)
-            if isinstance(node, tuple):
-                return type(node)(*items) if hasattr(node, "_fields") else tuple(items)
-            return items
+                array = next(remaining)
+                return _foreign.wrap(foreign[position][1], array) if position in foreign else array
+            return _foreign.like_container(node, [copy(child) for child in inner])
 
         return copy(self.tree)
 
@@ -369,11 +321,10 @@ cdef class Leaves:
         cdef Leaves to
         cdef Py_ssize_t i
         if out is None:
-            arrays = [np.empty_like(a, subok=False) for a in self.arrays]
-            to = Leaves(arrays)
+            to = Leaves([np.empty_like(a, subok=False) for a in self.arrays])
         else:
-            to = Leaves(out, True, "out")
-            self.check_match(to)
+            to = Leaves(self.matched(self.tree, out, "out", ()), True, "out")
+            self.check_alike(to)
         to.source = <gc_leaf *>PyMem_Malloc(max(to.count, 1) * sizeof(gc_leaf))
         if to.source == NULL:
             raise MemoryError
@@ -390,87 +341,55 @@ cdef class Leaves:
             to.check_overlap(self.arrays)
         return to
 
-    def check_match(self, Leaves to):
-        """Same nesting, shapes and dtypes, or a ValueError that names the path."""
-        mine, theirs = self.paths(), to.paths()
-        if mine != theirs and not (mine == [self.name] and theirs == [to.name]):
-            present, known = set(theirs), set(mine)
-            for path in mine:
-                if path not in present:
-                    raise ValueError(f"{path}: {to.name} has no such leaf")
-            for path in theirs:
-                if path not in known:
-                    raise ValueError(f"{path}: {to.name} has a leaf that {self.name} has not")
-            raise ValueError(f"{mine[0]}: {to.name} has its leaves in another order than {self.name}")
-        for path, a, b in zip(mine, self.arrays, to.arrays):
+    def matched(self, mine, other, str name, parts):
+        """Another nesting of the same shape, dicts brought into the order of these; or a ValueError
+        that names the path where they part."""
+        path = "/".join(parts) or self.name
+        inner = None if mine is None or isinstance(mine, np.ndarray) else self.children(mine)
+        theirs = None if other is None or isinstance(other, np.ndarray) else self.children(other)
+        if (mine is None) != (other is None) or (inner is None) != (theirs is None):
+            raise ValueError(f"{path}: {self.name} and {name} are nested in different ways")
+        if inner is None:
+            return other
+        if isinstance(mine, Mapping) != isinstance(other, Mapping):
+            raise ValueError(f"{path}: {self.name} is a {type(mine).__name__}, {name} a {type(other).__name__}")
+        if isinstance(mine, Mapping):
+            for key in mine:
+                if key not in other:
+                    raise ValueError(f"{'/'.join((*parts, str(key)))}: {name} has no such entry")
+            for key in other:
+                if key not in mine:
+                    raise ValueError(f"{'/'.join((*parts, str(key)))}: {name} has an entry that {self.name} has not")
+            return {key: self.matched(child, other[key], name, (*parts, str(key))) for key, child in mine.items()}
+        if len(inner) != len(theirs):
+            raise ValueError(f"{path}: {self.name} has {len(inner)} entries, {name} has {len(theirs)}")
+        return [self.matched(a, b, name, (*parts, str(i))) for i, (a, b) in enumerate(zip(inner, theirs))]
+
+    def check_alike(self, Leaves to):
+        """Shapes, dtypes and sparsity agree, or a ValueError that names the path."""
+        cdef Py_ssize_t i
+        mine, theirs = self._foreign or {}, to._foreign or {}
+        for i in range(self.count):
+            a, b = self.arrays[i], to.arrays[i]
             if a.shape != b.shape or a.dtype != b.dtype:
-                raise ValueError(f"{path}: {self.name} has shape {a.shape} and dtype {a.dtype}, "
+                raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {a.dtype}, "
                                  f"{to.name} has {b.shape} and {b.dtype}")
+            if not _foreign.same_pattern(mine[i][1] if i in mine else a, theirs[i][1] if i in theirs else b):
+                raise ValueError(f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
+
+    @property
+    def sources(self):
+        """The arrays that a write pass reads."""
+        return self.arrays if self._pair is None else self._pair.arrays
 
     def check_overlap(self, list sources):
         """No two leaves share an element; nor does one with a leaf of `sources`, unless it is the very
         same view at the same place in the nesting."""
-        cdef Py_ssize_t i, j, n = 0, total = self.count + len(sources)
-        cdef gc_extent *extent
-        cdef cnp.ndarray a
-        cdef ptrdiff_t stride
-        cdef uintptr_t reach = 0
-        cdef int d
-        cdef bint sorted_ = True, apart = True
-        if total < 2:
+        found = find_overlap(self.arrays, sources)
+        if found is None:
             return
-        extent = <gc_extent *>PyMem_Malloc(total * sizeof(gc_extent))
-        if extent == NULL:
-            raise MemoryError
-        try:
-            for i in range(total):
-                a = self.arrays[i] if i < self.count else sources[i - self.count]
-                if cnp.PyArray_SIZE(a) == 0:
-                    continue
-                extent[n].index = i
-                extent[n].low = extent[n].high = <uintptr_t>cnp.PyArray_DATA(a)
-                if i < self.count and self.leaf[i].ndim == 0 and self.source == NULL:
-                    extent[n].high += <uintptr_t>(self.leaf[i].size * self.leaf[i].itemsize)
-                else:
-                    for d in range(cnp.PyArray_NDIM(a)):
-                        stride = cnp.PyArray_STRIDE(a, d) * (cnp.PyArray_DIM(a, d) - 1)
-                        if stride < 0:
-                            extent[n].low += <uintptr_t>stride
-                        else:
-                            extent[n].high += <uintptr_t>stride
-                    extent[n].high += <uintptr_t>cnp.PyArray_ITEMSIZE(a)
-                if n > 0 and extent[n].low < extent[n - 1].low:
-                    sorted_ = False
-                n += 1
-            if not sorted_:
-                qsort(extent, n, sizeof(gc_extent), gc_by_low)
-            for i in range(n):
-                if extent[i].low < reach:
-                    apart = False
-                    break
-                reach = extent[i].high
-            if apart:
-                return
-            for i in range(n):
-                j = i + 1
-                while j < n and extent[j].low < extent[i].high:
-                    self.compare(extent[i].index, extent[j].index, sources)
-                    j += 1
-        finally:
-            PyMem_Free(extent)
-
-    def compare(self, Py_ssize_t i, Py_ssize_t j, list sources):
-        if i > j:
-            i, j = j, i
-        if i >= self.count:
-            return                                  # two arrays that are only read
-        a = self.arrays[i]
-        b = self.arrays[j] if j < self.count else sources[j - self.count]
-        if not share_memory(a, b):
-            return
+        i, j = found
         if j < self.count:
             raise ValueError(f"{self.path(i)} and {self.path(j)} share memory: an element would be written twice")
-        j -= self.count
-        if i == j and a.strides == b.strides and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]:
-            return
-        raise ValueError(f"{self.path(i)}: out shares memory with {self._pair.path(j)} of the input, but is not the same view")
+        raise ValueError(f"{self.path(i)}: {self.name} shares memory with {self._pair.path(j - self.count)} of the input, "
+                         "but is not the same view")

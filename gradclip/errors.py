@@ -14,6 +14,8 @@ class NonFiniteGradientError(FloatingPointError):
         Flat index (C order) of the first such element in that leaf.
     count : int
         How many such elements all leaves hold together.
+    value : number or None
+        The element; None where it was measured elsewhere.
 
     Examples
     --------
@@ -22,12 +24,13 @@ class NonFiniteGradientError(FloatingPointError):
     ...     gradclip.clip_by_global_norm_({"w": np.array([1.0, np.nan])}, 1.0)
     ... except gradclip.NonFiniteGradientError as error:
     ...     print(error)
-    w: NaN or Inf at flat index 1 (1 in all leaves); nothing was written
+    w: nan at flat index 1 (NaN or Inf in all leaves: 1); nothing was written
     """
 
-    def __init__(self, path, index, count):
-        super().__init__(path, index, count)
-        self.path, self.index, self.count = path, index, count
+    def __init__(self, path, index, count, value=None):
+        super().__init__(path, index, count, value)
+        self.path, self.index, self.count, self.value = path, index, count, value
 
     def __str__(self):
-        return f"{self.path}: NaN or Inf at flat index {self.index} ({self.count} in all leaves); nothing was written"
+        value = "NaN or Inf" if self.value is None else self.value
+        return f"{self.path}: {value} at flat index {self.index} (NaN or Inf in all leaves: {self.count}); nothing was written"

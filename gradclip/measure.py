@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import Rule, number
+from ._arguments import Rule, number, spelled_out
 from ._cpu.passes import Sums
 from ._cpu.passes import measure as measure_leaves
 from ._decide import decide
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .report import ClipReport
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Measure:
     """What one read pass found. ``a + b`` and ``sum(measures)`` give the measure of the union.
 
@@ -62,12 +62,12 @@ class Measure:
     grad_scale: float
     size: int
     max_abs: float
-    norms: np.ndarray = field(repr=False)
+    norms: np.ndarray
     first_nonfinite: tuple[str, int] | None
-    _nans: int = field(repr=False)
-    _infs: int = field(repr=False)
-    _sum: int = field(repr=False)  # of the powers of the stored elements: _sum * 2**_exponent
-    _exponent: int = field(repr=False)
+    _nans: int
+    _infs: int
+    _sum: int  # of the powers of the stored elements: _sum * 2**_exponent
+    _exponent: int
 
     @property
     def nonfinite(self) -> int:
@@ -78,6 +78,17 @@ class Measure:
         if self.ord == math.inf:
             return self.max_abs
         return root(self.exact() / Fraction(self.grad_scale) ** int(self.ord), int(self.ord))
+
+    def __post_init__(self):
+        self.norms.flags.writeable = False
+
+    def __repr__(self) -> str:
+        text = f"norm={self.norm!r}, ord={self.ord:g}, size={self.size}, max_abs={self.max_abs!r}"
+        if self.grad_scale != 1.0:
+            text += f", grad_scale={self.grad_scale!r}"
+        if self.nonfinite:
+            text += f", nonfinite={self.nonfinite}, first_nonfinite={self.first_nonfinite}"
+        return f"Measure({text})"
 
     def exact(self) -> Fraction:
         """The sum of the powers of the stored, finite elements, as a Fraction."""
@@ -174,6 +185,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
     )
 
 
+@spelled_out
 def apply_clip_(grads: Any, measure: Measure, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
     """The second half of `clip_by_global_norm_`: scale by a norm measured before, elsewhere or merged.
 
@@ -202,6 +214,7 @@ def apply_clip_(grads: Any, measure: Measure, max_norm: float, **norm: Unpack[No
     return _apply(leaves, leaves, measure, rule, max_norm, False)
 
 
+@spelled_out
 def apply_clip(
     grads: Any, measure: Measure, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]
 ) -> tuple[Any, ClipReport]:
@@ -228,7 +241,7 @@ def _application(measure, max_norm, norm):
     for name, value in own.items():
         if norm.get(name, value) != value:
             raise ValueError(f"{name} is {norm[name]!r} here, but {value!r} in the measure")
-    return Rule(**{**norm, **own}), number("max_norm", max_norm, 0.0)
+    return Rule.of({**norm, **own}), number("max_norm", max_norm, 0.0)
 
 
 def _apply(leaves, to, measure, rule, max_norm, keep_out):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ._arguments import DEFAULT, Rule, number
+from ._arguments import Rule, number, spelled_out
 from ._cpu.passes import measure
 from ._decide import decide
 from ._leaves import Leaves
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .report import ClipReport
 
 
+@spelled_out
 def clip_by_global_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
     """Scale all leaves by one factor so that their global norm is at most `max_norm`, in place.
 
@@ -74,12 +75,13 @@ def clip_by_global_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions
     >>> grads["b"]
     array([0.8])
     """
-    rule = Rule(**norm) if norm else DEFAULT
+    rule = Rule.of(norm)
     max_norm = number("max_norm", max_norm, 0.0)
     leaves = Leaves(grads, True)
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, max_norm)
 
 
+@spelled_out
 def clip_by_global_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
     """Like `clip_by_global_norm_`, leaving `grads` untouched.
 
@@ -103,7 +105,7 @@ def clip_by_global_norm(grads: Any, max_norm: float, *, out: Any = None, **norm:
     >>> clipped, report.norm
     ([array([0.6, 0.8])], 5.0)
     """
-    rule = Rule(**norm) if norm else DEFAULT
+    rule = Rule.of(norm)
     max_norm = number("max_norm", max_norm, 0.0)
     leaves = Leaves(grads)
     to = leaves.target(out)
@@ -111,6 +113,7 @@ def clip_by_global_norm(grads: Any, max_norm: float, *, out: Any = None, **norm:
     return result(leaves, to, out), report
 
 
+@spelled_out
 def clip_by_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
     """Scale every leaf by a factor of its own so that its norm is at most `max_norm`, in place.
 
@@ -141,12 +144,13 @@ def clip_by_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> C
     >>> report.norms, report.scales, report.clipped_count
     (array([5. , 0.5]), array([0.2, 1. ]), 1)
     """
-    rule = Rule(**norm) if norm else DEFAULT
+    rule = Rule.of(norm)
     max_norm = number("max_norm", max_norm, 0.0)
     leaves = Leaves(grads, True)
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, [max_norm] * leaves.count, max_norm)
 
 
+@spelled_out
 def clip_by_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
     """Like `clip_by_norm_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
@@ -157,7 +161,7 @@ def clip_by_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack
     >>> clipped
     array([0.6, 0.8])
     """
-    rule = Rule(**norm) if norm else DEFAULT
+    rule = Rule.of(norm)
     max_norm = number("max_norm", max_norm, 0.0)
     leaves = Leaves(grads)
     to = leaves.target(out)
@@ -166,6 +170,7 @@ def clip_by_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack
     return result(leaves, to, out), report
 
 
+@spelled_out
 def normalize_(grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf: bool = False, **norm: Any) -> ClipReport:
     """Scale the gradient to the norm `target`, up or down, in place: factor target / (norm + eps).
 
@@ -206,6 +211,7 @@ def normalize_(grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf:
     return decide(sums, leaves, rule, [target] * leaves.count if per_leaf else target, target, normalize=True)
 
 
+@spelled_out
 def normalize(
     grads: Any,
     target: float = 1.0,
@@ -260,7 +266,7 @@ def global_norm(grads: Any, ord: float = 2) -> float:
 
 
 def _normalization(target, eps, norm):
-    rule = Rule(eps=eps, **norm)
+    rule = Rule.of({**norm, "eps": eps})
     target = number("target", target, 0.0)
     if target == math.inf:
         raise ValueError("target must be finite")

@@ -92,7 +92,7 @@ class ClipReport:
 
     @property
     def norms(self) -> np.ndarray:
-        return self._sums.norms() if self._norms is None else self._norms
+        return _read_only(self._sums.norms() if self._norms is None else self._norms)
 
     @property
     def clipped_count(self) -> int:
@@ -104,10 +104,18 @@ class ClipReport:
 
     @property
     def scales(self) -> np.ndarray:
-        return np.full(len(self.norms), self._scale) if self._scales is None else self._scales
+        return _read_only(np.full(len(self.norms), self._scale) if self._scales is None else self._scales)
 
     def __float__(self) -> float:
         return self.norm
+
+    def __format__(self, spec: str) -> str:
+        return format(self.norm, spec) if spec else repr(self)
+
+    def __reduce__(self):
+        found = Found(self.norm, self.norms, self.nonfinite, self.first_nonfinite, self.max_abs)
+        slots = {name: getattr(self, name) for name in self.__slots__}
+        return _restore, ({**slots, "_sums": found, "_norms": None},)
 
     def __repr__(self) -> str:
         text = f"norm={self.norm!r}, max_norm={self.max_norm!r}, scale={self.scale!r}, clipped={self.clipped}"
@@ -116,3 +124,35 @@ class ClipReport:
         if self.skipped:
             text += ", skipped=True"
         return f"ClipReport({text})"
+
+
+class Found:
+    """What a pickled report keeps of the sums: plain values, behind the same questions."""
+
+    def __init__(self, norm, norms, nonfinite, first_nonfinite, max_abs):
+        self._values = norm, norms, nonfinite, max_abs
+        self.first_nonfinite = first_nonfinite
+
+    def norm(self):
+        return self._values[0]
+
+    def norms(self):
+        return self._values[1]
+
+    def nonfinite(self):
+        return self._values[2]
+
+    def max_abs(self):
+        return self._values[3]
+
+
+def _restore(slots):
+    report = ClipReport.__new__(ClipReport)
+    for name, value in slots.items():
+        setattr(report, name, value)
+    return report
+
+
+def _read_only(array):
+    array.flags.writeable = False
+    return array

@@ -2,6 +2,7 @@
 
 import array
 import collections
+import ctypes
 import math
 import warnings
 from types import MappingProxyType
@@ -16,6 +17,11 @@ from reference import misaligned, snapshot
 import gradclip
 
 Layer = collections.namedtuple("Layer", "weight bias")
+
+
+class Mine(list):
+    pass
+
 
 CLIPS = [
     lambda grads: gradclip.clip_by_global_norm_(grads, 0.1),
@@ -40,6 +46,8 @@ def test_every_nesting_keeps_its_kind():
         "frozen": MappingProxyType({"z": a.copy()}),
         "empty": [],
         "zero": np.array(0.0),
+        "deque": collections.deque(maxlen=5),
+        "mine": Mine(),
     }
     clipped, report = gradclip.clip_by_global_norm(grads, math.sqrt(125) / 2)
     assert report.norm == math.sqrt(125)
@@ -53,6 +61,8 @@ def test_every_nesting_keeps_its_kind():
     assert isinstance(clipped["frozen"], MappingProxyType)
     assert clipped["empty"] == []
     assert clipped["zero"].shape == ()
+    assert clipped["deque"].maxlen == 5
+    assert isinstance(clipped["mine"], Mine)
     assert clipped["named"].weight.tolist() == [1.5, 2.0]
 
 
@@ -273,6 +283,14 @@ def test_interleaved_views_are_fine():
     gradclip.clip_by_global_norm_([parts.real, parts.imag], 1.0)
 
 
+def test_thousands_of_columns_are_told_apart_at_once():
+    matrix = np.ones((3, 5000), np.float32)
+    columns = [matrix[:, i] for i in range(5000)]
+    assert gradclip.clip_by_norm_(columns, 1.0).clipped_count == 5000
+    with pytest.raises(ValueError, match="7 and 5000 share memory"):
+        gradclip.clip_by_norm_([*columns, matrix[1:, 7]], 1.0)
+
+
 def test_functional_input_may_alias():
     a = np.array([3.0])
     clipped, report = gradclip.clip_by_global_norm([a, a], 1.0)
@@ -283,11 +301,15 @@ def test_functional_input_may_alias():
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        ({"a": np.zeros(2)}, "b/0: out has no such leaf"),
-        ({"a": np.zeros(2), "b": [np.zeros(3)], "c": np.zeros(1)}, "c: out has a leaf"),
+        ({"a": np.zeros(2)}, "b: out has no such entry"),
+        ({"a": np.zeros(2), "b": [np.zeros(3)], "c": np.zeros(1)}, "c: out has an entry"),
         ({"a": np.zeros(2), "b": [np.zeros(4)]}, "b/0: .*shape"),
         ({"a": np.zeros(2), "b": [np.zeros(3, np.float32)]}, "b/0: .*dtype"),
-        ({"b": [np.zeros(3)], "a": np.zeros(2)}, "a: out has its leaves in another order"),
+        ({"a": np.zeros(2), "b": [np.zeros(3), None]}, "b: grads has 1 entries, out has 2"),
+        ({"a": np.zeros(2), "b": {"0": np.zeros(3)}}, "b: grads is a list, out a dict"),
+        ({"a": np.zeros(2), "b": np.zeros(3)}, "b: grads and out are nested in different ways"),
+        ({"a": np.zeros(2), "b": [None]}, "b/0: grads and out are nested in different ways"),
+        ([np.zeros(2), np.zeros(3)], "grads: grads is a dict, out a list"),
         ({"a": np.zeros(2), "b": [read_only()]}, "b/0: read-only"),
     ],
 )
@@ -296,6 +318,14 @@ def test_out_must_match(out, message):
     with pytest.raises(ValueError, match=message):
         gradclip.clip_by_global_norm(grads, 0.1, out=out)
     assert all((leaf == leaf.flat[0]).all() for leaf in flat(out))
+
+
+def test_out_is_matched_by_key():
+    grads, out = {"b": np.array([3.0]), "a": np.array([4.0, 0.0])}, {"a": np.zeros(2), "b": np.zeros(1)}
+    returned, _ = gradclip.clip_by_global_norm(grads, 2.5, out=out)
+    assert returned is out
+    assert out["b"].tolist() == [1.5]
+    assert out["a"].tolist() == [2.0, 0.0]
 
 
 def test_out_must_not_overlap_the_input_elsewhere():
@@ -349,6 +379,9 @@ def test_buffers_and_array_interfaces():
     a = np.array([3.0, 4.0])
     gradclip.clip_by_global_norm_([Capsule(a)], 2.5)
     assert a.tolist() == [1.5, 2.0]
+    ctypes_array = (ctypes.c_float * 2)(3.0, 4.0)
+    gradclip.clip_by_global_norm_(ctypes_array, 2.5)
+    assert list(ctypes_array) == [1.5, 2.0]
     with pytest.raises(TypeError, match="0: dtype int32"):
         gradclip.global_norm([array.array("i", [1])])
 
@@ -367,15 +400,46 @@ def test_sparse_leaves_are_their_stored_values(kind):
     assert np.allclose(sparse.toarray(), dense / 5)
 
 
-def test_sparse_duplicates_are_summed_first():
-    twice = scipy.sparse.coo_array(([1.5, 1.5, 4.0], ([0, 0, 1], [0, 0, 1])), shape=(2, 2))
-    assert gradclip.global_norm(twice) == 5.0
+@pytest.mark.parametrize("kind", ["csr_array", "csc_matrix", "coo_array", "coo_matrix"])
+def test_sparse_duplicates_are_summed_first(kind):
+    def twice():
+        coo = scipy.sparse.coo_array(([4.0, 1.5, 1.5], ([1, 0, 0], [1, 0, 0])), shape=(2, 2))
+        if kind.startswith("coo"):
+            return getattr(scipy.sparse, kind)(coo)
+        return getattr(scipy.sparse, kind)(([1.5, 1.5, 4.0], [0, 0, 1], [0, 2, 3]), shape=(2, 2))
+
+    sparse = twice()
+    assert gradclip.global_norm(sparse) == 5.0
+    clipped, _ = gradclip.clip_by_global_norm([sparse], 2.5)
+    assert np.allclose(clipped[0].toarray(), np.diag([1.5, 2.0]))
+    with pytest.raises(TypeError, match="^b: "):
+        gradclip.clip_by_global_norm_({"a": sparse, "b": np.ones(2, int)}, 1.0)
+    gradclip.clip_by_global_norm_([sparse], 9.0)
+    assert sparse.data.tolist() == twice().data.tolist()  # untouched so far
+    gradclip.clip_by_global_norm_([sparse], 2.5)
+    assert np.allclose(sparse.toarray(), np.diag([1.5, 2.0]))
+    assert sparse.nnz == 2
+
+
+def test_sparse_out_must_have_the_same_pattern():
+    a, b = scipy.sparse.csr_array(np.eye(3)), scipy.sparse.csr_array(np.fliplr(np.eye(3)))
+    with pytest.raises(ValueError, match="^grads: the stored values of out stand at other places"):
+        gradclip.clip_by_global_norm(a, 0.1, out=b)
+    c = a.copy()
+    gradclip.clip_by_global_norm(a, math.sqrt(3) / 2, out=c)
+    assert np.allclose(c.toarray(), np.eye(3) / 2)
+
+
+def test_dok_and_other_sparse_formats_are_refused_by_name():
+    for kind in ("dok", "lil", "dia"):
+        with pytest.raises(TypeError, match=f"^emb: scipy.sparse format '{kind}'"):
+            gradclip.global_norm({"emb": scipy.sparse.eye_array(3, format=kind)})
 
 
 def test_torch_tensors():
     torch = pytest.importorskip("torch")
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        t = torch.tensor([3.0, 4.0], dtype=dtype, requires_grad=True)
+        t = torch.tensor([3.0, 4.0], dtype=dtype)
         clipped, report = gradclip.clip_by_global_norm({"t": t}, 2.5)
         assert report.norm == 5.0
         assert clipped["t"].dtype == dtype
@@ -383,6 +447,19 @@ def test_torch_tensors():
         assert t.tolist() == [3.0, 4.0]
         gradclip.clip_by_global_norm_(t, 2.5)
         assert t.tolist() == [1.5, 2.0]
+
+
+def test_torch_parameters_are_not_mistaken_for_gradients():
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Linear(2, 1)
+    before = [p.tolist() for p in layer.parameters()]
+    with pytest.raises(TypeError, match=r"^0: .*pass p\.grad"):
+        gradclip.clip_by_global_norm_(layer.parameters(), 1e-3)
+    assert [p.tolist() for p in layer.parameters()] == before
+    assert gradclip.global_norm(layer.parameters()) > 0
+    layer(torch.ones(1, 2)).sum().backward()
+    report = gradclip.clip_by_global_norm_([p.grad for p in layer.parameters()], 1e-3)
+    assert report.clipped
 
 
 def test_jax_arrays_in_functional_forms():

@@ -71,6 +71,9 @@ def test_only_alike_measures_merge():
         a + gradclip.measure(np.ones(3), grad_scale=2.0)
     with pytest.raises(TypeError):
         a + 1
+    with pytest.raises(ValueError, match="read-only"):
+        a.norms[0] = 1.0
+    assert repr(a) == "Measure(norm=1.7320508075688772, ord=2, size=3, max_abs=1.0)"
     with pytest.raises(TypeError):
         "x" + a
 

@@ -1,6 +1,9 @@
 """clip_by_global_norm, clip_by_norm, normalize, global_norm: meanings, policies and reports."""
 
+import copy
+import inspect
 import math
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -152,10 +155,14 @@ def poisoned():
 def test_raise_names_the_first_and_writes_nothing(clip):
     grads = poisoned()
     before = snapshot(grads.values())
-    with pytest.raises(gradclip.NonFiniteGradientError, match=r"w: NaN or Inf at flat index 1 \(3 in all") as caught:
+    with pytest.raises(
+        gradclip.NonFiniteGradientError, match=r"w: nan at flat index 1 \(NaN or Inf in all leaves: 3\)"
+    ) as caught:
         clip(grads, 1.0)
     assert (caught.value.path, caught.value.index, caught.value.count) == ("w", 1, 3)
     assert isinstance(caught.value, FloatingPointError)
+    assert math.isnan(caught.value.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert snapshot(grads.values()) == before
 
 
@@ -323,6 +330,13 @@ def test_strict_decides_by_the_exact_norm():
     report = gradclip.clip_by_global_norm_(a, 1.0, strict=True)
     assert report.clipped
     assert power_sum([a]) <= 1
+    for tiny in (1e-10, 1e-25, 1e-100, 5e-324):  # far below what the sum of a pass carries
+        a = np.array([math.pi, tiny])
+        assert gradclip.clip_by_global_norm_(a, math.pi, strict=True).clipped
+        assert power_sum([a]) <= Fraction(math.pi) ** 2
+    exact = np.array([3.0, 4.0])
+    assert not gradclip.clip_by_global_norm_(exact, 5.0, strict=True).clipped
+    assert not gradclip.clip_by_norm_([exact, np.array([1e-30])], 5.0, strict=True).clipped
 
 
 # ---- arguments ----------------------------------------------------------------------------------------
@@ -339,6 +353,9 @@ def test_strict_decides_by_the_exact_norm():
         ({"max_norm": True}, TypeError, "real number"),
         ({"max_norm": 1j}, TypeError, "real number"),
         ({"max_norm": np.ones(2)}, TypeError, "real number"),
+        ({"max_norm": np.array("1")}, TypeError, "real number"),
+        ({"max_norm": np.datetime64(1, "s")}, TypeError, "real number"),
+        ({"grad_scal": 2.0}, TypeError, "unexpected keyword argument 'grad_scal'; the keywords of norms are ord, eps"),
         ({"max_norm": 10**400}, ValueError, "range"),
         ({"eps": -1e-9}, ValueError, "eps"),
         ({"eps": math.inf}, ValueError, "eps"),
@@ -384,6 +401,27 @@ def test_report_is_immutable_and_fits_a_line():
     bad = gradclip.clip_by_global_norm_([np.array([np.nan])], 1.0, nonfinite="skip")
     assert "nonfinite=1, first_nonfinite=('0', 0), skipped=True" in repr(bad)
     assert "\n" not in repr(bad)
+    with pytest.raises(ValueError, match="read-only"):
+        report.scales[0] = 1.0
+    assert f"{report:.2f}" == "5.00"
+    assert f"{report}" == repr(report)
+
+
+@pytest.mark.parametrize("clip", FUNCTIONAL)
+def test_report_can_be_pickled_and_copied(clip):
+    _, report = clip([np.array([3.0, np.nan]), np.array([4.0])], 1.0, nonfinite="zero")
+    for again in (pickle.loads(pickle.dumps(report)), copy.deepcopy(report), pickle.loads(pickle.dumps(copy.copy(report)))):
+        assert repr(again) == repr(report)
+        assert again.norms.tolist() == report.norms.tolist()
+        assert again.scales.tolist() == report.scales.tolist()
+        assert (again.size, again.clipped_count, again.max_abs) == (report.size, report.clipped_count, report.max_abs)
+
+
+def test_help_spells_the_keywords_out():
+    for clip in (*IN_PLACE, *FUNCTIONAL, gradclip.apply_clip, gradclip.apply_clip_):
+        names = list(inspect.signature(clip).parameters)
+        assert names[-3:] == ["nonfinite", "grad_scale", "strict"]
+        assert len(set(names)) == len(names)
 
 
 def test_report_outlives_a_change_of_its_gradients():

@@ -4,10 +4,12 @@ import ctypes
 import ctypes.util
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,6 +83,14 @@ def test_isa_can_be_forced_and_is_refused_loudly():
     refused = run("import gradclip", GRADCLIP_ISA="sve9")
     assert refused.returncode != 0
     assert "GRADCLIP_ISA='sve9': this machine and build offer baseline" in refused.stderr
+
+
+def test_an_unbuilt_source_tree_says_what_to_do(tmp_path):
+    source = Path(gradclip.__file__).parent
+    shutil.copytree(source, tmp_path / "gradclip", ignore=shutil.ignore_patterns("*.so", "*.pyd", "__pycache__"))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import gradclip"
+    found = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert "this is an unbuilt source tree. Run `python -m pip install -e .`" in found.stderr
 
 
 def test_import_changes_nothing_outside():

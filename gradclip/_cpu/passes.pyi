@@ -12,6 +12,7 @@ class Sums:
     grad_scale: float
     finite_only: bool
     first_nonfinite: tuple[str, int] | None
+    first_value: object
     @staticmethod
     def from_exact(
         total: Fraction,

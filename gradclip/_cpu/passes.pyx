@@ -245,7 +245,7 @@ def measure(Leaves leaves, int ord, double grad_scale=1.0, Plan bounds=None):
     """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
     cdef Sums sums = run_measure(leaves.leaf, leaves, ord, grad_scale, NULL if bounds is None else bounds.write, None)
     if sums.total.nans + sums.total.infs:
-        sums.first_nonfinite = find_nonfinite(sums, leaves)
+        find_nonfinite(sums, leaves)
     return sums
 
 
@@ -271,10 +271,11 @@ def write(Leaves leaves, Plan plan):
             for i in prange(chunks - 1, -1, -1, schedule="dynamic", num_threads=team):
                 write_chunk(to, source, group + i * chunk, min(chunk, n - i * chunk), w, per_leaf)
     PyMem_Free(group)
+    leaves.written()
 
 
 cdef object find_nonfinite(Sums sums, Leaves leaves):
-    """(path, flat index) of the first element, in index order, that is not finite."""
+    """Note (path, flat index) and value of the first element, in index order, that is not finite."""
     cdef char buffer[BUFFER]
     cdef gc_leaf leaf
     cdef ptrdiff_t i = 0, first = 0, n, j
@@ -289,10 +290,13 @@ cdef object find_nonfinite(Sums sums, Leaves leaves):
             for j in range(n):
                 if not isfinite(kernels.amax[leaf.dtype](x + j * leaf.itemsize, 1)):
                     PyMem_Free(leaf.axes)
-                    return leaves.path(i), (first + j) // (2 if leaf.is_complex else 1)
+                    j = (first + j) >> leaf.is_complex
+                    sums.first_nonfinite = leaves.path(i), j
+                    sums.first_value = leaves.arrays[i].flat[j]
+                    return None
         first += BLOCK
     PyMem_Free(leaf.axes)
-    return None                 # another thread has changed the leaf since
+    sums.first_nonfinite = leaves.path(i), 0    # another thread has changed the leaf since
 
 
 # ---- what the passes hand out and take ------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The one build rule: the kernel file is compiled once per instruction set, with that set's flags on it
 alone, and linked into the Cython passes. Everything else is in pyproject.toml."""
 
-import platform
 import sys
+import sysconfig
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,7 +17,7 @@ CPU = "gradclip/_cpu/"
 DEPENDS = [CPU + "kernels.c", CPU + "README.md"]
 DEPENDS += sorted(str(p) for p in Path("gradclip").rglob("*") if p.suffix in {".h", ".pxd"})
 MSVC = sys.platform == "win32"
-X86 = platform.machine().lower() in ("x86_64", "amd64")
+X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))  # not a universal2 build, which is arm64 too
 
 # No contraction: every set must round alike. No -ffast-math, no -march=native, ever.
 STRICT = ["/fp:precise", "/O2"] if MSVC else ["-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno"]

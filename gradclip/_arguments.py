@@ -28,9 +28,11 @@ def number(name: str, value: Any, least: float = -math.inf) -> float:
         if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or _is_scalar_array(value)):
             raise TypeError(f"{name} must be a real number, not {type(value).__name__} {value!r}")
         try:
-            value = float(value)
+            given, value = value, float(value)
         except OverflowError:
             raise ValueError(f"{name} is beyond the range of float64") from None
+        if math.isinf(value) and given != value:
+            raise ValueError(f"{name} is beyond the range of float64")
     if not value >= least:
         bound = "a number" if least == -math.inf else f"at least {least:g}"
         raise ValueError(f"{name} must be {bound}, not {value!r}")

@@ -3,6 +3,7 @@ result back in the caller's own type. No library is imported here; one is used o
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -52,8 +53,11 @@ def view(node, write):
     if is_sparse(node):
         if node.format not in ("csr", "csc", "coo", "bsr"):
             raise TypeError(f"scipy.sparse format {node.format!r} keeps no plain array of values; use .tocsr()")
-        if not node.has_canonical_format:  # duplicates are summed in a copy: the caller's may yet stay as it is
-            node = node.copy()
+        tail = node.format != "coo" and len(node.data) != node.indptr[-1]
+        if tail or not node.has_canonical_format:
+            node = node.copy()  # duplicates are summed in a copy: the caller's may yet stay as it is
+            if tail:
+                node.prune()
             node.sum_duplicates()
         return node.data, node
     if isinstance(node, np.generic):
@@ -68,7 +72,7 @@ def view(node, write):
         if hasattr(node, "__array__"):  # JAX: read-only, bfloat16 included
             return np.asarray(node, copy=False), node
         return np.from_dlpack(node), node
-    except (TypeError, ValueError, BufferError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, BufferError, RuntimeError) as error:
         raise TypeError(f"{kind} gives NumPy no view of its memory on the CPU: {error}") from None
 
 
@@ -133,7 +137,7 @@ def like_container(node, items):
     if isinstance(node, Mapping):
         return _like_mapping(node, items)
     if isinstance(node, tuple):
-        return type(node)(*items) if hasattr(node, "_fields") else type(node)(items)
+        return type(node)._make(items) if hasattr(node, "_fields") else type(node)(items)
     if isinstance(node, list):
         return items if type(node) is list else type(node)(items)
     return deque(items, node.maxlen) if type(node) is deque else items
@@ -144,7 +148,10 @@ def _like_mapping(node, items):
     if type(node) is dict:
         return pairs
     if isinstance(node, dict):
-        result = node.copy()  # keeps a defaultdict's factory
+        result = copy.copy(node)  # keeps a defaultdict's factory
         result.update(pairs)
         return result
-    return type(node)(pairs)
+    try:
+        return type(node)(pairs)
+    except (TypeError, ValueError):  # an opened .npz file, say
+        return pairs

@@ -150,8 +150,6 @@ cdef class Leaves:
         self.tree = tree
         self._capacity = 0
         self.walk(tree, write, 0)
-        if self.count == 0 and isinstance(tree, Iterator):
-            warnings.warn(f"{name}: the iterator yielded no arrays (was it used up before?)", RuntimeWarning, stacklevel=2)
         if write and self.count > 1:
             self.check_overlap([])
 
@@ -197,7 +195,10 @@ cdef class Leaves:
             if self._materialised is None:
                 self._materialised = {}
             if id(node) not in self._materialised:
-                self._materialised[id(node)] = (node, list(node))
+                items = list(node)
+                self._materialised[id(node)] = (node, items)
+                if not items and isinstance(node, Iterator):
+                    warnings.warn(f"{self.name}: an iterator yielded nothing (was it used up before?)", RuntimeWarning, stacklevel=2)
             return self._materialised[id(node)][1]
         return None
 
@@ -210,6 +211,10 @@ cdef class Leaves:
             if inner is None:
                 self.add_foreign(node, write)
             else:
+                if write and isinstance(node, Mapping) and not isinstance(node, dict):
+                    for key, child in zip(node, inner):
+                        if node[key] is not child:
+                            raise TypeError(f"{self.name}: {type(node).__name__} makes its values anew, so none can be written in place")
                 if depth == MAX_DEPTH:
                     raise ValueError(f"{self.name}: nested deeper than {MAX_DEPTH} levels; does a container hold itself?")
                 for child in inner:
@@ -249,7 +254,7 @@ cdef class Leaves:
             raise TypeError(f"{self.path(self.count)}: the mask of a masked array would be ignored; pass .data or .filled(0)")
         if write:
             if not cnp.PyArray_ISWRITEABLE(a):
-                raise ValueError(f"{self.path(self.count)}: read-only array in an in-place call")
+                raise ValueError(f"{self.path(self.count)}: read-only array, which cannot be written")
         if self.count == self._capacity:
             self._capacity = 2 * self._capacity if self._capacity else 16
             leaf = <gc_leaf *>PyMem_Realloc(self.leaf, self._capacity * sizeof(gc_leaf))
@@ -269,7 +274,7 @@ cdef class Leaves:
             if write and overlaps_itself(a):
                 raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
             lay_out(a, None, leaf, NULL, False)
-        self.arrays.append(node)
+        self.arrays.append(node if cnp.PyArray_CheckExact(a) else node.view(np.ndarray))
         self.count += 1
         return 0
 

@@ -29,12 +29,16 @@ def overlaps_itself(cnp.ndarray a):
     """Whether two indices of one array share memory. Nested strides cannot; what is not nested is
     enumerated, which only as_strided makes necessary."""
     cdef ptrdiff_t reach = cnp.PyArray_ITEMSIZE(a)
+    cdef bint nested = True
     for stride, n in sorted((abs(s), n) for s, n in zip((<object>a).strides, (<object>a).shape) if n > 1):
-        if stride < reach:
-            break
+        if stride == 0:
+            return True
+        nested = nested and stride >= reach
         reach += stride * (n - 1)
-    else:
+    if nested:
         return False
+    if (<object>a).nbytes > reach:
+        return True
     starts = np.zeros(1, np.intp)
     for stride, n in zip((<object>a).strides, (<object>a).shape):
         starts = (starts[:, None] + np.arange(n) * stride).ravel()
@@ -116,8 +120,12 @@ cdef bint interleaved(list arrays, gc_extent *extent, Py_ssize_t n) except -1:
         PyMem_Free(residue)
 
 
-cdef bint same_view(a, b):
-    return a.strides == b.strides and a.__array_interface__["data"] == b.__array_interface__["data"]
+cdef bint same_view(cnp.ndarray a, cnp.ndarray b):
+    cdef int d
+    for d in range(cnp.PyArray_NDIM(a)):
+        if cnp.PyArray_DIM(a, d) > 1 and cnp.PyArray_STRIDE(a, d) != cnp.PyArray_STRIDE(b, d):
+            return False
+    return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
 
 
 def find_overlap(list written, list read):

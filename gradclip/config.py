@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import platform
 
 from ._cpu import machine
@@ -26,7 +24,7 @@ def show_config() -> str:
     >>> gradclip.show_config().splitlines()[0].startswith("gradclip ")
     True
     """
-    present = [f"{name} {importlib.metadata.version(name)}" for name in OPTIONAL if importlib.util.find_spec(name)]
+    present = [found for name in OPTIONAL if (found := _installed(name))]
     openmp = f"OpenMP {machine.openmp_version}" if machine.openmp_version else "none (serial build)"
     return "\n".join(
         [
@@ -38,3 +36,12 @@ def show_config() -> str:
             f"optional          {', '.join(present) or 'none'}",
         ]
     )
+
+
+def _installed(name):
+    from importlib import metadata  # dear to import, and seldom needed
+
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        return None

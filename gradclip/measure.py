@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import Rule, number, spelled_out
-from ._cpu.passes import Sums
+from ._cpu.passes import StandardState, Sums
 from ._cpu.passes import measure as measure_leaves
 from ._decide import decide
 from ._leaves import Leaves
@@ -66,7 +67,7 @@ class Measure:
     first_nonfinite: tuple[str, int] | None
     _nans: int
     _infs: int
-    _sum: int  # of the powers of the stored elements: _sum * 2**_exponent
+    _sum: int  # what `exact` returns: _sum * 2**_exponent
     _exponent: int
 
     @property
@@ -75,9 +76,9 @@ class Measure:
 
     @property
     def norm(self) -> float:
-        if self.ord == math.inf:
-            return self.max_abs
-        return root(self.exact() / Fraction(self.grad_scale) ** int(self.ord), int(self.ord))
+        power = 1 if self.ord == math.inf else int(self.ord)
+        with StandardState():
+            return root(self.exact() / Fraction(self.grad_scale) ** power, power)
 
     def __post_init__(self):
         self.norms.flags.writeable = False
@@ -91,7 +92,7 @@ class Measure:
         return f"Measure({text})"
 
     def exact(self) -> Fraction:
-        """The sum of the powers of the stored, finite elements, as a Fraction."""
+        """The sum of the powers (or the maximum) of the stored, finite magnitudes, as a Fraction."""
         return Fraction(self._sum) * Fraction(2) ** self._exponent
 
     def __add__(self, other: Measure) -> Measure:
@@ -101,6 +102,7 @@ class Measure:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise ValueError(f"measures of different {name} cannot be merged: {mine:g} and {theirs:g}")
+        join = max if self.ord == math.inf else operator.add
         return Measure(
             self.ord,
             self.grad_scale,
@@ -110,7 +112,7 @@ class Measure:
             self.first_nonfinite or other.first_nonfinite,
             self._nans + other._nans,
             self._infs + other._infs,
-            *dyadic(self.exact() + other.exact()),
+            *dyadic(join(self.exact(), other.exact())),
         )
 
     def __radd__(self, other: int) -> Measure:
@@ -119,8 +121,7 @@ class Measure:
     def sums(self):
         """As the total of a read pass, for `decide`."""
         ord = 0 if self.ord == math.inf else int(self.ord)
-        stored_max = self.max_abs * self.grad_scale
-        return Sums.from_exact(self.exact(), ord, self.grad_scale, stored_max, self._nans, self._infs, self.first_nonfinite)
+        return Sums.from_exact(self.exact(), ord, self.grad_scale, self.max_abs, self._nans, self._infs, self.first_nonfinite)
 
 
 def dyadic(value):
@@ -239,13 +240,14 @@ def _application(measure, max_norm, norm):
         raise TypeError(f"measure must be a Measure, not {type(measure).__name__}")
     own = {"ord": measure.ord, "grad_scale": measure.grad_scale}
     for name, value in own.items():
-        if norm.get(name, value) != value:
+        if name in norm and number(name, norm[name]) != value:
             raise ValueError(f"{name} is {norm[name]!r} here, but {value!r} in the measure")
     return Rule.of({**norm, **own}), number("max_norm", max_norm, 0.0)
 
 
 def _apply(leaves, to, measure, rule, max_norm, keep_out):
-    share = 1
-    if rule.strict and rule.ord and measure.exact():
-        share = measure_leaves(leaves, rule.ord).exact() / measure.exact()
-    return decide(measure.sums(), to, rule, max_norm, keep_out=keep_out, share=share, norms=measure.norms)
+    with StandardState():
+        sums, share = measure.sums(), 1
+        if rule.strict and rule.ord and measure.exact():
+            share = measure_leaves(leaves, rule.ord).exact() / measure.exact()
+    return decide(sums, to, rule, max_norm, keep_out=keep_out, share=share, norms=measure.norms)

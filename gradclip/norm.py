@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ._arguments import Rule, number, spelled_out
 from ._cpu.passes import measure
 from ._decide import decide
@@ -205,7 +207,7 @@ def normalize_(grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf:
     >>> grad
     array([0.6, 0.8])
     """
-    rule, target = _normalization(target, eps, norm)
+    rule, target = _normalization(target, eps, per_leaf, norm)
     leaves = Leaves(grads, True)
     sums = measure(leaves, rule.ord, rule.grad_scale)
     return decide(sums, leaves, rule, [target] * leaves.count if per_leaf else target, target, normalize=True)
@@ -230,7 +232,7 @@ def normalize(
     >>> unit
     array([0., 1.])
     """
-    rule, target = _normalization(target, eps, norm)
+    rule, target = _normalization(target, eps, per_leaf, norm)
     leaves = Leaves(grads)
     to = leaves.target(out)
     sums = measure(leaves, rule.ord, rule.grad_scale)
@@ -265,7 +267,9 @@ def global_norm(grads: Any, ord: float = 2) -> float:
     return measure(Leaves(grads), rule.ord).norm()
 
 
-def _normalization(target, eps, norm):
+def _normalization(target, eps, per_leaf, norm):
+    if not isinstance(per_leaf, bool | np.bool_):
+        raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
     rule = Rule.of({**norm, "eps": eps})
     target = number("target", target, 0.0)
     if target == math.inf:

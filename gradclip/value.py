@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import number
-from ._cpu.passes import Plan, measure, write
+from ._cpu.passes import Plan, StandardState, measure, write
 from ._leaves import Leaves
 from .norm import result
 from .report import ClipReport
@@ -86,13 +86,13 @@ def _clip(leaves, to, low, high):
     for i, array in enumerate(leaves.arrays):
         if array.dtype.kind == "c":
             raise TypeError(f"{leaves.path(i)}: complex numbers have no order; clip by norm instead")
-    bounds = Plan(1)
-    bounds.clamp(0, _rounded(low), _rounded(high))
+    bounds, lows, highs = Plan(1), _rounded(low), _rounded(high)
+    bounds.clamp(0, lows, highs)
     sums = measure(leaves, 2, bounds=bounds)
     plan = Plan(leaves.count)
     for i in range(leaves.count):
         if sums.outside(i):
-            plan.clamp(i, _rounded(low), _rounded(high))
+            plan.clamp(i, lows, highs)
     outside = sums.outside()
     if outside or to.is_target:
         write(to, plan)
@@ -101,7 +101,7 @@ def _clip(leaves, to, low, high):
 
 def _rounded(bound):
     """A bound in the dtypes of the kernels: float16, bfloat16, float32, float64."""
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore"), StandardState():
         half, single = float(np.float16(bound)), float(np.float32(bound))
         brain = float(np.array(bound, sys.modules["ml_dtypes"].bfloat16)) if "ml_dtypes" in sys.modules else math.nan
     return half, brain, single, bound

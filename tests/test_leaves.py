@@ -82,10 +82,12 @@ def test_iterators_are_read_once():
 
 def test_used_up_iterator_warns_here():
     empty = iter([])
-    with pytest.warns(RuntimeWarning, match="yielded no arrays") as caught:
+    with pytest.warns(RuntimeWarning, match="an iterator yielded nothing") as caught:
         report = gradclip.clip_by_global_norm_(empty, 1.0)
     assert report.norm == 0.0
     assert caught[0].filename == __file__
+    with pytest.warns(RuntimeWarning, match="an iterator yielded nothing"):
+        gradclip.global_norm([np.ones(1), iter([])])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gradclip.clip_by_global_norm_([], 1.0)
@@ -266,6 +268,48 @@ def test_overlapping_leaves_name_both_paths(clip):
         with pytest.raises(ValueError, match="y/z and x|x and y/z"):
             clip({"y": bad["y"], "other": np.ones(2), "x": bad["x"]})
     assert a.tolist() == [1.0] * 10
+
+
+def test_overlap_is_found_as_brute_force_finds_it():
+    rng = np.random.default_rng(4)
+    seen = [0, 0]
+    for _ in range(600):
+        base = np.zeros((6, 8), np.float32)
+        place = np.arange(48).reshape(6, 8)
+
+        def cut():
+            rows, columns = (slice(*sorted(rng.integers(0, n + 1, 2)), int(rng.integers(1, 4))) for n in (6, 8))
+            flip = slice(None, None, int(rng.choice([-1, 1]))), slice(None, None, int(rng.choice([-1, 1])))
+            return lambda a: a[rows, columns][flip]
+
+        cuts = [cut() for _ in range(3)]
+        places = [set(c(place).ravel().tolist()) for c in cuts]
+        overlap = any(places[i] & places[j] for i in range(3) for j in range(i))
+        seen[overlap] += 1
+        if overlap:
+            with pytest.raises(ValueError, match="share memory"):
+                gradclip.clip_by_global_norm_([c(base) for c in cuts], 1.0)
+        else:
+            gradclip.clip_by_global_norm_([c(base) for c in cuts], 1.0)
+    assert min(seen) > 50
+
+
+def test_reversed_contiguous_views_overlap_too():
+    x = np.ones(10)
+    with pytest.raises(ValueError, match="0 and 1 share memory"):
+        gradclip.clip_by_global_norm_([x[:3], x[3::-1]], 0.1)
+    huge = np.lib.stride_tricks.as_strided(np.ones(1), (10**11,), (0,))
+    with pytest.raises(ValueError, match="share memory"):
+        gradclip.clip_by_global_norm_(huge, 0.1)
+
+
+def test_mappings_that_make_their_values_anew(tmp_path):
+    np.savez(tmp_path / "g.npz", a=np.array([3.0, 4.0]))
+    with np.load(tmp_path / "g.npz") as file:
+        with pytest.raises(TypeError, match="NpzFile makes its values anew"):
+            gradclip.clip_by_global_norm_(file, 0.1)
+        clipped, _ = gradclip.clip_by_global_norm(file, 2.5)
+    assert clipped["a"].tolist() == [1.5, 2.0]
 
 
 def test_interleaved_views_are_fine():

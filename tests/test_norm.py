@@ -323,6 +323,22 @@ def test_strict_by_leaf_normalized_unscaled_and_tiny():
     assert tiny.tolist() == [0.0] * 4
 
 
+def test_strict_counts_overflow_as_above_any_bound():
+    for a, options in ((np.full(4, 1e-3, np.float16), {}), (np.full(4, 6e4, np.float16), {"grad_scale": 0.01})):
+        clip = gradclip.clip_by_global_norm if options else gradclip.normalize
+        clipped, _ = clip(a, 1e6, strict=True, **options)
+        assert np.isfinite(clipped).all()
+        assert power_sum([clipped]) <= Fraction(1e6) ** 2
+
+
+def test_normalize_changes_nothing_at_its_target():
+    a = np.array([3.0, 4.0])
+    report = gradclip.normalize_(a, 5.0, eps=0)
+    assert (report.clipped, report.scale) == (False, 1.0)
+    with pytest.raises(TypeError, match="per_leaf"):
+        gradclip.normalize_(a, per_leaf="no")
+
+
 def test_strict_decides_by_the_exact_norm():
     a = np.array([1.0, 2.0**-30])  # norm rounds to 1.0, and is above it
     assert gradclip.global_norm(a) == 1.0

@@ -190,6 +190,50 @@ def test_one_ulp_above_the_threshold_clips_and_the_threshold_does_not():
     assert gradclip.clip_by_global_norm_(a, math.nextafter(norm, 0)).clipped
 
 
+def test_sums_beyond_float64_of_elements_far_below(isa):
+    for exponent in (470, 480, 500, 511):
+        a = np.full(2**19 + 5, 2.0**exponent)
+        leaves = [a] * 40
+        exact = len(leaves) * len(a) * Fraction(2) ** (2 * exponent)
+        assert norm_error(gradclip.global_norm(leaves), exact) <= 0.501
+        assert gradclip.measure(leaves).norm == gradclip.global_norm(leaves)
+
+
+def test_maximum_norm_and_scale_at_the_ends_of_the_range(isa):
+    big, tiny = np.array([1e308]), np.array([2.5e-323])
+    assert gradclip.clip_by_global_norm(big, 1.0, ord=math.inf, grad_scale=1024.0)[1].norm == 1e308 / 1024
+    clipped, report = gradclip.clip_by_global_norm(big, 1.0, ord=math.inf, grad_scale=0.5)
+    assert report.norm == math.inf
+    assert clipped.tolist() == pytest.approx([1.0], rel=1e-15)
+    scale = 0.75 * 2.0**-200
+    report = gradclip.clip_by_global_norm(tiny, math.inf, ord=math.inf, grad_scale=scale)[1]
+    assert report.norm == float(Fraction(tiny[0]) / Fraction(scale))
+    clipped, _ = gradclip.clip_by_global_norm(np.array([0, 1e-315]), math.inf, grad_scale=1e-310)
+    assert clipped.tolist() == pytest.approx([0.0, float(Fraction(1e-315) / Fraction(1e-310))], rel=1e-15)
+    m = gradclip.measure(big, ord=math.inf, grad_scale=0.5)
+    assert (m.norm, m.max_abs) == (math.inf, math.inf)
+    assert gradclip.apply_clip(big, m, 1.0)[0].tolist() == pytest.approx([1.0], rel=1e-15)
+    zero, report = gradclip.clip_by_global_norm(np.array([5e-324]), 0.0, grad_scale=1e10, strict=True)
+    assert (zero[0], report.scale) == (0.0, 0.0)
+
+
+def test_halves_under_enormous_factors(isa):
+    for dtype in (np.float16, BFLOAT16):
+        a = np.array([0, 1e-7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], dtype)
+        for enlarged in (gradclip.normalize(a, 1e39)[0], gradclip.clip_by_global_norm(a, math.inf, grad_scale=1e-300)[0]):
+            assert enlarged[1] == math.inf
+            assert (np.delete(enlarged, 1) == 0).all()
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).maxexp <= 1024, reason="long double has float64's range here")
+def test_complex_magnitude_beyond_float64(isa):
+    z = np.array([1.7e308 + 1.7e308j, 1])
+    clipped, report = gradclip.clip_by_global_norm(z, 1.0, ord=math.inf)
+    assert report.norm == math.inf
+    assert abs(clipped[0]) == pytest.approx(1.0, rel=1e-15)
+    assert gradclip.measure(z, ord=math.inf).norm == math.inf
+
+
 @pytest.mark.parametrize("ord", [1, 2, math.inf])
 @pytest.mark.parametrize("dtype", COMPLEX, ids=ids)
 def test_complex_norms(isa, dtype, ord):

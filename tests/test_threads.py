@@ -128,6 +128,24 @@ def test_a_forked_child_clips_serially_and_does_not_hang():
     assert result.stdout.strip() == "0", result.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_that_python_does_not_see():
+    code = """
+    import ctypes, os
+    import numpy as np, gradclip
+    from gradclip._cpu import machine
+    machine.set_threads(4)
+    a = np.ones(2_000_000, np.float32)
+    norm = gradclip.global_norm(a)
+    child = ctypes.PyDLL(None).fork()
+    if child == 0:
+        os._exit(0 if gradclip.global_norm(a) == norm else 1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    result = run(code)
+    assert result.stdout.strip() == "0", result.stderr
+
+
 def test_many_python_threads_at_once():
     a = [gradient(np.float32, 400_000, seed=s) for s in range(4)]
     expected = [gradclip.global_norm(x) for x in a]
@@ -180,11 +198,18 @@ def test_flush_to_zero_set_outside_changes_no_bit():
     half = np.array([2.0**-24, 3 * 2.0**-24], np.float16)
     expected = gradclip.clip_by_global_norm([tiny, half], 1e-7)
     smallest = gradclip.clip_by_global_norm(tiny, 2e-310)
+    strict = gradclip.clip_by_global_norm(tiny, 2e-310, strict=True)[0].tobytes()
+    small_and_one = np.array([1e-40, 1.0], np.float32)
+    value = gradclip.clip_by_value(small_and_one, 1e-40)[0].tobytes()
+    applied = gradclip.apply_clip(tiny, gradclip.measure(tiny, ord=np.inf), 2e-310)[0].tobytes()
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush")
     try:
         found = gradclip.clip_by_global_norm([tiny, half], 1e-7)
         small = gradclip.clip_by_global_norm(tiny, 2e-310)
+        assert gradclip.clip_by_global_norm(tiny, 2e-310, strict=True)[0].tobytes() == strict
+        assert gradclip.clip_by_value(small_and_one, 1e-40)[0].tobytes() == value
+        assert gradclip.apply_clip(tiny, gradclip.measure(tiny, ord=np.inf), 2e-310)[0].tobytes() == applied
     finally:
         torch.set_flush_denormal(False)
     assert found[1].norm == expected[1].norm

@@ -1,3 +1,4 @@
+# cython: cdivision=True
 """Scalars of the passes: folding block sums, and from their sum to a norm and a factor.
 
 Blocks fold, in order, into two long doubles (high, low) by TwoSum: on x86-64 128 bits, where long
@@ -14,12 +15,13 @@ cdef extern from "kernels.h" nogil:
 
 cdef extern from "<math.h>" nogil:
     long double ldexpl(long double x, int exponent)
+    long double frexpl(long double x, int *exponent)
 
 
 cdef struct Sum:
     long double high, low   # of the finite elements
     int bin
-    double amax             # largest finite magnitude
+    long double amax        # largest finite magnitude: of a complex number, beyond float64 perhaps
     ptrdiff_t nans, infs    # elements that are NaN, Inf
     ptrdiff_t outside       # elements beyond the bounds, where bounds are given
 
@@ -82,9 +84,9 @@ cdef inline Wide norm_of(const Sum *s, int ord, double grad_scale) noexcept nogi
     cdef Wide w
     cdef double root, rest
     if ord == 0:
-        w.head = s.amax
-        w.tail = 0
         w.exponent = 0
+        w.head = <double>frexpl(s.amax, &w.exponent)
+        w.tail = 0
     else:
         w = wide_sum(s, ord)
         if ord == 2 and w.head > 0:
@@ -127,9 +129,11 @@ cdef inline Factor factor_of(double target, Wide norm, double eps, double grad_s
     cdef double n = narrow(norm), d
     cdef int et = 0, en = 0, ed = 0, es = 0
     f.shift = 0
+    f.value = f.last = 0
+    if target == 0:
+        return f
     f.value = f.last = target / (n + eps) / grad_scale
-    if target == 0 or (1e-290 < fabs(f.value) < 1e290 and 1e-290 < n + eps < 1e290
-                       and 1e-290 < target / (n + eps) < 1e290):
+    if 1e-290 < f.value < 1e290 and 1e-290 < n + eps < 1e290 and 1e-290 < target / (n + eps) < 1e290:
         return f
     # By mantissa and exponent. norm + eps: eps matters only where it is not far below norm.
     n = frexp(norm.head, &en)

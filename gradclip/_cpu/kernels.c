@@ -4,6 +4,10 @@
 #include "simd.h"
 #include "half.h"
 
+#ifdef _MSC_VER /* elsewhere -ffp-contract=off */
+#pragma fp_contract(off)
+#endif
+
 #define GC_PASTE2(a, b) a##b
 #define GC_PASTE(a, b) GC_PASTE2(a, b)
 #define GC_TEXT2(a) #a
@@ -158,14 +162,24 @@ static void scale_f32(void *y, const void *x, ptrdiff_t n, double factor)
         q[i] = (float)(p[i] * factor);
 }
 
-/* A half has 11 bits, so factor and product in float32 (24 bits each) cost 2**-12 of an ulp. A factor
- * below float32's normal range brings every half to 0. */
+/* Whether a factor may be rounded to float32 before it multiplies halves. */
+static inline int gc_fits_float(float f)
+{
+    return (f >= 0x1p-126f && f <= 0x1.fffffep127f) || f == 0;
+}
+
+/* A half has 11 bits, so factor and product in float32 (24 bits each) cost 2**-12 of an ulp. */
 static void scale_f16(void *y, const void *x, ptrdiff_t n, double factor)
 {
     const uint16_t *p = x;
     uint16_t *q = y;
     const float f = (float)factor;
     ptrdiff_t i = 0;
+    if (!gc_fits_float(f)) {
+        for (; i < n; i++)
+            q[i] = gc_to_f16((float)(gc_from_f16(p[i]) * factor));
+        return;
+    }
 #if defined(GC_AVX512)
     for (; i + 16 <= n; i += 16) {
         __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + i)));
@@ -184,21 +198,19 @@ static void scale_f16(void *y, const void *x, ptrdiff_t n, double factor)
         q[i] = gc_to_f16(gc_from_f16(p[i]) * f);
 }
 
-/* bfloat16 has float32's range, so a factor outside its normal range is kept in float64. */
 static void scale_bf16(void *y, const void *x, ptrdiff_t n, double factor)
 {
     const uint16_t *p = x;
     uint16_t *q = y;
     const float f = (float)factor;
-    if ((f >= 0x1p-126f || f <= -0x1p-126f) && (f - f) == 0) {
-        GC_IVDEP
+    if (!gc_fits_float(f)) {
         for (ptrdiff_t i = 0; i < n; i++)
-            q[i] = gc_to_bf16(gc_from_bf16(p[i]) * f);
+            q[i] = gc_to_bf16((float)(gc_from_bf16(p[i]) * factor));
         return;
     }
     GC_IVDEP
     for (ptrdiff_t i = 0; i < n; i++)
-        q[i] = gc_to_bf16((float)(gc_from_bf16(p[i]) * factor));
+        q[i] = gc_to_bf16(gc_from_bf16(p[i]) * f);
 }
 
 #define GC_BY_DTYPE(f) {f##_f16, f##_bf16, f##_f32, f##_f64}

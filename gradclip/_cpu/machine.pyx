@@ -14,6 +14,7 @@ cdef extern from "dispatch.h" nogil:
 cdef extern from "openmp_compat.h" nogil:
     int GC_OPENMP
     int omp_get_max_threads()
+    long gc_process()
 
 # Below this many bytes, waking the team costs more than it saves.
 cdef enum:
@@ -22,7 +23,7 @@ cdef enum:
 cdef const gc_kernels *tables[8]
 cdef int table_count = gc_available(tables)
 cdef int threads = 1
-cdef long owner = os.getpid()
+cdef long owner = 0        # the process whose team it is, once there is one
 
 openmp_version = GC_OPENMP
 
@@ -63,20 +64,15 @@ def openmp_threads():
     return omp_get_max_threads()
 
 
-def _after_fork():
-    """A forked child has no team, and GNU's runtime would wait for the parent's for ever."""
-    global threads, forked
-    forked = True
-
-
-cdef bint forked = False
-
 cdef int team_size(ptrdiff_t bytes, ptrdiff_t groups):
-    if forked or bytes < SERIAL_BYTES:
+    """Threads for a region. A forked child has no team, and GNU's runtime would wait for the parent's for
+    ever: the process that opened the first region is the only one to open more."""
+    global owner
+    if threads == 1 or bytes < SERIAL_BYTES:
         return 1
-    return <int>min(threads, groups)
+    if owner == 0:
+        owner = gc_process()
+    return <int>min(threads, groups) if owner == gc_process() else 1
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 set_isa(os.environ.get("GRADCLIP_ISA") or available_isas()[-1])

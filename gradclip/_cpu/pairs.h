@@ -12,13 +12,14 @@ static inline double gc_part(const void *x, ptrdiff_t i, int dtype)
     return dtype == GC_F32 ? ((const float *)x)[i] : ((const double *)x)[i];
 }
 
-/* The larger of `largest` and the magnitudes of n / 2 finite pairs. */
-static inline double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, double largest)
+/* The larger of `largest` and the magnitudes of n / 2 finite pairs, which may lie beyond float64. */
+static inline long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
 {
     for (ptrdiff_t i = 0; i < n; i += 2) {
         double a = fabs(gc_part(x, i, dtype)), b = fabs(gc_part(x, i + 1, dtype));
-        if ((a > b ? a : b) > largest * 0.7071067811865475) { /* hypot is dear */
-            double h = hypot(a, b);
+        if ((a > b ? a : b) > largest * 0.7071067811865475L) { /* hypot is dear */
+            double scale = a > GC_HUGE || b > GC_HUGE ? 2 : 1;
+            long double h = (long double)hypot(a / scale, b / scale) * scale;
             largest = h > largest ? h : largest;
         }
     }

@@ -28,6 +28,7 @@ cdef class Sums:
     cdef readonly Py_ssize_t size       # elements
     cdef readonly object first_nonfinite    # (path, flat index)
     cdef readonly object first_value        # the element there, where it was seen here
+    cdef object true_max                    # max_abs, where it was measured elsewhere
     cdef public bint finite_only        # whether norms leave NaN and Inf out
     cdef Sum *leaf
     cdef Sum total

@@ -24,11 +24,11 @@ from fractions import Fraction
 import numpy as np
 
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, lay_out
-from gradclip._cpu.fold cimport Sum, Factor, Wide, GC_SHIFT, clear, fold, merge, norm_of, narrow, factor_of
+from gradclip._cpu.fold cimport Sum, Factor, Wide, GC_SHIFT, frexpl, clear, fold, merge, norm_of, narrow, factor_of
 from gradclip._cpu.machine cimport gc_kernels, gc_pair, kernels, team_size, GC_F32, GC_F64, GC_TINY, GC_HUGE
 
 cdef extern from "pairs.h" nogil:
-    double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, double largest)
+    long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
     void gc_pair_abs(double *y, const void *x, ptrdiff_t n, int dtype)
     void gc_pair_zero(void *x, ptrdiff_t n, int dtype, ptrdiff_t *nans, ptrdiff_t *infs)
 
@@ -41,7 +41,6 @@ cdef extern from "fpenv.h" nogil:
 cdef enum:
     BLOCK = 4096            # GC_BLOCK
     GROUP = 16 * BLOCK
-    BUFFER = 8 * BLOCK      # bytes of a block of the widest dtype
 
 
 # ---- blocks: what one thread does ---------------------------------------------------------------
@@ -123,7 +122,8 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int o
 
 cdef void measure_group(const gc_leaf *leaf, ptrdiff_t first, int ord, const Write *bounds,
                         const Write *made, Sum *into) noexcept nogil:
-    cdef char buffer[BUFFER]
+    cdef double space[BLOCK]    # a block of the widest dtype
+    cdef char *buffer = <char *>space
     cdef ptrdiff_t end = min(first + GROUP, leaf.size)
     clear(into)
     while first < end:
@@ -132,7 +132,8 @@ cdef void measure_group(const gc_leaf *leaf, ptrdiff_t first, int ord, const Wri
 
 
 cdef void write_group(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, const Write *w) noexcept nogil:
-    cdef char buffer[BUFFER]
+    cdef double space[BLOCK]    # a block of the widest dtype
+    cdef char *buffer = <char *>space
     cdef ptrdiff_t n, end = min(first + GROUP, to.size)
     cdef const char *x
     if w.kind == Kind.KEEP and not w.zero and to.data == source.data:
@@ -276,7 +277,8 @@ def write(Leaves leaves, Plan plan):
 
 cdef object find_nonfinite(Sums sums, Leaves leaves):
     """Note (path, flat index) and value of the first element, in index order, that is not finite."""
-    cdef char buffer[BUFFER]
+    cdef double space[BLOCK]    # a block of the widest dtype
+    cdef char *buffer = <char *>space
     cdef gc_leaf leaf
     cdef ptrdiff_t i = 0, first = 0, n, j
     cdef const char *x
@@ -321,9 +323,12 @@ cdef class Sums:
     def from_exact(total, int ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs, first_nonfinite):
         """Sums of no leaves of their own, whose total was measured elsewhere: the rational `exact()`."""
         cdef Sums sums = Sums(0, 0, ord, grad_scale)
-        sums.total.amax, sums.total.nans, sums.total.infs = max_abs, nans, infs
-        sums.first_nonfinite = first_nonfinite
-        if ord and total:
+        sums.total.nans, sums.total.infs = nans, infs
+        sums.true_max, sums.first_nonfinite = max_abs, first_nonfinite
+        sums.total.amax = 1 if total else 0
+        if ord == 0:
+            sums.total.amax = <long double><double>float(total / 4) * 4     # beyond float64, perhaps
+        elif total:
             if not Fraction(GC_TINY) ** ord <= total <= Fraction(2) ** 1000:
                 sums.total.bin = 1 if total > 1 else -1
                 total /= Fraction(2) ** (GC_SHIFT * ord * sums.total.bin)
@@ -374,6 +379,10 @@ cdef class Sums:
         gc_fp_leave(saved)
         return result
 
+    def nonzero(self, Py_ssize_t leaf=-1):
+        """Whether a finite element is not 0."""
+        return self.at(leaf).amax > 0
+
     def parts(self):
         """(nans, infs) of all leaves."""
         return self.total.nans, self.total.infs
@@ -381,9 +390,9 @@ cdef class Sums:
     def max_abs(self):
         """Largest finite magnitude of the true gradient."""
         cdef gc_fpenv saved = gc_fp_enter()
-        cdef double result = self.total.amax / self.grad_scale
+        cdef double result = narrow(norm_of(&self.total, 0, self.grad_scale))
         gc_fp_leave(saved)
-        return result
+        return result if self.true_max is None else self.true_max
 
     def nonfinite(self, Py_ssize_t leaf=-1):
         """How many elements are NaN or Inf."""
@@ -398,11 +407,24 @@ cdef class Sums:
         holds it, in rational arithmetic."""
         cdef const Sum *s = self.at(leaf)
         cdef double a, b, c, d
+        cdef int exponent = 0
         if self.ord == 0:
-            return Fraction(s.amax)
+            a = <double>frexpl(s.amax, &exponent)
+            return Fraction(a) * Fraction(2) ** exponent
         a, c = <double>s.high, <double>s.low
         b, d = <double>(s.high - a), <double>(s.low - c)
         return (Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d)) * Fraction(2) ** (GC_SHIFT * self.ord * s.bin)
+
+
+cdef class StandardState:
+    """The floating-point state of the passes for a stretch of Python arithmetic: a ``with`` block."""
+    cdef gc_fpenv saved
+
+    def __enter__(self):
+        self.saved = gc_fp_enter()
+
+    def __exit__(self, *exception):
+        gc_fp_leave(self.saved)
 
 
 cdef class Plan:
@@ -426,10 +448,15 @@ cdef class Plan:
         self.write[i].factor = Factor(value, value, 0)
 
     def divide(self, Py_ssize_t i, double divisor):
-        """Multiply by 1 / divisor, correctly rounded whatever the caller's rounding mode."""
+        """Multiply by 1 / divisor, whose value may lie outside float64."""
         cdef gc_fpenv saved = gc_fp_enter()
-        self.multiply(i, 1 / divisor)
+        self.write[i].kind = Kind.SCALE
+        self.write[i].factor = factor_of(1, Wide(1, 0, 0), 0, divisor)
         gc_fp_leave(saved)
+
+    def keep(self, Py_ssize_t i):
+        """Leave as it is."""
+        self.write[i].kind = Kind.KEEP
 
     def bring_to(self, Py_ssize_t i, Sums sums, Py_ssize_t leaf, double target, double eps):
         """Multiply by target / (norm + eps) / grad_scale, the norm being that of `leaf` (-1: all)."""

@@ -138,6 +138,9 @@ cdef void write_group(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first,
     cdef const char *x
     if w.kind == Kind.KEEP and not w.zero and to.data == source.data:
         return
+    if to.ndim == 0 and source.ndim == 0:   # in one go: prefetchers follow a long run, not blocks backwards
+        alter(w, to, to.data + first * to.itemsize, source.data + first * to.itemsize, end - first)
+        return
     while end > first:
         n = (end - first - 1) % BLOCK + 1
         end -= n

@@ -1,0 +1,108 @@
+"""Seeded gradients, and what the benchmark classes share."""
+
+import math
+from functools import lru_cache
+from time import perf_counter
+
+import numpy as np
+
+from . import peers
+
+SEED = 20121
+SIZES = (10**3, 10**4, 10**5, 10**6, 10**7, 3 * 10**7)
+COUNTS = (1, 10, 100, 1000, 10_000)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+THREADS = (1, "all")
+
+
+def flat(size, count=1):
+    """Shapes of `count` leaves of `size` elements."""
+    return ((size,),) * count
+
+
+def gpt2_small():
+    """The 148 leaves of GPT-2 small: 124,439,808 elements."""
+    d = 768
+    norm = [(d,), (d,)]
+    attention = [(d, 3 * d), (3 * d,), (d, d), (d,)]
+    perceptron = [(d, 4 * d), (4 * d,), (4 * d, d), (d,)]
+    return ((50257, d), (1024, d), *(12 * (norm + attention + norm + perceptron)), *norm)
+
+
+def resnet50():
+    """The 161 leaves of ResNet-50: 25,557,032 elements."""
+    convolutions, wide = [(64, 3, 7, 7)], 64
+    for width, blocks in [(64, 3), (128, 4), (256, 6), (512, 3)]:
+        for block in range(blocks):
+            convolutions += [(width, wide, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            convolutions += [(4 * width, wide, 1, 1)] if block == 0 else []
+            wide = 4 * width
+    with_norms = [shape for c in convolutions for shape in (c, c[:1], c[:1])]
+    return (*with_norms, (1000, wide), (1000,))
+
+
+MODELS = {"GPT-2 small": gpt2_small, "ResNet-50": resnet50}
+
+
+def dtype(name):
+    """The dtype of that name; bfloat16 is skipped where ml_dtypes is missing."""
+    return np.dtype(name) if name != "bfloat16" else peers.module("ml_dtypes").bfloat16
+
+
+def gradients(shapes, name="float32"):
+    """Leaves of independent normal numbers with standard deviation 1, each in memory of its own."""
+    rng = np.random.default_rng(SEED)
+    return [rng.standard_normal(shape, dtype=np.float32).astype(dtype(name), copy=False) for shape in shapes]
+
+
+class Work:
+    """A peer, and the leaves it is to work on, in the form it takes them."""
+
+    def __init__(self, peer, shapes, name):
+        self.peer = peers.load(peer)
+        self.leaves = gradients(shapes, name)
+        self.grads = self.peer.prepare(self.leaves)
+        self.fresh = None
+
+    def refill(self):
+        """The leaves as they were made."""
+        if self.fresh is None:
+            self.fresh = [leaf.copy() for leaf in self.leaves]
+        for leaf, fresh in zip(self.leaves, self.fresh, strict=True):
+            leaf[...] = fresh
+
+
+@lru_cache(maxsize=1)
+def work(peer, shapes, name="float32"):
+    """`Work`, allocated once in a process however often asv calls `setup`."""
+    return Work(peer, shapes, name)
+
+
+class Bench:
+    """One call is timed at a time, and `setup` runs before each, untimed. So a benchmark that clips can be
+    given its gradient back: clipped in place, it would be within the threshold for the second call, and
+    nothing more would be written. The price is a gradient that is as warm in cache as the refill leaves
+    it, which is also how backpropagation would."""
+
+    number = 1
+    repeat = (5, 500, 0.5)  # at least, at most, seconds
+
+    def start(self, peer, shapes, name="float32", *, clips=None):
+        """Everything a body needs. clips: None: leaves are only read; else whether the threshold is
+        below or above their norm, which is about the root of their number of elements."""
+        now = work(peer, shapes, name)
+        self.peer, self.grads = now.peer, now.grads
+        if clips is not None:
+            now.refill()
+            self.max_norm = math.sqrt(sum(map(math.prod, shapes))) * (0.4 if clips else 2.5)
+
+
+def best_in_turns(*functions, rounds=20):
+    """The shortest time of each, measured alternately, so that a busy moment meets them all."""
+    best = [math.inf] * len(functions)
+    for _ in range(rounds):
+        for i, function in enumerate(functions):
+            start = perf_counter()
+            function()
+            best[i] = min(best[i], perf_counter() - start)
+    return best

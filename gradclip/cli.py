@@ -1,0 +1,70 @@
+"""The command ``gradclip``: what the library does, without writing Python."""
+
+import argparse
+import os
+import sys
+
+from .config import show_config
+
+
+class OptionError(Exception):
+    """An option's value cannot be read. Not a ValueError: argparse would print its usage before the message."""
+
+
+def main(argv=None):
+    """Run the command; return its exit status: 0, 2 after an error of the user's input, 130 after Ctrl-C."""
+    try:
+        try:
+            arguments = _parser().parse_args(argv)
+            return arguments.run(arguments)
+        finally:
+            print(end="", flush=True)  # so that a reader who has left is noticed here, and not at exit
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
+        return 1
+    except (ImportError, OptionError, OSError, ValueError) as error:
+        print(f"gradclip: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _parser():
+    parser = argparse.ArgumentParser("gradclip", description="Fast, exact and safe gradient clipping.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="train a small network without and with clipping")
+    demo.add_argument("--plot", metavar="PATH", default="gradclip_demo.png", help="where the picture is saved (%(default)s)")
+    _add_number(demo, "--steps", "N", int, 1500, "steps of each training")
+    _add_number(demo, "--max-norm", "C", float, 0.75, "threshold of the global norm")
+    _add_number(demo, "--seed", "N", int, 0, "of the first weights, the order of the text and the sample")
+    demo.set_defaults(run=_demo)
+
+    info = commands.add_parser("info", help="version, instruction set, threads and optional packages")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_number(parser, name, metavar, kind, default, text):
+    """Add an option whose value is an int or a float."""
+
+    def read(value):
+        try:
+            return kind(value)
+        except ValueError:
+            words = {int: "a whole number", float: "a number"}[kind]
+            raise OptionError(f"{name} must be {words}, not {value!r}") from None
+
+    parser.add_argument(name, metavar=metavar, type=read, default=default, help=f"{text} (%(default)s)")
+
+
+def _demo(arguments):
+    from . import demo
+
+    demo.run(arguments.plot, steps=arguments.steps, max_norm=arguments.max_norm, seed=arguments.seed)
+    return 0
+
+
+def _info(arguments):
+    print(show_config())
+    return 0

@@ -1,0 +1,298 @@
+"""What clipping is for: a small recurrent network, trained once without and once with it.
+
+A recurrent network multiplies by one matrix at every time step, so the gradient that flows back through T
+steps holds products of T Jacobians. Where singular values of that matrix exceed 1 the products can grow
+exponentially with T: seen over the weights, the loss has cliffs. One plain gradient step at a cliff lands
+far away, where the network is worse than at first and does not recover. Clipping by the global norm keeps
+the direction of that step and bounds its length (Pascanu, Mikolov, Bengio, "On the difficulty of training
+recurrent neural networks", ICML 2013).
+
+Nothing is staged: both networks start from the same weights, read the same text in the same order and take
+plain SGD steps of the same learning rate. Nor is that rate too large in itself: with `d_later` held at 0,
+so that no gradient flows through time, the network learns without clipping too, but less.
+"""
+
+import contextlib
+import io
+import math
+import operator
+import sysconfig
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import gradclip
+
+from ._arguments import number
+
+# Real text that comes with Python itself: some 450,000 characters of its standard library.
+SOURCES = "argparse", "csv", "difflib", "inspect", "json/decoder", "shutil", "statistics", "textwrap"
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+
+# At 16 x 128 the products of one time step are too small for OpenBLAS to wake its threads, which would wait
+# for each other longer than they work, on a busy machine much longer.
+BATCH, UNITS, LENGTH = 16, 128, 100
+LEARNING_RATE = 1.0
+AVERAGED = 50  # steps: the final loss is their mean
+
+
+class Network:
+    """A vanilla recurrent network: h[t] = tanh(W_in[x[t]] + h[t-1] W_rec + b), logits[t] = h[t] W_out + c.
+
+    W_rec starts as a random orthogonal matrix times 1.5: all of its singular values are 1.5. The others start
+    small, so that the first guess is nearly uniform.
+    """
+
+    def __init__(self, rng, characters=CHARACTERS, units=UNITS, dtype=np.float32):
+        orthogonal, _ = np.linalg.qr(rng.standard_normal((units, units)))
+        weights = {
+            "input": 0.1 * rng.standard_normal((len(characters), units)),
+            "recurrent": 1.5 * orthogonal,
+            "bias": np.zeros(units),
+            "output": 0.1 / math.sqrt(units) * rng.standard_normal((units, len(characters))),
+            "output_bias": np.zeros(len(characters)),
+        }
+        self.weights = {name: values.astype(dtype) for name, values in weights.items()}
+
+    def next_state(self, state, character):
+        w = self.weights
+        return np.tanh(w["input"][character] + state @ w["recurrent"] + w["bias"])
+
+    def loss_and_gradients(self, x, y):
+        """Mean cross-entropy (nats per character) of predicting `y` from `x`, (time, batch) both, and its gradients."""
+        w = self.weights
+        states = np.zeros((len(x) + 1, x.shape[1], len(w["bias"])), w["bias"].dtype)
+        for t, character in enumerate(x):
+            states[t + 1] = self.next_state(states[t], character)
+        before, after = states[:-1], states[1:]
+
+        logits = after @ w["output"] + w["output_bias"]
+        logits -= logits.max(axis=-1, keepdims=True)
+        log_chances = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        loss = -np.take_along_axis(log_chances, y[..., None], axis=-1).mean()
+
+        # Back-propagation through time: what a state owes to its own output, and to all later ones.
+        one_hot = np.eye(logits.shape[-1], dtype=logits.dtype)
+        d_logits = (np.exp(log_chances) - one_hot[y]) / y.size
+        d_state, d_later = d_logits @ w["output"].T, 0
+        d_inner = 1 - after**2  # the derivative of tanh
+        for t in reversed(range(len(x))):
+            d_inner[t] *= d_state[t] + d_later
+            d_later = d_inner[t] @ w["recurrent"].T
+        return float(loss), {
+            "input": _sum_of_products(one_hot[x], d_inner),
+            "recurrent": _sum_of_products(before, d_inner),
+            "bias": d_inner.sum(axis=(0, 1)),
+            "output": _sum_of_products(after, d_logits),
+            "output_bias": d_logits.sum(axis=(0, 1)),
+        }
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def sample(self, rng, count, temperature=0.8):
+        """A line break, and `count` characters that the network writes after it."""
+        text, state = "\n", np.zeros_like(self.weights["bias"])
+        for _ in range(count):
+            state = self.next_state(state, CHARACTERS.index(text[-1]))
+            logits = state @ self.weights["output"] + self.weights["output_bias"]
+            text += CHARACTERS[np.argmax(logits / temperature + rng.gumbel(size=len(logits)))]
+        return text
+
+
+def _sum_of_products(a, b):
+    """Sum over time of a[t].T @ b[t]: like the products of one step, small enough for one thread."""
+    return (a.swapaxes(1, 2) @ b).sum(axis=0)
+
+
+@dataclass
+class Training:
+    """What one training saw, step by step: to its end, or to the first gradient that is not finite."""
+
+    network: Network
+    losses: list = field(default_factory=list)
+    norms: list = field(default_factory=list)
+    clipped: list = field(default_factory=list)
+    seconds: float = 0.0
+    clipping_seconds: float = 0.0
+
+    @property
+    def final_loss(self):
+        return np.mean(self.losses[-AVERAGED:]) if math.isfinite(self.norms[-1]) else math.nan
+
+
+@np.errstate(over="ignore", invalid="ignore")  # a diverging network may overflow: that is its result
+def train(text, steps, max_norm, seed, watch=lambda loss: None):
+    """Plain SGD on random stretches of `text`; without clipping where `max_norm` is None."""
+    rng = np.random.default_rng(seed)
+    run = Training(Network(rng))
+    started = time.perf_counter()
+    for _ in range(steps):
+        stretches = text[rng.integers(len(text) - LENGTH, size=BATCH) + np.arange(LENGTH + 1)[:, None]]
+        loss, gradients = run.network.loss_and_gradients(stretches[:-1], stretches[1:])
+        before = time.perf_counter()
+        norm, clipped = _clip(gradients, max_norm)
+        run.clipping_seconds += time.perf_counter() - before
+        run.losses.append(loss)
+        run.norms.append(norm)
+        run.clipped.append(clipped)
+        watch(loss)
+        if not math.isfinite(norm):
+            break  # this step would make the weights NaN, and with them all that follows
+        for name, gradient in gradients.items():
+            run.network.weights[name] -= LEARNING_RATE * gradient
+    run.seconds = time.perf_counter() - started
+    return run
+
+
+def _clip(gradients, max_norm):
+    """The one difference between the two trainings; returns the norm, and whether it was clipped."""
+    if max_norm is not None:
+        with contextlib.suppress(gradclip.NonFiniteGradientError):  # no threshold helps there: train() ends
+            report = gradclip.clip_by_global_norm_(gradients, max_norm)
+            return report.norm, report.clipped
+    return gradclip.global_norm(gradients), False
+
+
+def standard_library():
+    """The text, as positions in `CHARACTERS`; the few other characters are left out."""
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    try:
+        text = "\n".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in SOURCES)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"the demo needs the sources of Python's standard library: no {error.filename}") from None
+    position = {character: i for i, character in enumerate(CHARACTERS)}
+    return np.array([position[character] for character in text if character in position])
+
+
+def run(plot="gradclip_demo.png", *, steps=1500, max_norm=0.75, seed=0):
+    """Train the network without and with clipping, print a table and save a picture.
+
+    Parameters
+    ----------
+    plot : path, default "gradclip_demo.png"
+        Where the picture is saved; the suffix chooses its format (none: PNG).
+    steps : int, default 1500
+        Steps of each training, at least 1.
+    max_norm : float, default 0.75
+        The threshold of the training with clipping.
+    seed : int, default 0
+        Of the first weights, the order of the text and the sample.
+
+    Returns
+    -------
+    without, clipped : Training
+        Losses (nats per character), gradient norms and times (seconds) of both trainings.
+
+    Raises
+    ------
+    ImportError, OSError, ValueError
+        Matplotlib, rich or Python's own sources are missing, or an argument cannot be used.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+        import rich.console
+    except ImportError as error:
+        raise ImportError(f'the demo needs matplotlib and rich: pip install "gradclip[demo]" ({error})') from error
+    plot = Path(plot)
+    suffix = _check_picture(plot)
+    for name, value, least in ("steps", steps, 1), ("seed", seed, 0):
+        if operator.index(value) < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+    max_norm = number("max_norm", max_norm, 0.0)
+    text = standard_library()
+
+    show = rich.console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    network = f"{UNITS} tanh units, SGD with learning rate {LEARNING_RATE}, seed {seed}"
+    show.print(f"A recurrent network ({network})\nreads {len(text):,} characters of Python's standard library.\n")
+    without, clipped = _train_both(show, text, steps, max_norm, seed)
+    show.print(_table(without, clipped, max_norm))
+    _draw(without, clipped, max_norm, network).savefig(plot, format=suffix, dpi=150)
+    show.print(f"\nPicture saved as {plot}\n\nThe network trained with clipping writes:")
+    show.print(clipped.network.sample(np.random.default_rng(seed), 250))
+    return without, clipped
+
+
+def _check_picture(path):
+    """The picture's format; an error, before any work is done, where it cannot be saved."""
+    from matplotlib.figure import Figure
+
+    trial, suffix = Figure(), path.suffix[1:].lower() or "png"
+    trial.suptitle("raises for formats that matplotlib does not know, and without LaTeX for some that it knows")
+    try:
+        trial.savefig(io.BytesIO(), format=suffix)
+        existed = path.exists()
+        path.open("ab").close()  # changes nothing in a picture of that name
+        if not existed:
+            path.unlink()
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"cannot save a picture as {path}: {getattr(error, 'strerror', None) or error}") from None
+    return suffix
+
+
+def _train_both(console, text, steps, max_norm, seed):
+    """The two trainings, with a progress bar where somebody looks."""
+    from rich.progress import Progress, TextColumn
+
+    columns = *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.2f}")
+    runs = []
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        for name, threshold in ("without clipping", None), ("with clipping", max_norm):
+            task = progress.add_task(name, total=steps, loss=math.nan)
+            runs.append(train(text, steps, threshold, seed, lambda loss, t=task: progress.update(t, advance=1, loss=loss)))
+    return runs
+
+
+def _table(without, clipped, max_norm):
+    from rich.table import Table
+
+    table = Table("")
+    table.add_column("without clipping", justify="right")
+    table.add_column(f"clipped at {max_norm:g}", justify="right")
+    for name, cell in {
+        "first loss, nats per character": lambda run: f"{run.losses[0]:.2f}",
+        f"final loss, mean of last {min(AVERAGED, len(clipped.losses))} steps": lambda run: f"{run.final_loss:.2f}",
+        "gradient norm, median": lambda run: f"{np.median(run.norms):.3g}",
+        "gradient norm, largest": lambda run: f"{np.max(run.norms):.3g}",
+        "steps taken before NaN or Inf": lambda run: f"{np.isfinite(run.norms).sum():,}",
+        "clip rate": lambda run: "-" if run is without else f"{np.mean(run.clipped):.1%}",
+        "time": lambda run: f"{run.seconds:.1f} s",
+        "of it in clipping": lambda run: "-" if run is without else f"{run.clipping_seconds:.3f} s",
+        "share of clipping": lambda run: "-" if run is without else f"{run.clipping_seconds / run.seconds:.2%}",
+    }.items():
+        table.add_row(name, cell(without), cell(clipped))
+    return table
+
+
+def _draw(without, clipped, max_norm, network):
+    """Loss and gradient norm of both trainings: a matplotlib figure, outside of pyplot's global state."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
+
+    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    loss, norm = figure.subplots(2, sharex=True)
+    for run, name, color in (without, "without clipping", "#D55E00"), (clipped, "with clipping", "#0072B2"):
+        for axes, values in (loss, run.losses), (norm, run.norms):
+            smooth = [np.median(values[i - min(i, 12) : i + min(i, 12) + 1]) for i in range(len(values))]
+            axes.loglog(range(1, len(values) + 1), values, color=color, alpha=0.4, linewidth=0.7)
+            axes.loglog(range(1, len(values) + 1), smooth, color=color, linewidth=2, label=name)
+    guess = loss.axhline(math.log(len(CHARACTERS)), color="0.3", linestyle=":", label="loss of uniform guessing")
+    norm.axhline(max_norm, color="black", linestyle="--", label=f"threshold {max_norm:g}")
+    where = np.flatnonzero(clipped.clipped)
+    norm.plot(where + 1, np.array(clipped.norms)[where], "k.", ms=3, label=f"clipped steps ({np.mean(clipped.clipped):.0%})")
+    if norm.get_ylim()[1] > 1e4:
+        norm.set_ylim(np.nanmin(clipped.norms) / 2, 1e4)  # higher spikes would flatten all the rest
+
+    ends = f"the loss ends at {without.final_loss:.2f} nats without clipping, at {clipped.final_loss:.2f} with it"
+    figure.suptitle(f"Same start, same text, same learning rate: {ends}")
+    loss.set_title(f"{network}; thick lines: running median of 25 steps", fontsize=9)
+    norm.set_title(f"largest: {np.max(without.norms):.3g} without clipping, {np.max(clipped.norms):.3g} with it", fontsize=9)
+    loss.set_ylabel("loss (nats per character)")
+    norm.set(xlabel="training step", ylabel="global norm of the gradient")
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_minor_formatter("")
+    for axis in loss.yaxis, norm.yaxis, norm.xaxis:
+        axis.set_major_formatter("{x:g}")
+    handles = [*norm.get_legend_handles_labels()[0], guess]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    return figure

@@ -33,6 +33,19 @@ def test_norm_is_exact_to_half_an_ulp(isa, dtype, kind):
         assert Fraction(gradclip.global_norm(a, math.inf)) == power_sum([a], math.inf)
 
 
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+def test_blocks_far_above_and_below_the_first(isa, dtype):
+    """The bound that a group's first elements guess fails upwards, holds loosely, or starts from zeros."""
+    rng = np.random.default_rng(2)
+    top = 14 if dtype == np.float16 else 60
+    for exponents in ([0, 8, -8, top], [top, -top, 0], [-top, top, -20], [3, 4, 5, 6, 7], [0, 0, 0]):
+        a = np.concatenate([rng.standard_normal(4096) * 2.0**e for e in exponents])
+        a[:100] = 0 if len(exponents) == 3 else a[:100]
+        a = np.clip(a, -6e4, 6e4).astype(dtype) if dtype == np.float16 else a.astype(dtype)
+        for ord in (1, 2):
+            assert norm_error(gradclip.global_norm(a, ord), power_sum([a], ord), ord) <= 0.501, (exponents, ord)
+
+
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=ids)
 def test_short_squares_are_summed_exactly_at_every_span(isa, dtype):
     """Halves choose among three sums by the span of a block: all of them are exact, or nearly."""

@@ -64,6 +64,18 @@ static inline void NAME(add_squares)(const ELEMENT *p, vd sum[], vd error[])
     }
 }
 
+#if !SHORT
+static inline void NAME(track)(const ELEMENT *p, BITS largest[])
+{
+    for (int j = 0; j < GC_LANES; j++) {
+        BITS a;
+        memcpy(&a, p + j, sizeof a);
+        a &= ABS_MASK;
+        largest[j] = a > largest[j] ? a : largest[j];
+    }
+}
+#endif
+
 static inline void NAME(add_magnitudes)(const ELEMENT *p, vd sum[], vd error[])
 {
     for (int j = 0; j < GC_LANES / GC_W; j++) {
@@ -94,7 +106,7 @@ static int NAME(span)(const BITS *p, ptrdiff_t n, double amax)
 /* Where all squares of a block are multiples of one small enough unit, float64 adds them exactly: then
  * nothing need be compensated, and order and lanes are free. 2 * span + 2 * SHORT bits hold any
  * square; 8 more hold 256 of them, 2 more four. */
-static gc_pair NAME(sum_exact)(const ELEMENT *p, ptrdiff_t n)
+static gc_sum NAME(sum_exact)(const ELEMENT *p, ptrdiff_t n, double amax)
 {
     vd sum[2 * GC_LANES / GC_W], none[GC_LANES / GC_W];
     gc_start(0.0, sum, none);
@@ -117,13 +129,13 @@ static gc_pair NAME(sum_exact)(const ELEMENT *p, ptrdiff_t n)
     }
     for (int j = 0; j < GC_LANES / GC_W; j++)
         sum[j] += sum[j + GC_LANES / GC_W];
-    return gc_fold_lanes(0.0, sum, none);
+    return gc_fold_lanes(0.0, sum, none, amax);
 }
 
 /* Four squares are added exactly, and the four compensated as one. */
-static gc_pair NAME(sum_by_four)(const ELEMENT *p, ptrdiff_t n, double amax)
+static gc_sum NAME(sum_by_four)(const ELEMENT *p, ptrdiff_t n, double bound, double amax)
 {
-    double start = 4 * gc_power_above(amax, 2);
+    double start = 8 * bound * bound;
     vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
     gc_start(start, sum, error);
     for (ptrdiff_t i = 0; i < n; i += 4 * GC_LANES) {
@@ -147,54 +159,69 @@ static gc_pair NAME(sum_by_four)(const ELEMENT *p, ptrdiff_t n, double amax)
             sum[j] = t;
         }
     }
-    return gc_fold_lanes(start, sum, error);
+    return gc_fold_lanes(start, sum, error, amax);
 }
 #endif
 
-static gc_pair NAME(sum_squares)(const void *x, ptrdiff_t n, double amax)
+/* One pass: the running sums, and the largest magnitude as bits, two chains of it. */
+static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
 {
     const ELEMENT *p = x;
 #if SHORT
+    double amax = NAME(amax)(x, n);
+    if (!(amax <= bound) || amax == 0)
+        return (gc_sum){0, 0, amax};
     int bits = 2 * NAME(span)(x, n, amax) + 2 * SHORT;
     if (bits + 8 <= 53)
-        return NAME(sum_exact)(p, n);
+        return NAME(sum_exact)(p, n, amax);
     if (bits + 2 <= 53)
-        return NAME(sum_by_four)(p, n, amax);
+        return NAME(sum_by_four)(p, n, bound, amax);
+#else
+    BITS largest[GC_LANES] = {0};
 #endif
-    double start = gc_power_above(amax, 2);
+    double start = 2 * bound * bound; /* above every square */
     vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
     gc_start(start, sum, error);
     ptrdiff_t i = 0;
     for (; i + GC_LANES <= n; i += GC_LANES) {
-        /* the next block's lines arrive while this one is summed */
-        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p);
+#if !SHORT
+        NAME(track)(p + i, largest);
+#endif
         NAME(add_squares)(p + i, sum, error);
     }
     if (i < n) {
         ELEMENT padded[GC_LANES] = {0};
         memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
+#if !SHORT
+        NAME(track)(padded, largest);
+#endif
         NAME(add_squares)(padded, sum, error);
     }
-    return gc_fold_lanes(start, sum, error);
+#if !SHORT
+    double amax = NAME(amax)(largest, GC_LANES);
+#endif
+    return gc_fold_lanes(start, sum, error, amax);
 }
 
-static gc_pair NAME(sum_abs)(const void *x, ptrdiff_t n, double amax)
+/* Seldom asked for: two passes over the block do. */
+static gc_sum NAME(sum_abs)(const void *x, ptrdiff_t n, double bound)
 {
     const ELEMENT *p = x;
-    double start = gc_power_above(amax, 1);
+    double amax = NAME(amax)(x, n);
+    if (!(amax <= bound))
+        return (gc_sum){0, 0, amax};
+    double start = 2 * bound;
     vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
     gc_start(start, sum, error);
     ptrdiff_t i = 0;
-    for (; i + GC_LANES <= n; i += GC_LANES) {
-        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p);
+    for (; i + GC_LANES <= n; i += GC_LANES)
         NAME(add_magnitudes)(p + i, sum, error);
-    }
     if (i < n) {
         ELEMENT padded[GC_LANES] = {0};
         memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
         NAME(add_magnitudes)(padded, sum, error);
     }
-    return gc_fold_lanes(start, sum, error);
+    return gc_fold_lanes(start, sum, error, amax);
 }
 
 static void NAME(zero_nonfinite)(void *y, const void *x, ptrdiff_t n)

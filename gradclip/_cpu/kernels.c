@@ -21,15 +21,6 @@ static inline int gc_exponent(double x)
     return (int)(u >> 52) - 1022;
 }
 
-/* The least power of two above amax**power: where a block's running sum starts. */
-static inline double gc_power_above(double amax, int power)
-{
-    uint64_t u = (uint64_t)(power * gc_exponent(amax) + 1023) << 52;
-    double start;
-    memcpy(&start, &u, 8);
-    return start;
-}
-
 static inline void gc_start(double start, vd sum[], vd error[])
 {
     for (int j = 0; j < GC_LANES / GC_W; j++) {
@@ -38,9 +29,9 @@ static inline void gc_start(double start, vd sum[], vd error[])
     }
 }
 
-/* Sixteen lanes to one pair, as a tree of TwoSums. sum - start is exact: both are multiples of
+/* Sixteen lanes to one sum, as a tree of TwoSums. sum - start is exact: both are multiples of
  * ulp(sum), and the difference is smaller than sum. */
-static inline gc_pair gc_fold_lanes(double start, const vd sum[], const vd error[])
+static inline gc_sum gc_fold_lanes(double start, const vd sum[], const vd error[], double amax)
 {
     double s[GC_LANES], e[GC_LANES];
     memcpy(s, sum, sizeof s);
@@ -54,7 +45,7 @@ static inline gc_pair gc_fold_lanes(double start, const vd sum[], const vd error
             e[j] += e[j + half] + ((a - (t - part)) + (b - part));
             s[j] = t;
         }
-    return (gc_pair){s[0], e[0]};
+    return (gc_sum){s[0], e[0], amax};
 }
 
 #define SHORT 11

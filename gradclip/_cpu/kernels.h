@@ -16,19 +16,21 @@ enum { GC_BLOCK = 4096, GC_LANES = 16 };
 
 enum { GC_F16, GC_BF16, GC_F32, GC_F64, GC_DTYPES };
 
-/* high + low, unevaluated: the sum of one block, to about 100 bits. */
+/* high + low, unevaluated: the sum of one block, to about 100 bits; and its largest magnitude, not finite
+ * (Inf or NaN) exactly when some element is not, in which case the sum means nothing. */
 typedef struct {
-    double high, low;
-} gc_pair;
+    double high, low, amax;
+} gc_sum;
 
 typedef struct {
     const char *name;
     /* Largest magnitude; not finite (Inf or NaN) exactly when some element is not. Any n. */
     double (*amax[GC_DTYPES])(const void *x, ptrdiff_t n);
-    /* Sum of squares and of magnitudes of n <= GC_BLOCK finite elements, the largest of them in
-     * magnitude `amax` > 0, which for float64 lies within GC_TINY .. GC_HUGE. */
-    gc_pair (*sum_squares[GC_DTYPES])(const void *x, ptrdiff_t n, double amax);
-    gc_pair (*sum_abs[GC_DTYPES])(const void *x, ptrdiff_t n, double amax);
+    /* Sum of squares and of magnitudes of n <= GC_BLOCK elements whose magnitudes are not above
+     * `bound`, a power of two: if the amax that comes back is, the sum means nothing. The error is
+     * relative to the bound. For float64 it lies within GC_TINY .. GC_HUGE. */
+    gc_sum (*sum_squares[GC_DTYPES])(const void *x, ptrdiff_t n, double bound);
+    gc_sum (*sum_abs[GC_DTYPES])(const void *x, ptrdiff_t n, double bound);
     /* y = x * factor, rounded once to the dtype (f32, f16, bf16: within 0.501 ulp). y may be x. */
     void (*scale[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double factor);
     /* y = x with every element that is not finite replaced by 0. y may be x. */

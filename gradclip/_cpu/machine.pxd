@@ -3,13 +3,13 @@ from libc.stddef cimport ptrdiff_t
 cdef extern from "kernels.h" nogil:
     int GC_F16, GC_BF16, GC_F32, GC_F64
     double GC_TINY, GC_HUGE
-    ctypedef struct gc_pair:
-        double high, low
+    ctypedef struct gc_sum:
+        double high, low, amax
     ctypedef struct gc_kernels:
         const char *name
         double (*amax[4])(const void *x, ptrdiff_t n) noexcept nogil
-        gc_pair (*sum_squares[4])(const void *x, ptrdiff_t n, double amax) noexcept nogil
-        gc_pair (*sum_abs[4])(const void *x, ptrdiff_t n, double amax) noexcept nogil
+        gc_sum (*sum_squares[4])(const void *x, ptrdiff_t n, double bound) noexcept nogil
+        gc_sum (*sum_abs[4])(const void *x, ptrdiff_t n, double bound) noexcept nogil
         void (*scale[4])(void *y, const void *x, ptrdiff_t n, double factor) noexcept nogil
         void (*zero_nonfinite[4])(void *y, const void *x, ptrdiff_t n) noexcept nogil
         void (*clamp[4])(void *y, const void *x, ptrdiff_t n, double low, double high) noexcept nogil

@@ -16,7 +16,7 @@ Why they look like this:
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Malloc, PyMem_Free
 from cython.parallel cimport prange
-from libc.math cimport isfinite, ldexp, INFINITY, NAN
+from libc.math cimport frexp, isfinite, ldexp, INFINITY, NAN
 from libc.string cimport memcpy, memmove
 
 from fractions import Fraction
@@ -25,7 +25,7 @@ import numpy as np
 
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, lay_out
 from gradclip._cpu.fold cimport Sum, Factor, Wide, GC_SHIFT, frexpl, clear, fold, merge, norm_of, narrow, factor_of
-from gradclip._cpu.machine cimport gc_kernels, gc_pair, kernels, team_size, GC_F32, GC_F64, GC_TINY, GC_HUGE
+from gradclip._cpu.machine cimport gc_kernels, gc_sum, kernels, team_size, GC_F32, GC_F64, GC_TINY, GC_HUGE
 
 cdef extern from "pairs.h" nogil:
     long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
@@ -41,6 +41,7 @@ cdef extern from "fpenv.h" nogil:
 cdef enum:
     BLOCK = 4096            # GC_BLOCK
     GROUP = 16 * BLOCK
+    PROBE = 64              # elements that guess for a group
 
 
 # ---- blocks: what one thread does ---------------------------------------------------------------
@@ -78,16 +79,43 @@ cdef void alter(const Write *w, const gc_leaf *leaf, char *y, const char *x, ptr
         memmove(y, x, n * leaf.itemsize)
 
 
+cdef inline double bound_for(double amax, int binades) noexcept nogil:
+    """A power of two some binades above a magnitude."""
+    cdef int exponent = 0
+    frexp(amax, &exponent)
+    return ldexp(1, exponent + binades)
+
+
+cdef inline gc_sum sum_of(int ord, int t, const char *x, ptrdiff_t n, double bound) noexcept nogil:
+    return kernels.sum_squares[t](x, n, bound) if ord == 2 else kernels.sum_abs[t](x, n, bound)
+
+
 cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int ord, const Write *bounds,
-                        const Write *made, char *buffer, Sum *into) noexcept nogil:
-    """Add one block to a Sum: of the leaf as it is, or as `made` would make it."""
+                        const Write *made, char *buffer, double *bound, Sum *into) noexcept nogil:
+    """Add one block to a Sum: of the leaf as it is, or as `made` would make it.
+
+    The usual block is read once: its elements are taken to lie below `bound`, a guess that the first
+    elements of the group make and that the kernel checks as it sums. Where the guess fails, and for
+    whatever is not finite, out of range, complex or counted, the largest magnitude is found first."""
     cdef int t = leaf.dtype, bin = 0
-    cdef gc_pair pair
+    cdef gc_sum s
     cdef const char *x = fetch(leaf, first, n, buffer)
     cdef double amax
     if made != NULL:
         alter(made, leaf, buffer, x, n)
         x = buffer
+    if ord != 0 and bounds == NULL and not leaf.is_complex:
+        if bound[0] == 0:
+            amax = kernels.amax[t](x, min(n, PROBE))
+            if GC_TINY <= amax <= GC_HUGE:
+                bound[0] = bound_for(amax, 3)
+        if bound[0] != 0:
+            s = sum_of(ord, t, x, n, bound[0])
+            if s.amax <= bound[0]:
+                if s.amax > into.amax:
+                    into.amax = s.amax
+                fold(into, s.high, s.low, 0, ord)
+                return
     amax = kernels.amax[t](x, n)
     if bounds != NULL and not (amax <= bounds.high[t] and -amax >= bounds.low[t]):
         into.outside += kernels.count_outside[t](x, n, bounds.low[t], bounds.high[t])
@@ -112,12 +140,14 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int o
         kernels.scale[t](buffer, x, n, ldexp(1, -GC_SHIFT * bin))
         x = buffer
         amax = ldexp(amax, -GC_SHIFT * bin)
+    elif amax > bound[0]:
+        bound[0] = bound_for(amax, 2)
     if ord == 1 and leaf.is_complex:
         gc_pair_abs(<double *>buffer, x, n, t)
         x, n, t = buffer, n // 2, GC_F64
         amax = kernels.amax[t](x, n)
-    pair = kernels.sum_squares[t](x, n, amax) if ord == 2 else kernels.sum_abs[t](x, n, amax)
-    fold(into, pair.high, pair.low, bin, ord)
+    s = sum_of(ord, t, x, n, bound_for(amax, 0))
+    fold(into, s.high, s.low, bin, ord)
 
 
 cdef void measure_group(const gc_leaf *leaf, ptrdiff_t first, int ord, const Write *bounds,
@@ -125,9 +155,10 @@ cdef void measure_group(const gc_leaf *leaf, ptrdiff_t first, int ord, const Wri
     cdef double space[BLOCK]    # a block of the widest dtype
     cdef char *buffer = <char *>space
     cdef ptrdiff_t end = min(first + GROUP, leaf.size)
+    cdef double bound = 0       # of the group alone, so that it is a function of position
     clear(into)
     while first < end:
-        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, buffer, into)
+        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, buffer, &bound, into)
         first += BLOCK
 
 

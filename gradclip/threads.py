@@ -40,7 +40,7 @@ def _default():
 
 
 def set_num_threads(n: int) -> None:
-    """Let the passes use up to `n` threads, from now on.
+    """Let the passes use up to `n` threads, from now on, in the whole process.
 
     Parameters
     ----------

@@ -101,6 +101,8 @@ setup(
         extension("gradclip._leaves"),
         extension("gradclip._overlap"),
         extension("gradclip._cpu.machine", CPU + "dispatch.c"),
+        extension("gradclip._cpu.sums"),
+        extension("gradclip._cpu.plan"),
         extension("gradclip._cpu.passes"),
     ],
     cmdclass={"build_ext": Build, "sdist": Sdist},

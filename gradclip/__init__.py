@@ -1,7 +1,7 @@
 """Fast, exact and safe gradient clipping for NumPy arrays."""
 
 try:
-    from ._cpu.passes import Plan as _Plan  # noqa: F401
+    from ._cpu.passes import measure as _measure  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name is None or not error.name.startswith("gradclip."):
         raise

@@ -12,7 +12,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from ._cpu.passes import Plan, StandardState, measure_written, write
+from ._cpu.passes import measure_written, write
+from ._cpu.plan import Plan, StandardState
 from .errors import NonFiniteGradientError
 from .report import ClipReport
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import Rule, number, spelled_out
-from ._cpu.passes import StandardState, Sums
 from ._cpu.passes import measure as measure_leaves
+from ._cpu.plan import StandardState
+from ._cpu.sums import Sums
 from ._decide import decide
 from ._leaves import Leaves
 from .norm import result

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ._arguments import number
-from ._cpu.passes import Plan, StandardState, measure, write
+from ._cpu.passes import measure, write
+from ._cpu.plan import Plan, StandardState
 from ._leaves import Leaves
 from .norm import result
 from .report import ClipReport

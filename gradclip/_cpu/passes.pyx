@@ -14,29 +14,22 @@ Why they look like this:
 * Every chunk of work enters the standard floating-point state and leaves the caller's (fpenv.h).
 """
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Calloc, PyMem_Malloc, PyMem_Free
+from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from cython.parallel cimport prange
-from libc.math cimport frexp, isfinite, ldexp, INFINITY, NAN
-from libc.string cimport memcpy, memmove
-
-from fractions import Fraction
-
-import numpy as np
+from libc.math cimport frexp, isfinite, ldexp
+from libc.stddef cimport ptrdiff_t
+from libc.string cimport memmove
 
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, lay_out
-from gradclip._cpu.fold cimport Sum, Factor, Wide, GC_SHIFT, frexpl, clear, fold, merge, norm_of, narrow, factor_of
+from gradclip._cpu.fold cimport Sum, GC_SHIFT, clear, fold, merge
 from gradclip._cpu.machine cimport gc_kernels, gc_sum, kernels, team_size, GC_F32, GC_F64, GC_TINY, GC_HUGE
+from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.sums cimport Sums
 
 cdef extern from "pairs.h" nogil:
     long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
     void gc_pair_abs(double *y, const void *x, ptrdiff_t n, int dtype)
     void gc_pair_zero(void *x, ptrdiff_t n, int dtype, ptrdiff_t *nans, ptrdiff_t *infs)
-
-cdef extern from "fpenv.h" nogil:
-    ctypedef struct gc_fpenv:
-        pass
-    gc_fpenv gc_fp_enter()
-    void gc_fp_leave(gc_fpenv saved)
 
 cdef enum:
     BLOCK = 4096            # GC_BLOCK
@@ -333,206 +326,3 @@ cdef object find_nonfinite(Sums sums, Leaves leaves):
         first += BLOCK
     PyMem_Free(leaf.axes)
     sums.first_nonfinite = leaves.path(i), 0    # another thread has changed the leaf since
-
-
-# ---- what the passes hand out and take ------------------------------------------------------------
-
-cdef class Sums:
-    """What one read pass found: a Sum per leaf and one of all. Index -1 means all leaves."""
-
-    def __cinit__(self, Py_ssize_t count, Py_ssize_t size, int ord, double grad_scale):
-        self.count = count
-        self.size = size
-        self.ord = ord
-        self.grad_scale = grad_scale
-        self.leaf = <Sum *>PyMem_Malloc(max(self.count, 1) * sizeof(Sum))
-        if self.leaf == NULL:
-            raise MemoryError
-        clear(&self.total)
-
-    def __dealloc__(self):
-        PyMem_Free(self.leaf)
-
-    @staticmethod
-    def from_exact(total, int ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs, first_nonfinite):
-        """Sums of no leaves of their own, whose total was measured elsewhere: the rational `exact()`."""
-        cdef Sums sums = Sums(0, 0, ord, grad_scale)
-        sums.total.nans, sums.total.infs = nans, infs
-        sums.true_max, sums.first_nonfinite = max_abs, first_nonfinite
-        sums.total.amax = 1 if total else 0
-        if ord == 0:
-            sums.total.amax = <long double><double>float(total / 4) * 4     # beyond float64, perhaps
-        elif total:
-            if not Fraction(GC_TINY) ** ord <= total <= Fraction(2) ** 1000:
-                sums.total.bin = 1 if total > 1 else -1
-                total /= Fraction(2) ** (GC_SHIFT * ord * sums.total.bin)
-            sums.total.high = <double>float(total)
-            sums.total.low = <double>float(total - Fraction(<double>sums.total.high))
-        return sums
-
-    cdef const Sum *at(self, Py_ssize_t leaf) noexcept:
-        return &self.total if leaf < 0 else &self.leaf[leaf]
-
-    cdef double norm_of(self, Py_ssize_t leaf) noexcept:
-        """To be called in the standard floating-point state."""
-        cdef const Sum *s = self.at(leaf)
-        if s.nans + s.infs and not self.finite_only:
-            return NAN if s.nans else INFINITY
-        return narrow(norm_of(s, self.ord, self.grad_scale))
-
-    def norm(self, Py_ssize_t leaf=-1):
-        """Norm of the true gradient, correctly rounded but for some 2**-40 of cases."""
-        cdef gc_fpenv saved = gc_fp_enter()
-        cdef double result = self.norm_of(leaf)
-        gc_fp_leave(saved)
-        return result
-
-    cpdef bint above(self, Py_ssize_t leaf, double threshold):
-        """Whether the norm exceeds a threshold; asked here because flush-to-zero changes comparisons."""
-        cdef gc_fpenv saved = gc_fp_enter()
-        cdef bint result = self.norm_of(leaf) > threshold
-        gc_fp_leave(saved)
-        return result
-
-    def within(self, double threshold):
-        """Whether every element is finite and the norm of all does not exceed a threshold."""
-        return self.total.nans + self.total.infs == 0 and not self.above(-1, threshold)
-
-    def shows_nonfinite(self, Py_ssize_t leaf=-1):
-        """Whether the norm is NaN or Inf because an element is."""
-        return self.nonfinite(leaf) > 0 and not self.finite_only
-
-    def norms(self):
-        """Norms of the leaves, float64."""
-        result = np.empty(self.count)
-        cdef double[::1] view = result
-        cdef Py_ssize_t i
-        cdef gc_fpenv saved = gc_fp_enter()
-        for i in range(self.count):
-            view[i] = self.norm_of(i)
-        gc_fp_leave(saved)
-        return result
-
-    def nonzero(self, Py_ssize_t leaf=-1):
-        """Whether a finite element is not 0."""
-        return self.at(leaf).amax > 0
-
-    def parts(self):
-        """(nans, infs) of all leaves."""
-        return self.total.nans, self.total.infs
-
-    def max_abs(self):
-        """Largest finite magnitude of the true gradient."""
-        cdef gc_fpenv saved = gc_fp_enter()
-        cdef double result = narrow(norm_of(&self.total, 0, self.grad_scale))
-        gc_fp_leave(saved)
-        return result if self.true_max is None else self.true_max
-
-    def nonfinite(self, Py_ssize_t leaf=-1):
-        """How many elements are NaN or Inf."""
-        return self.at(leaf).nans + self.at(leaf).infs
-
-    def outside(self, Py_ssize_t leaf=-1):
-        """How many elements lie beyond the bounds that were given."""
-        return self.at(leaf).outside
-
-    def exact(self, Py_ssize_t leaf=-1):
-        """The sum of squares (magnitudes; the maximum) of the finite stored elements, as the pass
-        holds it, in rational arithmetic."""
-        cdef const Sum *s = self.at(leaf)
-        cdef double a, b, c, d
-        cdef int exponent = 0
-        if self.ord == 0:
-            a = <double>frexpl(s.amax, &exponent)
-            return Fraction(a) * Fraction(2) ** exponent
-        a, c = <double>s.high, <double>s.low
-        b, d = <double>(s.high - a), <double>(s.low - c)
-        return (Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d)) * Fraction(2) ** (GC_SHIFT * self.ord * s.bin)
-
-
-cdef class StandardState:
-    """The floating-point state of the passes for a stretch of Python arithmetic: a ``with`` block."""
-    cdef gc_fpenv saved
-
-    def __enter__(self):
-        self.saved = gc_fp_enter()
-
-    def __exit__(self, *exception):
-        gc_fp_leave(self.saved)
-
-
-cdef class Plan:
-    """What a write pass does to each leaf (`count` 1: the same to every leaf); at first, nothing."""
-
-    def __cinit__(self, Py_ssize_t count):
-        cdef Py_ssize_t i
-        self.count = count
-        self.write = <Write *>PyMem_Calloc(max(count, 1), sizeof(Write))
-        if self.write == NULL:
-            raise MemoryError
-        for i in range(count):
-            self.write[i].factor.value = self.write[i].factor.last = 1
-
-    def __dealloc__(self):
-        PyMem_Free(self.write)
-
-    def multiply(self, Py_ssize_t i, double value):
-        """Multiply by a plain number."""
-        self.write[i].kind = Kind.SCALE
-        self.write[i].factor = Factor(value, value, 0)
-
-    def divide(self, Py_ssize_t i, double divisor):
-        """Multiply by 1 / divisor, whose value may lie outside float64."""
-        cdef gc_fpenv saved = gc_fp_enter()
-        self.write[i].kind = Kind.SCALE
-        self.write[i].factor = factor_of(1, Wide(1, 0, 0), 0, divisor)
-        gc_fp_leave(saved)
-
-    def keep(self, Py_ssize_t i):
-        """Leave as it is."""
-        self.write[i].kind = Kind.KEEP
-
-    def bring_to(self, Py_ssize_t i, Sums sums, Py_ssize_t leaf, double target, double eps):
-        """Multiply by target / (norm + eps) / grad_scale, the norm being that of `leaf` (-1: all)."""
-        cdef gc_fpenv saved = gc_fp_enter()
-        self.write[i].kind = Kind.SCALE
-        self.write[i].factor = factor_of(target, norm_of(sums.at(leaf), sums.ord, sums.grad_scale), eps, sums.grad_scale)
-        gc_fp_leave(saved)
-
-    def shrink(self, Py_ssize_t i, double ratio):
-        """Multiply the factor by something below 1."""
-        cdef gc_fpenv saved = gc_fp_enter()
-        self.write[i].factor.value *= ratio
-        self.write[i].factor.last *= ratio
-        gc_fp_leave(saved)
-
-    def zero_nonfinite(self, Py_ssize_t i):
-        """Bring elements that are not finite to 0."""
-        self.write[i].zero = True
-
-    def clamp(self, Py_ssize_t i, low, high):
-        """Bring elements into [low, high]: four bounds each, one per kernel dtype."""
-        cdef int t
-        self.write[i].kind = Kind.CLAMP
-        for t in range(4):
-            self.write[i].low[t], self.write[i].high[t] = low[t], high[t]
-
-    def spread(self, Py_ssize_t count):
-        """The same for each of `count` leaves, to be changed one by one."""
-        cdef Plan plan = Plan(count)
-        cdef Py_ssize_t i
-        for i in range(count):
-            plan.write[i] = self.write[0]
-        return plan
-
-    def factor(self, Py_ssize_t i=0):
-        """The factor as float64."""
-        return self.write[i].factor.value
-
-    def idle(self):
-        """Whether the plan changes nothing at all."""
-        cdef Py_ssize_t i
-        for i in range(self.count):
-            if self.write[i].kind != Kind.KEEP or self.write[i].zero:
-                return False
-        return True

@@ -1,24 +1,4 @@
-from libc.stddef cimport ptrdiff_t
-
-from gradclip._leaves cimport Leaves, gc_leaf
-from gradclip._cpu.fold cimport Sum, Factor
-
-
-cdef enum Kind:
-    KEEP, SCALE, CLAMP
-
-
-cdef struct Write:
-    Kind kind
-    bint zero           # first bring elements that are not finite to 0
-    Factor factor       # of SCALE
-    double low[4]       # of CLAMP: the bounds, rounded to each dtype
-    double high[4]
-
-
-cdef class Plan:
-    cdef readonly Py_ssize_t count
-    cdef Write *write
+from gradclip._cpu.fold cimport Sum
 
 
 cdef class Sums:

@@ -135,7 +135,6 @@ def find_overlap(list written, list read):
     cdef list arrays = written + read if read else written
     cdef Py_ssize_t i, j, a, b, n = 0, count = len(written)
     cdef gc_extent *extent
-    cdef uintptr_t reach = 0
     if len(arrays) < 2:
         return None
     extent = <gc_extent *>PyMem_Malloc(len(arrays) * sizeof(gc_extent))

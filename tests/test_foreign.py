@@ -1,0 +1,158 @@
+"""Leaves that are not NumPy arrays: buffers, DLPack, scipy.sparse, PyTorch, JAX, subclasses."""
+
+import array
+import ctypes
+import math
+import warnings
+
+import numpy as np
+import pytest
+import scipy.sparse
+from reference import misaligned
+
+import gradclip
+
+
+def test_buffers_and_array_interfaces():
+    memory = array.array("f", [3.0, 4.0])
+    assert gradclip.clip_by_global_norm_(memory, 1.0).norm == 5.0
+    assert list(memory) == [np.float32(0.6), np.float32(0.8)]
+    raw = bytearray(16)
+    view = memoryview(raw).cast("d")
+    view[0], view[1] = 3.0, 4.0
+    gradclip.clip_by_global_norm_({"v": view}, 2.5)
+    assert list(view) == [1.5, 2.0]
+
+    class Exporter:
+        def __init__(self, a):
+            self.__array_interface__ = a.__array_interface__
+            self.kept = a
+
+    a = np.array([3.0, 4.0])
+    gradclip.clip_by_global_norm_(Exporter(a), 2.5)
+    assert a.tolist() == [1.5, 2.0]
+
+    class Capsule:
+        def __init__(self, a):
+            self.kept = a
+
+        def __dlpack__(self, **kw):
+            return self.kept.__dlpack__(**kw)
+
+        def __dlpack_device__(self):
+            return self.kept.__dlpack_device__()
+
+    a = np.array([3.0, 4.0])
+    gradclip.clip_by_global_norm_([Capsule(a)], 2.5)
+    assert a.tolist() == [1.5, 2.0]
+    ctypes_array = (ctypes.c_float * 2)(3.0, 4.0)
+    gradclip.clip_by_global_norm_(ctypes_array, 2.5)
+    assert list(ctypes_array) == [1.5, 2.0]
+    with pytest.raises(TypeError, match="0: dtype int32"):
+        gradclip.global_norm([array.array("i", [1])])
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "csc_matrix", "coo_array", "bsr_array"])
+def test_sparse_leaves_are_their_stored_values(kind):
+    dense = np.zeros((4, 6))
+    dense[0, 1], dense[2, 2] = 3.0, 4.0
+    sparse = getattr(scipy.sparse, kind)(dense)
+    clipped, report = gradclip.clip_by_global_norm([sparse], 1.0)
+    assert report.norm == 5.0
+    assert type(clipped[0]) is type(sparse)
+    assert np.allclose(clipped[0].toarray(), dense / 5)
+    assert np.allclose(sparse.toarray(), dense)
+    gradclip.clip_by_global_norm_([sparse], 1.0)
+    assert np.allclose(sparse.toarray(), dense / 5)
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "csc_matrix", "coo_array", "coo_matrix"])
+def test_sparse_duplicates_are_summed_first(kind):
+    def twice():
+        coo = scipy.sparse.coo_array(([4.0, 1.5, 1.5], ([1, 0, 0], [1, 0, 0])), shape=(2, 2))
+        if kind.startswith("coo"):
+            return getattr(scipy.sparse, kind)(coo)
+        return getattr(scipy.sparse, kind)(([1.5, 1.5, 4.0], [0, 0, 1], [0, 2, 3]), shape=(2, 2))
+
+    sparse = twice()
+    assert gradclip.global_norm(sparse) == 5.0
+    clipped, _ = gradclip.clip_by_global_norm([sparse], 2.5)
+    assert np.allclose(clipped[0].toarray(), np.diag([1.5, 2.0]))
+    with pytest.raises(TypeError, match="^b: "):
+        gradclip.clip_by_global_norm_({"a": sparse, "b": np.ones(2, int)}, 1.0)
+    gradclip.clip_by_global_norm_([sparse], 9.0)
+    assert sparse.data.tolist() == twice().data.tolist()  # untouched so far
+    gradclip.clip_by_global_norm_([sparse], 2.5)
+    assert np.allclose(sparse.toarray(), np.diag([1.5, 2.0]))
+    assert sparse.nnz == 2
+
+
+def test_sparse_out_must_have_the_same_pattern():
+    a, b = scipy.sparse.csr_array(np.eye(3)), scipy.sparse.csr_array(np.fliplr(np.eye(3)))
+    with pytest.raises(ValueError, match="^grads: the stored values of out stand at other places"):
+        gradclip.clip_by_global_norm(a, 0.1, out=b)
+    c = a.copy()
+    gradclip.clip_by_global_norm(a, math.sqrt(3) / 2, out=c)
+    assert np.allclose(c.toarray(), np.eye(3) / 2)
+
+
+def test_dok_and_other_sparse_formats_are_refused_by_name():
+    for kind in ("dok", "lil", "dia"):
+        with pytest.raises(TypeError, match=f"^emb: scipy.sparse format '{kind}'"):
+            gradclip.global_norm({"emb": scipy.sparse.eye_array(3, format=kind)})
+
+
+def test_torch_tensors():
+    torch = pytest.importorskip("torch")
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        t = torch.tensor([3.0, 4.0], dtype=dtype)
+        clipped, report = gradclip.clip_by_global_norm({"t": t}, 2.5)
+        assert report.norm == 5.0
+        assert clipped["t"].dtype == dtype
+        assert clipped["t"].tolist() == [1.5, 2.0]
+        assert t.tolist() == [3.0, 4.0]
+        gradclip.clip_by_global_norm_(t, 2.5)
+        assert t.tolist() == [1.5, 2.0]
+
+
+def test_torch_parameters_are_not_mistaken_for_gradients():
+    torch = pytest.importorskip("torch")
+    layer = torch.nn.Linear(2, 1)
+    before = [p.tolist() for p in layer.parameters()]
+    with pytest.raises(TypeError, match=r"^0: .*pass p\.grad"):
+        gradclip.clip_by_global_norm_(layer.parameters(), 1e-3)
+    assert [p.tolist() for p in layer.parameters()] == before
+    assert gradclip.global_norm(layer.parameters()) > 0
+    layer(torch.ones(1, 2)).sum().backward()
+    report = gradclip.clip_by_global_norm_([p.grad for p in layer.parameters()], 1e-3)
+    assert report.clipped
+
+
+def test_jax_arrays_in_functional_forms():
+    jax = pytest.importorskip("jax")
+    for dtype in (jax.numpy.float32, jax.numpy.bfloat16, jax.numpy.float16):
+        x = jax.numpy.array([3.0, 4.0], dtype)
+        clipped, report = gradclip.clip_by_global_norm([x], 2.5)
+        assert report.norm == 5.0
+        assert isinstance(clipped[0], jax.Array)
+        assert clipped[0].dtype == dtype
+        assert clipped[0].tolist() == [1.5, 2.0]
+        with pytest.raises(ValueError, match="read-only"):
+            gradclip.clip_by_global_norm_([x], 2.5)
+
+
+def test_ndarray_subclasses_and_memmaps(tmp_path):
+    m = np.memmap(tmp_path / "grad.bin", np.float32, "w+", shape=(2,))
+    m[:] = [3, 4]
+    gradclip.clip_by_global_norm_([m], 2.5)
+    assert m.tolist() == [1.5, 2.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PendingDeprecationWarning)
+        assert gradclip.global_norm(np.asmatrix([[3.0, 4.0]])) == 5.0
+
+
+def test_misaligned_leaves(isa):
+    for dtype in (np.float16, np.float32, np.float64, np.complex64):
+        a = misaligned(np.array([3.0, 4.0], dtype))
+        assert gradclip.clip_by_global_norm_(a, 2.5).norm == 5.0
+        assert a.tolist() == [1.5, 2.0]

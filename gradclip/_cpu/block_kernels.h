@@ -6,6 +6,7 @@
  *   ABS_MASK     all bits but the sign;   INF_BITS  the bits of +Inf
  *   LOAD(p)      GC_W elements as a vector of float64
  *   GET(e), PUT(d)  one element to float64 and back (back: rounded once)
+ *   REAL         float where it holds every element, else double
  *   WIDE         1 where a square is not exact in float64 (float64 itself)
  *   SHORT        bits of the significand where squares are short (float16, bfloat16), else 0
  */
@@ -238,21 +239,23 @@ static void NAME(clamp)(void *y, const void *x, ptrdiff_t n, double low, double 
     const ELEMENT *p = x;
     ELEMENT *q = y;
     const ELEMENT least = PUT(low), most = PUT(high);
+    const REAL bottom = (REAL)low, top = (REAL)high; /* exact: both are of the dtype */
     GC_IVDEP
     for (ptrdiff_t i = 0; i < n; i++) {
-        double v = GET(p[i]);
-        ELEMENT e = v > high ? most : p[i];
-        q[i] = v < low ? least : e;
+        REAL v = (REAL)GET(p[i]);
+        ELEMENT e = v > top ? most : p[i];
+        q[i] = v < bottom ? least : e;
     }
 }
 
 static ptrdiff_t NAME(count_outside)(const void *x, ptrdiff_t n, double low, double high)
 {
     const ELEMENT *p = x;
-    ptrdiff_t count = 0;
+    const REAL bottom = (REAL)low, top = (REAL)high;
+    int count = 0; /* of a block: as wide as float32, so that both fill a vector alike */
     for (ptrdiff_t i = 0; i < n; i++) {
-        double v = GET(p[i]);
-        count += (v < low) | (v > high);
+        REAL v = (REAL)GET(p[i]);
+        count += (v < bottom) | (v > top);
     }
     return count;
 }

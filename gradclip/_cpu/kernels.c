@@ -49,6 +49,7 @@ static inline gc_sum gc_fold_lanes(double start, const vd sum[], const vd error[
 }
 
 #define SHORT 11
+#define REAL float
 #define NAME(f) f##_f16
 #define ELEMENT uint16_t
 #define BITS int16_t
@@ -117,6 +118,8 @@ static inline vd gc_load_f32(const float *p)
 #undef PUT
 #undef WIDE
 
+#undef REAL
+#define REAL double
 #define NAME(f) f##_f64
 #define ELEMENT double
 #define BITS int64_t

@@ -37,7 +37,7 @@ typedef struct {
     void (*zero_nonfinite[GC_DTYPES])(void *y, const void *x, ptrdiff_t n);
     /* y = x brought into [low, high], both representable in the dtype; NaN stays. y may be x. */
     void (*clamp[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double low, double high);
-    /* How many elements lie outside [low, high]; NaN does not. */
+    /* How many of n <= GC_BLOCK elements lie outside [low, high], representable as above; NaN does not. */
     ptrdiff_t (*count_outside[GC_DTYPES])(const void *x, ptrdiff_t n, double low, double high);
     /* How many elements are NaN and Inf, of a block that amax found not finite. */
     ptrdiff_t (*count_nan[GC_DTYPES])(const void *x, ptrdiff_t n);

@@ -6,7 +6,6 @@ cdef extern from "_cpu/leaf.h" nogil:
         ptrdiff_t size
         int dtype, itemsize, is_complex, ndim
         ptrdiff_t *axes
-    int GC_MAX_AXES
     void gc_move(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer, int scatter)
 
 

@@ -55,15 +55,21 @@ cdef int dtype_of(cnp.ndarray a) except -2:
     return -1
 
 
-cdef int describe(gc_leaf *leaf, cnp.ndarray a, char *data, int axes, ptrdiff_t *length, ptrdiff_t *stride) except -1:
-    cdef int d
+cdef inline void fill(gc_leaf *leaf, cnp.ndarray a, int dtype, char *data) noexcept:
+    """Describe an array as contiguous from `data`."""
     leaf.is_complex = cnp.PyArray_ISCOMPLEX(a)
-    leaf.dtype = dtype_of(a)
+    leaf.dtype = dtype
     leaf.itemsize = <int>cnp.PyArray_ITEMSIZE(a) // (2 if leaf.is_complex else 1)
     leaf.size = cnp.PyArray_SIZE(a) * (2 if leaf.is_complex else 1)
     leaf.data = data
     leaf.ndim = 0
     leaf.axes = NULL
+
+
+cdef int describe(gc_leaf *leaf, cnp.ndarray a, char *data, int axes, ptrdiff_t *length, ptrdiff_t *stride) except -1:
+    """Describe an array by its axes, already ordered and merged."""
+    cdef int d
+    fill(leaf, a, dtype_of(a), data)
     if leaf.size == 0:
         return 0
     if axes == 0:
@@ -252,9 +258,8 @@ cdef class Leaves:
             raise TypeError(f"{self.path(self.count)}: byte order of {node.dtype!r} is not this machine's")
         if isinstance(node, MASKED):
             raise TypeError(f"{self.path(self.count)}: the mask of a masked array would be ignored; pass .data or .filled(0)")
-        if write:
-            if not cnp.PyArray_ISWRITEABLE(a):
-                raise ValueError(f"{self.path(self.count)}: read-only array, which cannot be written")
+        if write and not cnp.PyArray_ISWRITEABLE(a):
+            raise ValueError(f"{self.path(self.count)}: read-only array, which cannot be written")
         if self.count == self._capacity:
             self._capacity = 2 * self._capacity if self._capacity else 16
             leaf = <gc_leaf *>PyMem_Realloc(self.leaf, self._capacity * sizeof(gc_leaf))
@@ -263,13 +268,7 @@ cdef class Leaves:
             self.leaf = leaf
         leaf = &self.leaf[self.count]
         if (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a)) and cnp.PyArray_ISALIGNED(a):
-            leaf.is_complex = cnp.PyArray_ISCOMPLEX(a)
-            leaf.dtype = dtype
-            leaf.itemsize = <int>cnp.PyArray_ITEMSIZE(a) // (2 if leaf.is_complex else 1)
-            leaf.size = cnp.PyArray_SIZE(a) * (2 if leaf.is_complex else 1)
-            leaf.data = <char *>cnp.PyArray_DATA(a)
-            leaf.ndim = 0
-            leaf.axes = NULL
+            fill(leaf, a, dtype, <char *>cnp.PyArray_DATA(a))
         else:
             if write and overlaps_itself(a):
                 raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")

@@ -164,7 +164,7 @@ static gc_sum NAME(sum_by_four)(const ELEMENT *p, ptrdiff_t n, double bound, dou
 }
 #endif
 
-/* One pass: the running sums, and the largest magnitude as bits, two chains of it. */
+/* One pass: the running sums and, where squares are not short, the largest magnitude of each lane as bits. */
 static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
 {
     const ELEMENT *p = x;

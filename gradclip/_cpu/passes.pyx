@@ -8,9 +8,10 @@ Why they look like this:
   of threads nor their timing can reach a result.
 * All leaves form one list of groups for one parallel region; a short list is walked without
   entering OpenMP at all.
-* A kernel sees only contiguous, aligned, finite memory in a safe range. Whatever is not so goes
-  through a buffer of one block, in L1.
-* The write pass runs backwards: the end of what was read is what the cache still holds.
+* A kernel sees only contiguous, aligned memory. Whatever is strided, not finite, out of range or
+  measured as if already written goes through a buffer of one block, in L1.
+* The write pass takes the groups backwards: the end of what was read is what the cache still holds.
+  Within a group it runs forwards, as prefetchers want it.
 * Every chunk of work enters the standard floating-point state and leaves the caller's (fpenv.h).
 """
 from cpython.exc cimport PyErr_CheckSignals
@@ -22,7 +23,7 @@ from libc.string cimport memmove
 
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, lay_out
 from gradclip._cpu.fold cimport Sum, GC_SHIFT, clear, fold, merge
-from gradclip._cpu.machine cimport gc_kernels, gc_sum, kernels, team_size, GC_F32, GC_F64, GC_TINY, GC_HUGE
+from gradclip._cpu.machine cimport gc_sum, kernels, team_size, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
 

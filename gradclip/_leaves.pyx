@@ -57,10 +57,13 @@ cdef int dtype_of(cnp.ndarray a) except -2:
 
 cdef inline void fill(gc_leaf *leaf, cnp.ndarray a, int dtype, char *data) noexcept:
     """Describe an array as contiguous from `data`."""
+    cdef int d
     leaf.is_complex = cnp.PyArray_ISCOMPLEX(a)
     leaf.dtype = dtype
-    leaf.itemsize = <int>cnp.PyArray_ITEMSIZE(a) // (2 if leaf.is_complex else 1)
-    leaf.size = cnp.PyArray_SIZE(a) * (2 if leaf.is_complex else 1)
+    leaf.itemsize = 8 if dtype == GC_F64 else 4 if dtype == GC_F32 else 2
+    leaf.size = 1 << leaf.is_complex
+    for d in range(cnp.PyArray_NDIM(a)):
+        leaf.size *= cnp.PyArray_DIM(a, d)
     leaf.data = data
     leaf.ndim = 0
     leaf.axes = NULL
@@ -250,15 +253,16 @@ cdef class Leaves:
     cdef int add(self, object node, bint write) except -1:
         cdef cnp.ndarray a = node
         cdef gc_leaf *leaf
-        cdef int dtype = dtype_of(a)
+        cdef int dtype = dtype_of(a), flags = cnp.PyArray_FLAGS(a)
+        cdef bint plain = cnp.PyArray_CheckExact(a)
         if dtype < 0:
             raise TypeError(f"{self.path(self.count)}: dtype {node.dtype} cannot be clipped; "
                             "float16, bfloat16, float32, float64, complex64 and complex128 can")
         if not cnp.PyArray_ISNOTSWAPPED(a):
             raise TypeError(f"{self.path(self.count)}: byte order of {node.dtype!r} is not this machine's")
-        if isinstance(node, MASKED):
+        if not plain and isinstance(node, MASKED):
             raise TypeError(f"{self.path(self.count)}: the mask of a masked array would be ignored; pass .data or .filled(0)")
-        if write and not cnp.PyArray_ISWRITEABLE(a):
+        if write and not flags & cnp.NPY_ARRAY_WRITEABLE:
             raise ValueError(f"{self.path(self.count)}: read-only array, which cannot be written")
         if self.count == self._capacity:
             self._capacity = 2 * self._capacity if self._capacity else 16
@@ -267,13 +271,13 @@ cdef class Leaves:
                 raise MemoryError
             self.leaf = leaf
         leaf = &self.leaf[self.count]
-        if (cnp.PyArray_IS_C_CONTIGUOUS(a) or cnp.PyArray_IS_F_CONTIGUOUS(a)) and cnp.PyArray_ISALIGNED(a):
+        if flags & (cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS) and flags & cnp.NPY_ARRAY_ALIGNED:
             fill(leaf, a, dtype, <char *>cnp.PyArray_DATA(a))
         else:
             if write and overlaps_itself(a):
                 raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
             lay_out(a, None, leaf, NULL, False)
-        self.arrays.append(node if cnp.PyArray_CheckExact(a) else node.view(np.ndarray))
+        self.arrays.append(node if plain else node.view(np.ndarray))
         self.count += 1
         return 0
 

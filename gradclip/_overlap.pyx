@@ -1,28 +1,19 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Which arrays share memory. Exact, and fast for the two usual cases: leaves that lie apart, and leaves
 that interleave like the columns of one matrix."""
+from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from libc.stdint cimport uintptr_t
-from libc.stdlib cimport qsort
+from libc.string cimport memcpy
 
 import numpy as np
 cimport numpy as cnp
 
 cnp.import_array()
 
-cdef extern from *:
-    """
-    typedef struct { uintptr_t low, high; ptrdiff_t index; } gc_extent;
-    static int gc_by_low(const void *a, const void *b)
-    {
-        uintptr_t x = ((const gc_extent *)a)->low, y = ((const gc_extent *)b)->low;
-        return (x > y) - (x < y);
-    }
-    """
-    ctypedef struct gc_extent:
-        uintptr_t low, high
-        ptrdiff_t index
-    int gc_by_low(const void *a, const void *b) noexcept nogil
+cdef struct Extent:
+    uintptr_t low, high
+    ptrdiff_t index
 
 
 def overlaps_itself(cnp.ndarray a):
@@ -69,15 +60,18 @@ cdef bint share_memory(cnp.ndarray a, cnp.ndarray b):
     return np.shares_memory(a, b)
 
 
-cdef gc_extent extent_of(cnp.ndarray a, ptrdiff_t index) noexcept:
-    """The bytes between the first and the last element, both included."""
-    cdef gc_extent e
+cdef Extent extent_of(cnp.ndarray a, ptrdiff_t index) noexcept:
+    """The bytes between the first and the last element, both included; none of an empty array."""
+    cdef Extent e
     cdef ptrdiff_t reach
     cdef int d
     e.index = index
     e.low = e.high = <uintptr_t>cnp.PyArray_DATA(a)
     for d in range(cnp.PyArray_NDIM(a)):
         reach = cnp.PyArray_STRIDE(a, d) * (cnp.PyArray_DIM(a, d) - 1)
+        if cnp.PyArray_DIM(a, d) == 0:
+            e.high = e.low
+            return e
         if reach < 0:
             e.low += <uintptr_t>reach
         else:
@@ -86,29 +80,70 @@ cdef gc_extent extent_of(cnp.ndarray a, ptrdiff_t index) noexcept:
     return e
 
 
-cdef bint apart(gc_extent *extent, Py_ssize_t n) noexcept nogil:
+cdef Py_ssize_t end_of_run(const Extent *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    i += 1
+    while i < n and x[i].low >= x[i - 1].low:
+        i += 1
+    return min(i, n)
+
+
+cdef Py_ssize_t merge_runs(const Extent *x, Extent *y, Py_ssize_t n) noexcept nogil:
+    """Each two neighbouring runs of x to one in y; returns how many are left."""
+    cdef Py_ssize_t i = 0, j, k, middle, end, runs = 0
+    while i < n:
+        middle = end_of_run(x, i, n)
+        end = end_of_run(x, middle, n) if middle < n else n
+        j, k = i, middle
+        while i < end:
+            if k == end or (j < middle and x[j].low <= x[k].low):
+                y[i] = x[j]
+                j += 1
+            else:
+                y[i] = x[k]
+                k += 1
+            i += 1
+        runs += 1
+    return runs
+
+
+cdef int sort(Extent *extent, Py_ssize_t n) except -1:
+    """By low. A natural merge sort: allocators hand out addresses mostly upwards, so runs are long."""
+    cdef Extent *x = extent
+    cdef Extent *y
+    cdef Extent *buffer
+    if end_of_run(extent, 0, n) == n:
+        return 0
+    y = buffer = <Extent *>PyMem_Malloc(n * sizeof(Extent))
+    if buffer == NULL:
+        raise MemoryError
+    while merge_runs(x, y, n) > 1:
+        x, y = y, x
+    if y != extent:
+        memcpy(extent, y, n * sizeof(Extent))
+    PyMem_Free(buffer)
+    return 0
+
+
+cdef int apart(Extent *extent, Py_ssize_t n) except -1:
     """Whether no two extents meet; leaves them sorted."""
     cdef Py_ssize_t i
-    for i in range(1, n):
-        if extent[i].low < extent[i - 1].low:
-            qsort(extent, n, sizeof(gc_extent), gc_by_low)
-            break
+    sort(extent, n)
     for i in range(1, n):
         if extent[i].low < extent[i - 1].high:
             return False
     return True
 
 
-cdef bint interleaved(list arrays, gc_extent *extent, Py_ssize_t n) except -1:
+cdef bint interleaved(list arrays, Extent *extent, Py_ssize_t n) except -1:
     """Whether every array starts at a place of its own within the greatest common stride of all."""
-    cdef gc_extent *residue
+    cdef Extent *residue
     cdef Py_ssize_t i
     cdef ptrdiff_t g = 0
     for i in range(n):
         g = common_stride(arrays[extent[i].index], g)
     if g == 0:
         return False
-    residue = <gc_extent *>PyMem_Malloc(n * sizeof(gc_extent))
+    residue = <Extent *>PyMem_Malloc(n * sizeof(Extent))
     if residue == NULL:
         raise MemoryError
     try:
@@ -134,17 +169,16 @@ def find_overlap(list written, list read):
     Arrays that are read count on from those that are written. The i-th of each may be the same view."""
     cdef list arrays = written + read if read else written
     cdef Py_ssize_t i, j, a, b, n = 0, count = len(written)
-    cdef gc_extent *extent
+    cdef Extent *extent
     if len(arrays) < 2:
         return None
-    extent = <gc_extent *>PyMem_Malloc(len(arrays) * sizeof(gc_extent))
+    extent = <Extent *>PyMem_Malloc(len(arrays) * sizeof(Extent))
     if extent == NULL:
         raise MemoryError
     try:
         for i in range(len(arrays)):
-            if cnp.PyArray_SIZE(arrays[i]) > 0:
-                extent[n] = extent_of(arrays[i], i)
-                n += 1
+            extent[n] = extent_of(<cnp.ndarray>PyList_GET_ITEM(arrays, i), i)
+            n += extent[n].high > extent[n].low
         if apart(extent, n) or interleaved(arrays, extent, n):
             return None
         for i in range(n):

@@ -43,10 +43,11 @@ cdef inline void fold(Sum *into, long double high, long double low, int bin, int
     underflows is beyond the last bit."""
     cdef long double total, part
     cdef int shift = GC_SHIFT * ord
-    if high == 0 and low == 0:      # a block far below the group's bound has all of its sum in low
+    if high == 0 and low == 0:      # a block far below the segment's bound has all of its sum in low
         return
     if into.high == 0 and into.low == 0:
-        into.bin = bin
+        into.high, into.low, into.bin = high, low, bin
+        return
     if bin < into.bin:
         high = ldexpl(high, shift * (bin - into.bin))
         low = ldexpl(low, shift * (bin - into.bin))

@@ -82,6 +82,10 @@ static inline vd gc_load_f16(const uint16_t *p)
     return (vd)_mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)));
 #elif defined(GC_AVX2)
     return (vd)_mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64((const __m128i *)p)));
+#elif defined(GC_NEON)
+    uint32_t two;
+    memcpy(&two, p, sizeof two);
+    return (vd)vcvt_f64_f32(vget_low_f32(vcvt_f32_f16(vreinterpret_f16_u32(vdup_n_u32(two)))));
 #else
     vf v;
     float a[GC_W];

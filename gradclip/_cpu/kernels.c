@@ -29,22 +29,31 @@ static inline void gc_start(double start, vd sum[], vd error[])
     }
 }
 
+/* s[j] += s[j + half], by TwoSum. Inlined with a constant half, so that each is a few vector instructions. */
+static inline void gc_halve(double s[], double e[], int half)
+{
+    for (int j = 0; j < half; j++) {
+        double a = s[j], b = s[j + half];
+        double t = a + b, part = t - a;
+        e[j] += e[j + half] + ((a - (t - part)) + (b - part));
+        s[j] = t;
+    }
+}
+
 /* Sixteen lanes to one sum, as a tree of TwoSums. sum - start is exact: both are multiples of
  * ulp(sum), and the difference is smaller than sum. */
 static inline gc_sum gc_fold_lanes(double start, const vd sum[], const vd error[], double amax)
 {
     double s[GC_LANES], e[GC_LANES];
-    memcpy(s, sum, sizeof s);
+    for (int j = 0; j < GC_LANES / GC_W; j++) {
+        vd taken = sum[j] - vd_all(start);
+        memcpy(s + j * GC_W, &taken, sizeof taken);
+    }
     memcpy(e, error, sizeof e);
-    for (int j = 0; j < GC_LANES; j++)
-        s[j] -= start;
-    for (int half = GC_LANES / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; j++) {
-            double a = s[j], b = s[j + half];
-            double t = a + b, part = t - a;
-            e[j] += e[j + half] + ((a - (t - part)) + (b - part));
-            s[j] = t;
-        }
+    gc_halve(s, e, 8);
+    gc_halve(s, e, 4);
+    gc_halve(s, e, 2);
+    gc_halve(s, e, 1);
     return (gc_sum){s[0], e[0], amax};
 }
 

@@ -9,6 +9,8 @@
 #define GRADCLIP_KERNELS_H
 
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
 /* Elements per block and float64 lanes per block. Fixed: results depend on both, so they are the
  * same for every instruction set and thread count. */
@@ -49,5 +51,15 @@ typedef struct {
 #define GC_TINY 0x1p-430
 #define GC_HUGE 0x1p+479
 #define GC_SHIFT 600
+
+/* The power of two some binades above a magnitude in GC_TINY .. GC_HUGE. */
+static inline double gc_bound(double amax, int binades)
+{
+    uint64_t u;
+    memcpy(&u, &amax, 8);
+    u = ((u >> 52) + 1 + (uint64_t)binades) << 52;
+    memcpy(&amax, &u, 8);
+    return amax;
+}
 
 #endif

@@ -3,11 +3,10 @@
 
 Why they look like this:
 
-* Work is cut by position alone: 4096 elements a block, 16 blocks a group. Groups run in any order on
-  any thread, each into its own Sum, and Sums are folded in order afterwards. So neither the number
-  of threads nor their timing can reach a result.
-* All leaves form one list of groups for one parallel region; a short list is walked without
-  entering OpenMP at all.
+* Work is cut by position alone: 4096 elements a block, 16 blocks a segment. A group is a segment of a long leaf or
+  as many short leaves as fill one. Groups run in any order on any thread, each into its own Sum, and Sums
+  are folded in order afterwards. So neither the number of threads nor their timing can reach a result.
+* All groups form one list for one parallel region; a short list is walked without entering OpenMP at all.
 * A kernel sees only contiguous, aligned memory. Whatever is strided, not finite, out of range or
   measured as if already written goes through a buffer of one block, in L1.
 * The write pass takes the groups backwards: the end of what was read is what the cache still holds.
@@ -17,13 +16,13 @@ Why they look like this:
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from cython.parallel cimport prange
-from libc.math cimport frexp, isfinite, ldexp
+from libc.math cimport isfinite, ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memmove
 
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, lay_out
 from gradclip._cpu.fold cimport Sum, GC_SHIFT, clear, fold, merge
-from gradclip._cpu.machine cimport gc_sum, kernels, team_size, GC_F64, GC_TINY, GC_HUGE
+from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, team_size, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
 
@@ -35,7 +34,8 @@ cdef extern from "pairs.h" nogil:
 cdef enum:
     BLOCK = 4096            # GC_BLOCK
     GROUP = 16 * BLOCK
-    PROBE = 64              # elements that guess for a group
+    PROBE = 64              # elements that guess for a segment
+    SETUP = 256             # elements that take as long as starting with a leaf
 
 
 # ---- blocks: what one thread does ---------------------------------------------------------------
@@ -73,13 +73,6 @@ cdef void alter(const Write *w, const gc_leaf *leaf, char *y, const char *x, ptr
         memmove(y, x, n * leaf.itemsize)
 
 
-cdef inline double bound_for(double amax, int binades) noexcept nogil:
-    """A power of two some binades above a magnitude."""
-    cdef int exponent = 0
-    frexp(amax, &exponent)
-    return ldexp(1, exponent + binades)
-
-
 cdef inline gc_sum sum_of(int ord, int t, const char *x, ptrdiff_t n, double bound) noexcept nogil:
     return kernels.sum_squares[t](x, n, bound) if ord == 2 else kernels.sum_abs[t](x, n, bound)
 
@@ -89,7 +82,7 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int o
     """Add one block to a Sum: of the leaf as it is, or as `made` would make it.
 
     The usual block is read once: its elements are taken to lie below `bound`, a guess that the first
-    elements of the group make and that the kernel checks as it sums. Where the guess fails, and for
+    elements of the segment make and that the kernel checks as it sums. Where the guess fails, and for
     whatever is not finite, out of range, complex or counted, the largest magnitude is found first."""
     cdef int t = leaf.dtype, bin = 0
     cdef gc_sum s
@@ -102,7 +95,7 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int o
         if bound[0] == 0:
             amax = kernels.amax[t](x, min(n, PROBE))
             if GC_TINY <= amax <= GC_HUGE:
-                bound[0] = bound_for(amax, 3)
+                bound[0] = gc_bound(amax, 3)
         if bound[0] != 0:
             s = sum_of(ord, t, x, n, bound[0])
             if s.amax <= bound[0]:
@@ -135,28 +128,28 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int o
         x = buffer
         amax = ldexp(amax, -GC_SHIFT * bin)
     elif amax > bound[0]:
-        bound[0] = bound_for(amax, 2)
+        bound[0] = gc_bound(amax, 2)
     if ord == 1 and leaf.is_complex:
         gc_pair_abs(<double *>buffer, x, n, t)
         x, n, t = buffer, n // 2, GC_F64
         amax = kernels.amax[t](x, n)
-    s = sum_of(ord, t, x, n, bound_for(amax, 0))
+    s = sum_of(ord, t, x, n, gc_bound(amax, 0))
     fold(into, s.high, s.low, bin, ord)
 
 
-cdef void measure_group(const gc_leaf *leaf, ptrdiff_t first, int ord, const Write *bounds,
-                        const Write *made, Sum *into) noexcept nogil:
+cdef void measure_segment(const gc_leaf *leaf, ptrdiff_t first, int ord, const Write *bounds,
+                          const Write *made, Sum *into) noexcept nogil:
+    """Up to GROUP elements of one leaf into a fresh Sum."""
     cdef double space[BLOCK]    # a block of the widest dtype
-    cdef char *buffer = <char *>space
     cdef ptrdiff_t end = min(first + GROUP, leaf.size)
-    cdef double bound = 0       # of the group alone, so that it is a function of position
+    cdef double bound = 0       # of the segment alone, so that it is a function of position
     clear(into)
     while first < end:
-        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, buffer, &bound, into)
+        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, <char *>space, &bound, into)
         first += BLOCK
 
 
-cdef void write_group(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, const Write *w) noexcept nogil:
+cdef void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, const Write *w) noexcept nogil:
     cdef double space[BLOCK]    # a block of the widest dtype
     cdef char *buffer = <char *>space
     cdef ptrdiff_t n, end = min(first + GROUP, to.size)
@@ -180,7 +173,9 @@ cdef void write_group(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first,
 # ---- groups: the list of work, and the region that does it --------------------------------------
 
 cdef struct Group:
-    ptrdiff_t leaf, first
+    ptrdiff_t leaf          # the first,
+    ptrdiff_t count         # of so many whole leaves; or 0:
+    ptrdiff_t first         # a segment of one leaf, from this element on
 
 
 cdef struct Work:
@@ -191,49 +186,66 @@ cdef struct Work:
 
 
 cdef Work cut(const gc_leaf *leaf, Py_ssize_t count) except *:
-    """The groups of all leaves, shared out in chunks: a few per thread, so that a thread that the system
-    holds up does not hold up the others, and small leaves come by the hundred."""
+    """Groups of GROUP elements: short leaves together, long ones in segments; shared out in chunks, a few
+    per thread, so that a thread that the system holds up does not hold up the others."""
     cdef Work work
     cdef Py_ssize_t i, n = 0
-    cdef ptrdiff_t first, bytes = 0
-    work.count = work.elements = 0
+    cdef ptrdiff_t first, held = 0, bytes = 0
+    work.count = 1
+    work.elements = 0
     for i in range(count):
-        work.count += (leaf[i].size + GROUP - 1) // GROUP
+        work.count += leaf[i].size // GROUP + 1
         work.elements += leaf[i].size >> leaf[i].is_complex
         bytes += leaf[i].size * leaf[i].itemsize
-    work.group = <Group *>PyMem_Malloc(max(work.count, 1) * sizeof(Group))
+    work.group = <Group *>PyMem_Malloc(work.count * sizeof(Group))
     if work.group == NULL:
         raise MemoryError
     for i in range(count):
-        first = 0
-        while first < leaf[i].size:
-            work.group[n] = Group(i, first)
+        if leaf[i].size > GROUP:
+            first = 0
+            while first < leaf[i].size:
+                work.group[n] = Group(i, 0, first)
+                n += 1
+                first += GROUP
+            held = 0
+        elif held and held + leaf[i].size + SETUP <= GROUP:
+            work.group[n - 1].count += 1
+            held += leaf[i].size + SETUP
+        else:
+            work.group[n] = Group(i, 1, 0)
             n += 1
-            first += GROUP
-    work.team = team_size(bytes, n)
+            held = leaf[i].size + SETUP
+    work.count = n
+    work.team = team_size(bytes + count * SETUP * 4, n)
     work.chunk = n if work.team == 1 else max(1, n // (16 * work.team))
     work.chunks = (n + work.chunk - 1) // work.chunk if n else 0
     return work
 
 
 cdef void measure_chunk(const gc_leaf *leaf, const Group *group, ptrdiff_t n, int ord, const Write *bounds,
-                        const Write *made, bint made_per_leaf, Sum *into) noexcept nogil:
-    cdef ptrdiff_t i
-    cdef const Write *w = made
+                        const Write *made, bint per_leaf, Sum *part, Sum *by_leaf) noexcept nogil:
+    """A Sum of each group, and of each leaf that lies whole in one."""
+    cdef ptrdiff_t i, j
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(n):
-        if made_per_leaf:
-            w = made + group[i].leaf
-        measure_group(&leaf[group[i].leaf], group[i].first, ord, bounds, w, &into[i])
+        j = group[i].leaf
+        if group[i].count == 0:
+            measure_segment(&leaf[j], group[i].first, ord, bounds, made + j if per_leaf else made, &part[i])
+            continue
+        clear(&part[i])
+        for j in range(j, j + group[i].count):
+            measure_segment(&leaf[j], 0, ord, bounds, made + j if per_leaf else made, &by_leaf[j])
+            merge(&part[i], &by_leaf[j], ord)
     gc_fp_leave(saved)
 
 
 cdef void write_chunk(const gc_leaf *to, const gc_leaf *source, const Group *group, ptrdiff_t n, const Write *w,
                       bint per_leaf) noexcept nogil:
-    cdef ptrdiff_t i
+    cdef ptrdiff_t i, j
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(n - 1, -1, -1):
-        write_group(&to[group[i].leaf], &source[group[i].leaf], group[i].first, &w[group[i].leaf] if per_leaf else w)
+        for j in range(group[i].leaf + max(group[i].count, 1) - 1, group[i].leaf - 1, -1):
+            write_segment(&to[j], &source[j], group[i].first, w + j if per_leaf else w)
     gc_fp_leave(saved)
 
 
@@ -246,23 +258,25 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, int ord, double grad_s
     cdef const Write *w = NULL if made is None else made.write
     cdef bint per_leaf = made is not None and made.count > 1
     cdef gc_fpenv saved
+    cdef Sum *by_leaf = sums.leaf
     cdef Sum *part = <Sum *>PyMem_Malloc(max(n, 1) * sizeof(Sum))
     if part == NULL:
         PyMem_Free(group)
         raise MemoryError
     with nogil:
         if team == 1:
-            measure_chunk(leaf, group, n, ord, bounds, w, per_leaf, part)
+            measure_chunk(leaf, group, n, ord, bounds, w, per_leaf, part, by_leaf)
         else:
             for i in prange(chunks, schedule="dynamic", num_threads=team):
-                measure_chunk(leaf, group + i * chunk, min(chunk, n - i * chunk), ord, bounds, w, per_leaf, part + i * chunk)
+                measure_chunk(leaf, group + i * chunk, min(chunk, n - i * chunk), ord, bounds, w, per_leaf, part + i * chunk,
+                              by_leaf)
         saved = gc_fp_enter()
-        for i in range(leaves.count):
-            clear(&sums.leaf[i])
         for i in range(n):
-            merge(&sums.leaf[group[i].leaf], &part[i], ord)
-        for i in range(leaves.count):
-            merge(&sums.total, &sums.leaf[i], ord)
+            merge(&sums.total, &part[i], ord)
+            if group[i].count == 0:
+                if group[i].first == 0:
+                    clear(&by_leaf[group[i].leaf])
+                merge(&by_leaf[group[i].leaf], &part[i], ord)
         gc_fp_leave(saved)
     PyMem_Free(part)
     PyMem_Free(group)

@@ -28,7 +28,7 @@ ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "comp
 def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=False, share=1, norms=None):
     """Clip or normalize the leaves `to` by measured sums, and report.
 
-    target: one threshold, or a list of one per leaf, where None leaves the leaf alone.
+    target: one threshold, or float64 of one per unit.
     max_norm: what the report shows as threshold, if not the target.
     keep_out: `to` is the caller's `out`, which a skipped step must not touch.
     share: of the exact sum behind the norm, how much belongs to `to` (strict bounds that part).
@@ -50,45 +50,32 @@ def _decide(sums, to, rule, target, shown, normalize, keep_out, share, norms):
                 write(to, Plan(1))
             return ClipReport(sums, shown, to.count, skipped=True, norms=norms)
         sums.finite_only = rule.nonfinite == "zero"
-    per_leaf = isinstance(target, list)
-    units = list(enumerate(target)) if per_leaf else [(-1, target)]
-    plan = Plan(len(units))
-    acting = []
-    for i, (unit, goal) in enumerate(units):
-        if rule.grad_scale != 1.0:
-            plan.divide(i, rule.grad_scale)
-        if goal is None or not _acts(sums, to, unit, rule, goal, normalize):
-            continue
-        if sums.shows_nonfinite(unit):  # as IEEE and PyTorch have it: goal / inf or goal / nan
-            plan.multiply(i, math.nan if math.isnan(sums.norm(unit)) else 0.0)
-        else:
-            plan.bring_to(i, sums, unit, goal, rule.eps)
-        if plan.factor(i) == 1.0 and not rule.strict:
-            plan.keep(i)
-        else:
-            acting.append(i)
+    together = type(target) is float
+    plan = Plan(1 if together else len(target))
+    acts = _acts(sums, to, rule, target) if rule.strict and not normalize else None
+    plan.settle(sums, target, rule.eps, normalize, rule.strict, acts)
+    acting = plan.acting()
     if bad and rule.nonfinite == "zero":
-        plan = _zeroing(plan, sums, to.count)
+        plan = plan if plan.count == to.count else plan.spread(to.count)
+        plan.zero_nonfinite(sums)
     if rule.strict and not plan.idle():
-        acting = sorted({*acting, *_enforce(to, plan, rule, sums, units, share)})
+        _enforce(to, plan, rule, sums, target, share)
+        acting = plan.acting()
     if to.is_target or not plan.idle():
         write(to, plan)
-    scales = np.array([plan.factor(i) for i in range(plan.count)], np.float64)
-    scale = float(scales.min()) if len(scales) else 1.0
-    count = len(acting) if per_leaf else to.count * len(acting)
-    return ClipReport(
-        sums, shown, to.count, scale, count, clipped=bool(acting), scales=scales if per_leaf else None, norms=norms
-    )
+    count = acting if not together else to.count if acting else 0
+    return ClipReport(sums, shown, to.count, plan, count, norms=norms)
 
 
-def _acts(sums, to, unit, rule, goal, normalize):
-    """Whether a unit is to be brought to its goal."""
-    if sums.shows_nonfinite(unit):
+def _acts(sums, to, rule, target):
+    """Whether the norm of each unit exceeds its threshold in exact arithmetic."""
+    units = [(-1, target)] if type(target) is float else enumerate(target.tolist())
+    return np.array([_exceeds(sums, to, unit, rule, goal) for unit, goal in units], np.uint8)
+
+
+def _exceeds(sums, to, unit, rule, goal):
+    if goal == math.inf or sums.shows_nonfinite(unit):
         return goal != math.inf
-    if normalize:
-        return sums.nonzero(unit)
-    if not rule.strict or goal == math.inf:
-        return sums.above(unit, goal)
     total, bound = sums.exact(unit), _power(goal, rule.ord) * _power(rule.grad_scale, rule.ord)
     if rule.ord and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
         if sums.count != to.count or (rule.ord == 1 and any(a.dtype.kind == "c" for a in to.sources)):
@@ -115,28 +102,19 @@ def _power(value, ord):
     return Fraction(value) ** (ord or 1)
 
 
-def _zeroing(plan, sums, count):
-    """The same plan by leaf, bringing NaN and Inf to 0 where there are any."""
-    if plan.count != count:
-        plan = plan.spread(count)
-    for i in range(count):
-        if sums.count != count or sums.nonfinite(i):  # measured elsewhere: perhaps here
-            plan.zero_nonfinite(i)
-    return plan
-
-
-def _enforce(to, plan, rule, sums, units, share):
-    """Shrink factors until what would be written keeps the bound in exact arithmetic; yields the
-    units that needed it. Rounding is monotone, so smaller factors never write larger elements.
+def _enforce(to, plan, rule, sums, target, share):
+    """Shrink factors until what would be written keeps the bound in exact arithmetic. Rounding is
+    monotone, so smaller factors never write larger elements.
 
     The first slack is what the rounding of n elements typically adds to a norm, u / sqrt(n); it doubles."""
+    units = [(-1, target)] if type(target) is float else list(enumerate(target.tolist()))
     slack = max((ROUNDING.get(a.dtype.name, 2.0**-53) / math.sqrt(max(a.size, 1)) for a in to.arrays), default=1.0)
     over = True
     while over:
         written = measure_written(to, plan, rule.ord)
         over = False
         for i, (unit, goal) in enumerate(units):
-            if goal is None or goal == math.inf or sums.shows_nonfinite(unit):
+            if goal == math.inf or sums.shows_nonfinite(unit):
                 continue
             bound = _power(goal, rule.ord) * share
             total = written.exact(unit) * MARGIN if rule.ord else written.exact(unit)
@@ -145,5 +123,4 @@ def _enforce(to, plan, rule, sums, units, share):
                 ratio = 0.5 if written.nonfinite(unit) else float(bound / total) ** (1.0 / (rule.ord or 1))
                 for j in range(plan.count) if unit < 0 else (i,):
                     plan.shrink(j, max(ratio * (1.0 - max(slack, 2.0**-53)), 0.0))
-                yield i
         slack *= 2.0

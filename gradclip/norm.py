@@ -149,7 +149,7 @@ def clip_by_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> C
     rule = Rule.of(norm)
     max_norm = number("max_norm", max_norm, 0.0)
     leaves = Leaves(grads, True)
-    return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, [max_norm] * leaves.count, max_norm)
+    return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, np.full(leaves.count, max_norm), max_norm)
 
 
 @spelled_out
@@ -168,7 +168,7 @@ def clip_by_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack
     leaves = Leaves(grads)
     to = leaves.target(out)
     sums = measure(leaves, rule.ord, rule.grad_scale)
-    report = decide(sums, to, rule, [max_norm] * leaves.count, max_norm, keep_out=out is not None)
+    report = decide(sums, to, rule, np.full(leaves.count, max_norm), max_norm, keep_out=out is not None)
     return result(leaves, to, out), report
 
 
@@ -210,7 +210,7 @@ def normalize_(grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf:
     rule, target = _normalization(target, eps, per_leaf, norm)
     leaves = Leaves(grads, True)
     sums = measure(leaves, rule.ord, rule.grad_scale)
-    return decide(sums, leaves, rule, [target] * leaves.count if per_leaf else target, target, normalize=True)
+    return decide(sums, leaves, rule, np.full(leaves.count, target) if per_leaf else target, target, normalize=True)
 
 
 @spelled_out
@@ -236,7 +236,7 @@ def normalize(
     leaves = Leaves(grads)
     to = leaves.target(out)
     sums = measure(leaves, rule.ord, rule.grad_scale)
-    goal = [target] * leaves.count if per_leaf else target
+    goal = np.full(leaves.count, target) if per_leaf else target
     report = decide(sums, to, rule, goal, target, normalize=True, keep_out=out is not None)
     return result(leaves, to, out), report
 

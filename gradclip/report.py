@@ -43,20 +43,16 @@ class ClipReport:
     5.0
     """
 
-    __slots__ = ("_clipped", "_clipped_count", "_max_norm", "_norms", "_scale", "_scales", "_size", "_skipped", "_sums")
+    __slots__ = ("_clipped_count", "_max_norm", "_norms", "_plan", "_size", "_skipped", "_sums")
 
-    def __init__(
-        self, sums, max_norm, size, scale=1.0, clipped_count=0, *, clipped=False, skipped=False, scales=None, norms=None
-    ):
+    def __init__(self, sums, max_norm, size, plan=None, clipped_count=0, *, skipped=False, norms=None):
         self._sums = sums
         self._max_norm = max_norm
-        self._scale = scale
-        self._clipped = clipped
-        self._skipped = skipped
-        self._scales = scales  # where they differ by leaf
-        self._norms = norms  # where they were measured elsewhere
-        self._clipped_count = clipped_count
         self._size = size
+        self._plan = plan  # None: every factor is 1
+        self._clipped_count = clipped_count
+        self._skipped = skipped
+        self._norms = norms  # where they were measured elsewhere
 
     @property
     def norm(self) -> float:
@@ -68,11 +64,11 @@ class ClipReport:
 
     @property
     def scale(self) -> float:
-        return self._scale
+        return 1.0 if self._plan is None else self._plan.smallest()
 
     @property
     def clipped(self) -> bool:
-        return self._clipped
+        return self._clipped_count > 0
 
     @property
     def skipped(self) -> bool:
@@ -104,7 +100,10 @@ class ClipReport:
 
     @property
     def scales(self) -> np.ndarray:
-        return _read_only(np.full(len(self.norms), self._scale) if self._scales is None else self._scales)
+        count = len(self.norms)
+        if self._plan is not None and self._plan.count == count:
+            return _read_only(self._plan.factors())
+        return _read_only(np.full(count, self.scale))
 
     def __float__(self) -> float:
         return self.norm
@@ -114,8 +113,9 @@ class ClipReport:
 
     def __reduce__(self):
         found = Found(self.norm, self.norms, self.nonfinite, self.first_nonfinite, self.max_abs)
+        plan = None if self._plan is None else Factors(self.scale, self.scales)
         slots = {name: getattr(self, name) for name in self.__slots__}
-        return _restore, ({**slots, "_sums": found, "_norms": None},)
+        return _restore, ({**slots, "_sums": found, "_plan": plan, "_norms": None},)
 
     def __repr__(self) -> str:
         text = f"norm={self.norm!r}, max_norm={self.max_norm!r}, scale={self.scale!r}, clipped={self.clipped}"
@@ -144,6 +144,20 @@ class Found:
 
     def max_abs(self):
         return self._values[3]
+
+
+class Factors:
+    """What a pickled report keeps of the plan."""
+
+    def __init__(self, smallest, factors):
+        self._values = smallest, factors
+        self.count = len(factors)
+
+    def smallest(self):
+        return self._values[0]
+
+    def factors(self):
+        return self._values[1].copy()
 
 
 def _restore(slots):

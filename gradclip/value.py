@@ -97,7 +97,7 @@ def _clip(leaves, to, low, high):
     outside = sums.outside()
     if outside or to.is_target:
         write(to, plan)
-    return ClipReport(sums, high, sums.size, clipped_count=outside, clipped=outside > 0)
+    return ClipReport(sums, high, sums.size, clipped_count=outside)
 
 
 def _rounded(bound):

@@ -13,6 +13,7 @@ cdef enum Kind:
 
 cdef struct Write:
     Kind kind
+    bint acts           # whether the unit is brought to its goal
     bint zero           # first bring elements that are not finite to 0
     Factor factor       # of SCALE
     double low[4]       # of CLAMP: the bounds, rounded to each dtype

@@ -1,6 +1,9 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Plan: what a write pass is to do to each leaf; and the floating-point state in which it is decided."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.math cimport INFINITY, NAN, isnan
+
+import numpy as np
 
 from gradclip._cpu.fold cimport Factor, Wide, norm_of, factor_of
 from gradclip._cpu.sums cimport Sums
@@ -15,6 +18,31 @@ cdef class StandardState:
 
     def __exit__(self, *exception):
         gc_fp_leave(self.saved)
+
+
+cdef void settle_one(Write *w, Sums sums, Py_ssize_t unit, double goal, double eps, bint normalize, bint strict, int decided) noexcept:
+    """One unit (-1: all of `sums` together); `decided` -1: not yet."""
+    cdef bint nonfinite = sums.shows_nonfinite(unit)
+    w.acts = decided
+    if decided < 0:
+        if nonfinite:
+            w.acts = goal != INFINITY
+        else:
+            w.acts = sums.at(unit).amax > 0 if normalize else sums.norm_of(unit) > goal
+    if sums.grad_scale != 1:
+        w.kind = Kind.SCALE
+        w.factor = factor_of(1, Wide(1, 0, 0), 0, sums.grad_scale)
+    if not w.acts:
+        return
+    w.kind = Kind.SCALE
+    if nonfinite:       # as IEEE and PyTorch have it: goal / inf or goal / nan
+        w.factor.shift = 0
+        w.factor.value = w.factor.last = NAN if isnan(sums.norm_of(unit)) else 0
+    else:
+        w.factor = factor_of(goal, norm_of(sums.at(unit), sums.ord, sums.grad_scale), eps, sums.grad_scale)
+    if w.factor.value == 1 and not strict:
+        w.kind = Kind.KEEP
+        w.acts = False
 
 
 cdef class Plan:
@@ -32,39 +60,39 @@ cdef class Plan:
     def __dealloc__(self):
         PyMem_Free(self.write)
 
-    def multiply(self, Py_ssize_t i, double value):
-        """Multiply by a plain number."""
-        self.write[i].kind = Kind.SCALE
-        self.write[i].factor = Factor(value, value, 0)
+    def settle(self, Sums sums, goals, double eps=0, bint normalize=False, bint strict=False, acts=None):
+        """Decide each unit: to its goal where its norm exceeds it, or with `normalize` wherever there is a norm;
+        else to be unscaled or left as it is.
 
-    def divide(self, Py_ssize_t i, double divisor):
-        """Multiply by 1 / divisor, whose value may lie outside float64."""
+        strict: a factor that rounds to 1 is still to be enforced.
+        goals: a float, for all leaves together; or float64 of one per unit of `sums`.
+        acts: whether each unit is to be brought to its goal, where that was decided before."""
+        cdef bint together = isinstance(goals, float)
+        cdef double[::1] goal = None if together else goals
+        cdef double same = goals if together else 0
+        cdef const unsigned char[::1] decided = acts
+        cdef Py_ssize_t i
         cdef gc_fpenv saved = gc_fp_enter()
-        self.write[i].kind = Kind.SCALE
-        self.write[i].factor = factor_of(1, Wide(1, 0, 0), 0, divisor)
-        gc_fp_leave(saved)
-
-    def keep(self, Py_ssize_t i):
-        """Leave as it is."""
-        self.write[i].kind = Kind.KEEP
-
-    def bring_to(self, Py_ssize_t i, Sums sums, Py_ssize_t leaf, double target, double eps):
-        """Multiply by target / (norm + eps) / grad_scale, the norm being that of `leaf` (-1: all)."""
-        cdef gc_fpenv saved = gc_fp_enter()
-        self.write[i].kind = Kind.SCALE
-        self.write[i].factor = factor_of(target, norm_of(sums.at(leaf), sums.ord, sums.grad_scale), eps, sums.grad_scale)
+        for i in range(self.count):
+            if together:
+                settle_one(&self.write[i], sums, -1, same, eps, normalize, strict, -1 if acts is None else decided[i])
+            else:
+                settle_one(&self.write[i], sums, i, goal[i], eps, normalize, strict, -1 if acts is None else decided[i])
         gc_fp_leave(saved)
 
     def shrink(self, Py_ssize_t i, double ratio):
         """Multiply the factor by something below 1."""
         cdef gc_fpenv saved = gc_fp_enter()
+        self.write[i].acts = True
         self.write[i].factor.value *= ratio
         self.write[i].factor.last *= ratio
         gc_fp_leave(saved)
 
-    def zero_nonfinite(self, Py_ssize_t i):
-        """Bring elements that are not finite to 0."""
-        self.write[i].zero = True
+    def zero_nonfinite(self, Sums sums):
+        """Bring elements that are not finite to 0, in units that have any or were measured elsewhere."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.write[i].zero = sums.count != self.count or sums.nonfinite(i) > 0
 
     def clamp(self, Py_ssize_t i, low, high):
         """Bring elements into [low, high]: four bounds each, one per kernel dtype."""
@@ -84,6 +112,26 @@ cdef class Plan:
     def factor(self, Py_ssize_t i=0):
         """The factor as float64."""
         return self.write[i].factor.value
+
+    def factors(self):
+        """All factors."""
+        return np.array([self.write[i].factor.value for i in range(self.count)], np.float64)
+
+    def smallest(self):
+        """The smallest factor; NaN if one is."""
+        cdef double least = 1 if self.count == 0 else self.write[0].factor.value
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if not self.write[i].factor.value >= least:
+                least = self.write[i].factor.value
+        return least
+
+    def acting(self):
+        """How many units are brought to their goal."""
+        cdef Py_ssize_t i, count = 0
+        for i in range(self.count):
+            count += self.write[i].acts
+        return count
 
     def idle(self):
         """Whether the plan changes nothing at all."""

@@ -14,4 +14,5 @@ cdef class Sums:
     cdef Sum total
     cdef const Sum *at(self, Py_ssize_t leaf) noexcept
     cdef double norm_of(self, Py_ssize_t leaf) noexcept
-    cpdef bint above(self, Py_ssize_t leaf, double threshold)
+    cpdef bint shows_nonfinite(self, Py_ssize_t leaf=*) noexcept
+    cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=*) noexcept

@@ -64,18 +64,14 @@ cdef class Sums:
         gc_fp_leave(saved)
         return result
 
-    cpdef bint above(self, Py_ssize_t leaf, double threshold):
-        """Whether the norm exceeds a threshold; asked here because flush-to-zero changes comparisons."""
-        cdef gc_fpenv saved = gc_fp_enter()
-        cdef bint result = self.norm_of(leaf) > threshold
+    def within(self, double threshold):
+        """Whether every element is finite and the norm of all does not exceed a threshold."""
+        cdef gc_fpenv saved = gc_fp_enter()     # flush-to-zero changes comparisons too
+        cdef bint result = self.total.nans + self.total.infs == 0 and self.norm_of(-1) <= threshold
         gc_fp_leave(saved)
         return result
 
-    def within(self, double threshold):
-        """Whether every element is finite and the norm of all does not exceed a threshold."""
-        return self.total.nans + self.total.infs == 0 and not self.above(-1, threshold)
-
-    def shows_nonfinite(self, Py_ssize_t leaf=-1):
+    cpdef bint shows_nonfinite(self, Py_ssize_t leaf=-1) noexcept:
         """Whether the norm is NaN or Inf because an element is."""
         return self.nonfinite(leaf) > 0 and not self.finite_only
 
@@ -90,10 +86,6 @@ cdef class Sums:
         gc_fp_leave(saved)
         return result
 
-    def nonzero(self, Py_ssize_t leaf=-1):
-        """Whether a finite element is not 0."""
-        return self.at(leaf).amax > 0
-
     def parts(self):
         """(nans, infs) of all leaves."""
         return self.total.nans, self.total.infs
@@ -105,7 +97,7 @@ cdef class Sums:
         gc_fp_leave(saved)
         return result if self.true_max is None else self.true_max
 
-    def nonfinite(self, Py_ssize_t leaf=-1):
+    cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=-1) noexcept:
         """How many elements are NaN or Inf."""
         return self.at(leaf).nans + self.at(leaf).infs
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal, TypedDict
 
@@ -77,6 +78,10 @@ class Rule:
         """From the ``**norm`` of a call."""
         if not norm:
             return DEFAULT
+        try:
+            return _cached_rule(**norm)
+        except TypeError:  # not hashable, or wrong
+            pass
         unknown = norm.keys() - NormOptions.__annotations__.keys()
         if unknown:
             known = ", ".join(NormOptions.__annotations__)
@@ -105,3 +110,4 @@ def _order(ord):
 
 
 DEFAULT = Rule()
+_cached_rule = lru_cache(64, typed=True)(Rule)  # checking costs more than clipping a small leaf

@@ -263,8 +263,7 @@ def global_norm(grads: Any, ord: float = 2) -> float:
     >>> gradclip.global_norm([np.full(4, 1e200), np.full(5, 1e200)])
     3e+200
     """
-    rule = Rule(ord=ord)
-    return measure(Leaves(grads), rule.ord).norm()
+    return measure(Leaves(grads), Rule.of({"ord": ord}).ord).norm()
 
 
 def _normalization(target, eps, per_leaf, norm):

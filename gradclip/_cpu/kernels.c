@@ -201,6 +201,19 @@ static void scale_f16(void *y, const void *x, ptrdiff_t n, double factor)
         q[i] = gc_to_f16(gc_from_f16(p[i]) * f);
 }
 
+#if defined(GC_AVX512) || defined(GC_AVX2)
+/* Eight bfloat16 as float32, times f, rounded to nearest even as in gc_to_bf16; a NaN product is quiet already. */
+static inline __m256i gc_scale_bf16(__m256i x, __m256 f)
+{
+    __m256 v = _mm256_mul_ps(_mm256_castsi256_ps(x), f);
+    __m256i u = _mm256_castps_si256(v);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(rounded), v, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    return _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
+}
+#endif
+
 static void scale_bf16(void *y, const void *x, ptrdiff_t n, double factor)
 {
     const uint16_t *p = x;
@@ -211,8 +224,18 @@ static void scale_bf16(void *y, const void *x, ptrdiff_t n, double factor)
             q[i] = gc_to_bf16((float)(gc_from_bf16(p[i]) * factor));
         return;
     }
+    ptrdiff_t i = 0;
+#if defined(GC_AVX512) || defined(GC_AVX2) /* compilers shuffle more than need be: 2.5 times slower */
+    const __m256 factors = _mm256_set1_ps(f);
+    for (; i + 16 <= n; i += 16) {
+        __m256i v = _mm256_loadu_si256((const __m256i *)(p + i));
+        __m256i low = gc_scale_bf16(_mm256_unpacklo_epi16(_mm256_setzero_si256(), v), factors);
+        __m256i high = gc_scale_bf16(_mm256_unpackhi_epi16(_mm256_setzero_si256(), v), factors);
+        _mm256_storeu_si256((__m256i *)(q + i), _mm256_packus_epi32(low, high));
+    }
+#endif
     GC_IVDEP
-    for (ptrdiff_t i = 0; i < n; i++)
+    for (; i < n; i++)
         q[i] = gc_to_bf16(gc_from_bf16(p[i]) * f);
 }
 

@@ -100,13 +100,11 @@ def spelled_out(function):
 
 
 def _order(ord):
-    """1 and 2 as they are, inf as 0: the passes' name for the maximum."""
+    """As it is, but inf as 0: the passes' name for the maximum."""
     value = number("ord", ord)
-    if value == math.inf:
-        return 0
-    if value not in (1.0, 2.0):
-        raise ValueError(f"ord must be 1, 2 or inf, not {ord!r}")
-    return int(value)
+    if not value > 0:
+        raise ValueError(f"ord must be above 0, not {ord!r}")
+    return 0.0 if value == math.inf else value
 
 
 DEFAULT = Rule()

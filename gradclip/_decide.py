@@ -21,6 +21,10 @@ from .report import ClipReport
 # in exact arithmetic.
 MARGIN = 1 + Fraction(1, 2**60)
 
+# Orders (0: inf) whose sums are compared in rational arithmetic; the norms of others lie within 4 ulp.
+RATIONAL = (0.0, 1.0, 2.0)
+ULPS = 1 - 2.0**-49
+
 # Half an ulp of 1, by dtype.
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "complex64": 2.0**-24}
 
@@ -35,7 +39,7 @@ def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=F
     norms: what the report shows as norms of the leaves, if not those of `sums`."""
     shown = target if max_norm is None else max_norm
     if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
-        return ClipReport(sums, shown, to.count, norms=norms)  # the usual step, kept short
+        return ClipReport(sums, shown, to.units, norms=norms)  # the usual step, kept short
     with StandardState():
         return _decide(sums, to, rule, target, shown, normalize, keep_out, share, norms)
 
@@ -48,23 +52,23 @@ def _decide(sums, to, rule, target, shown, normalize, keep_out, share, norms):
         if rule.nonfinite == "skip":
             if to.is_target and not keep_out:
                 write(to, Plan(1))
-            return ClipReport(sums, shown, to.count, skipped=True, norms=norms)
+            return ClipReport(sums, shown, to.units, skipped=True, norms=norms)
         sums.finite_only = rule.nonfinite == "zero"
     together = type(target) is float
     plan = Plan(1 if together else len(target))
-    acts = _acts(sums, to, rule, target) if rule.strict and not normalize else None
+    acts = _acts(sums, to, rule, target) if rule.strict and not normalize and rule.ord in RATIONAL else None
     plan.settle(sums, target, rule.eps, normalize, rule.strict, acts)
     acting = plan.acting()
     if bad and rule.nonfinite == "zero":
-        plan = plan if plan.count == to.count else plan.spread(to.count)
+        plan = plan if plan.count == to.units else plan.spread(to.units)
         plan.zero_nonfinite(sums)
     if rule.strict and not plan.idle():
         _enforce(to, plan, rule, sums, target, share)
         acting = plan.acting()
     if to.is_target or not plan.idle():
         write(to, plan)
-    count = acting if not together else to.count if acting else 0
-    return ClipReport(sums, shown, to.count, plan, count, norms=norms)
+    count = acting if not together else to.units if acting else 0
+    return ClipReport(sums, shown, to.units, plan, count, norms=norms)
 
 
 def _acts(sums, to, rule, target):
@@ -78,9 +82,9 @@ def _exceeds(sums, to, unit, rule, goal):
         return goal != math.inf
     total, bound = sums.exact(unit), _power(goal, rule.ord) * _power(rule.grad_scale, rule.ord)
     if rule.ord and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
-        if sums.count != to.count or (rule.ord == 1 and any(a.dtype.kind == "c" for a in to.sources)):
+        if sums.count != to.units or (rule.ord == 1 and any(a.dtype.kind == "c" for a in to.sources)):
             return True  # measured elsewhere, or irrational
-        total = _slow_sum(to.sources if unit < 0 else to.sources[unit : unit + 1], rule.ord)
+        total = _slow_sum(to.sources_of(unit), rule.ord)
     return total > bound
 
 
@@ -94,12 +98,12 @@ def _slow_sum(arrays, ord):
             part = part.astype(np.float64).ravel()
             mantissas, exponents = np.frexp(np.abs(part[np.isfinite(part)]))
             for m, e in zip((mantissas * 2.0**53).astype(np.int64).tolist(), exponents.tolist(), strict=True):
-                by_exponent[e] += m**ord
-    return sum((Fraction(total) * Fraction(2) ** (ord * (e - 53)) for e, total in by_exponent.items()), Fraction(0))
+                by_exponent[e] += m ** int(ord)
+    return sum((Fraction(total) * Fraction(2) ** (int(ord) * (e - 53)) for e, total in by_exponent.items()), Fraction(0))
 
 
 def _power(value, ord):
-    return Fraction(value) ** (ord or 1)
+    return Fraction(value) ** int(ord or 1)
 
 
 def _enforce(to, plan, rule, sums, target, share):
@@ -116,11 +120,17 @@ def _enforce(to, plan, rule, sums, target, share):
         for i, (unit, goal) in enumerate(units):
             if goal == math.inf or sums.shows_nonfinite(unit):
                 continue
-            bound = _power(goal, rule.ord) * share
-            total = written.exact(unit) * MARGIN if rule.ord else written.exact(unit)
-            if total > bound or written.nonfinite(unit):  # overflow to Inf is above any bound
+            if written.nonfinite(unit):  # overflow to Inf is above any bound
+                ratio = 0.5
+            elif rule.ord in RATIONAL:
+                bound = _power(goal, rule.ord) * share
+                total = written.exact(unit) * MARGIN if rule.ord else written.exact(unit)
+                ratio = float(bound / total) ** (1.0 / (rule.ord or 1)) if total > bound else None
+            else:
+                bound = goal * share ** (1.0 / rule.ord) * ULPS
+                ratio = bound / written.norm(unit) if written.norm(unit) > bound else None
+            if ratio is not None:
                 over = True
-                ratio = 0.5 if written.nonfinite(unit) else float(bound / total) ** (1.0 / (rule.ord or 1))
                 for j in range(plan.count) if unit < 0 else (i,):
                     plan.shrink(j, max(ratio * (1.0 - max(slack, 2.0**-53)), 0.0))
         slack *= 2.0

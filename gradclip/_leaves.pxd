@@ -4,13 +4,16 @@ cdef extern from "_cpu/leaf.h" nogil:
     ctypedef struct gc_leaf:
         char *data
         ptrdiff_t size
-        int dtype, itemsize, is_complex, ndim
+        int dtype, itemsize, is_complex, ndim, unit_ndim, panel
+        ptrdiff_t units, first_unit
         ptrdiff_t *axes
+    gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
     void gc_move(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer, int scatter)
 
 
 cdef class Leaves:
     cdef readonly Py_ssize_t count
+    cdef readonly Py_ssize_t units  # what has a norm of its own: the leaves, until they are cut
     cdef gc_leaf *leaf              # what a write pass writes, and a read pass reads
     cdef gc_leaf *source            # what a write pass reads, in the walking order of `leaf`
     cdef readonly list arrays       # the NumPy views behind `leaf`, None leaves left out
@@ -19,11 +22,13 @@ cdef class Leaves:
     cdef dict _materialised         # id(iterator) -> list of what it yielded
     cdef dict _foreign              # index -> (leaf as given, the object whose memory is in `arrays`)
     cdef Py_ssize_t _capacity
+    cdef list _unit_axes            # of each leaf, once they are cut
     cdef Leaves _pair               # keeps the arrays behind `source` alive
 
     cdef int add(self, object node, bint write) except -1
     cdef int walk(self, object node, bint write, int depth) except -1
     cdef object children(self, object node)
+    cdef int pair(self, Leaves to) except -1
 
 
-cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order) except -1
+cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order, object unit_axes=*) except -1

@@ -65,73 +65,110 @@ cdef inline void fill(gc_leaf *leaf, cnp.ndarray a, int dtype, char *data) noexc
     for d in range(cnp.PyArray_NDIM(a)):
         leaf.size *= cnp.PyArray_DIM(a, d)
     leaf.data = data
-    leaf.ndim = 0
+    leaf.ndim = leaf.unit_ndim = leaf.panel = 0
+    leaf.units = 1
+    leaf.first_unit = 0
     leaf.axes = NULL
 
 
-cdef int describe(gc_leaf *leaf, cnp.ndarray a, char *data, int axes, ptrdiff_t *length, ptrdiff_t *stride) except -1:
-    """Describe an array by its axes, already ordered and merged."""
+cdef struct Axes:
+    int count
+    ptrdiff_t length[65]    # GC_MAX_AXES
+    ptrdiff_t stride[65]
+
+
+cdef int describe(gc_leaf *leaf, cnp.ndarray a, char *data, Axes *inner, Axes *unit) except -1:
+    """Describe an array by the axes of a unit, already ordered and merged, and those along which units lie."""
     cdef int d
+    cdef ptrdiff_t first = leaf.first_unit
     fill(leaf, a, dtype_of(a), data)
-    if leaf.size == 0:
+    leaf.first_unit = first
+    for d in range(unit.count):
+        leaf.units *= unit.length[d]
+        if unit.length[d]:
+            leaf.size //= unit.length[d]
+    if leaf.size == 0 or leaf.units == 0:
         return 0
-    if axes == 0:
-        length[0], stride[0], axes = 1, leaf.itemsize, 1
-    if axes == 1 and stride[0] == leaf.itemsize and <uintptr_t>data % <uintptr_t>leaf.itemsize == 0:
+    cdef bint aligned = <uintptr_t>data % <uintptr_t>leaf.itemsize == 0
+    for d in range(unit.count):
+        aligned = aligned and unit.stride[d] % leaf.itemsize == 0
+    if inner.count == 0:
+        inner.length[0], inner.stride[0], inner.count = 1, leaf.itemsize, 1
+    leaf.ndim = 0 if aligned and inner.count == 1 and inner.stride[0] == leaf.itemsize else inner.count
+    leaf.unit_ndim = unit.count
+    leaf.panel = (aligned and leaf.ndim == 1 and unit.count == 1 and unit.stride[0] == leaf.itemsize
+                  and inner.stride[0] % leaf.itemsize == 0 and not leaf.is_complex)
+    if leaf.ndim + leaf.unit_ndim == 0:
         return 0
-    leaf.axes = <ptrdiff_t *>PyMem_Malloc(2 * axes * sizeof(ptrdiff_t))
+    leaf.axes = <ptrdiff_t *>PyMem_Malloc(2 * (leaf.ndim + leaf.unit_ndim) * sizeof(ptrdiff_t))
     if leaf.axes == NULL:
         raise MemoryError
-    leaf.ndim = axes
-    for d in range(axes):
-        leaf.axes[d] = length[d]
-        leaf.axes[axes + d] = stride[d]
+    cdef ptrdiff_t *p = leaf.axes
+    for d in range(leaf.ndim):
+        p[d], p[leaf.ndim + d] = inner.length[d], inner.stride[d]
+    p += 2 * leaf.ndim
+    for d in range(unit.count):
+        p[d], p[unit.count + d] = unit.length[d], unit.stride[d]
     return 0
 
 
-cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order) except -1:
+cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order, object unit_axes=()) except -1:
     """Describe an array, or two of one shape walked in step (`secondary`, `s`; else None, NULL), in
     the memory order of the first, or with `keep_order` in index order."""
     cdef cnp.ndarray a = primary, b = primary if secondary is None else secondary
-    cdef ptrdiff_t length[65]   # GC_MAX_AXES
-    cdef ptrdiff_t sa[65]
-    cdef ptrdiff_t sb[65]
-    cdef ptrdiff_t n, x, y
-    cdef int d, e, axes = 0
+    cdef Axes x, y, ux, uy
+    cdef ptrdiff_t n, i, j
+    cdef int d, e
     cdef char *pa = <char *>cnp.PyArray_DATA(a)
     cdef char *pb = <char *>cnp.PyArray_DATA(b)
+    x.count = y.count = ux.count = uy.count = 0
     for d in range(cnp.PyArray_NDIM(a)):
-        n, x, y = cnp.PyArray_DIM(a, d), cnp.PyArray_STRIDE(a, d), cnp.PyArray_STRIDE(b, d)
+        n, i, j = cnp.PyArray_DIM(a, d), cnp.PyArray_STRIDE(a, d), cnp.PyArray_STRIDE(b, d)
         if n == 1:
             continue
-        if x < 0 and not keep_order:
-            pa += (n - 1) * x
-            pb += (n - 1) * y
-            x, y = -x, -y
-        e = axes
-        while e > 0 and not keep_order and (sa[e - 1] < x or (sa[e - 1] == x and abs(sb[e - 1]) < abs(y))):
-            length[e], sa[e], sb[e] = length[e - 1], sa[e - 1], sb[e - 1]
+        if d in unit_axes:
+            put(&ux, &uy, ux.count, n, i, j)
+            continue
+        if i < 0 and not keep_order:
+            pa += (n - 1) * i
+            pb += (n - 1) * j
+            i, j = -i, -j
+        e = x.count
+        while e > 0 and not keep_order and (x.stride[e - 1] < i or (x.stride[e - 1] == i and abs(y.stride[e - 1]) < abs(j))):
+            x.length[e], x.stride[e], y.stride[e] = x.length[e - 1], x.stride[e - 1], y.stride[e - 1]
             e -= 1
-        length[e], sa[e], sb[e] = n, x, y
-        axes += 1
+        put(&x, &y, e, n, i, j)
     if cnp.PyArray_ISCOMPLEX(a):
-        n = cnp.PyArray_ITEMSIZE(a) // 2
-        length[axes], sa[axes], sb[axes] = 2, n, n
-        axes += 1
-    if axes:    # merge each axis into the one around it where both arrays allow
-        e = 0
-        for d in range(1, axes):
-            n = length[d]
-            if sa[e] == sa[d] * n and sb[e] == sb[d] * n:
-                n *= length[e]
-            else:
-                e += 1
-            length[e], sa[e], sb[e] = n, sa[d], sb[d]
-        axes = e + 1
-    describe(p, a, pa, axes, length, sa)
+        put(&x, &y, x.count, 2, cnp.PyArray_ITEMSIZE(a) // 2, cnp.PyArray_ITEMSIZE(b) // 2)
+    join(&x, &y)
+    join(&ux, &uy)
+    describe(p, a, pa, &x, &ux)
     if s != NULL:
-        describe(s, b, pb, axes, length, sb)
+        describe(s, b, pb, &y, &uy)
     return 0
+
+
+cdef void put(Axes *x, Axes *y, int where, ptrdiff_t n, ptrdiff_t i, ptrdiff_t j) noexcept:
+    """One more axis; its place has been made."""
+    x.length[where], y.length[where], x.stride[where], y.stride[where] = n, n, i, j
+    x.count += 1
+    y.count += 1
+
+
+cdef void join(Axes *x, Axes *y) noexcept:
+    """Merge each axis into the one around it where both arrays allow."""
+    cdef int d, e = 0
+    cdef ptrdiff_t n
+    for d in range(1, x.count):
+        n = x.length[d]
+        if x.stride[e] == x.stride[d] * n and y.stride[e] == y.stride[d] * n:
+            n *= x.length[e]
+        else:
+            e += 1
+        x.length[e], x.stride[e], y.stride[e] = n, x.stride[d], y.stride[d]
+    x.count = y.count = min(e + 1, x.count)
+    for d in range(x.count):
+        y.length[d] = x.length[d]
 
 
 cdef bint same_strides(cnp.ndarray a, cnp.ndarray b) noexcept:
@@ -185,7 +222,7 @@ cdef class Leaves:
         """Elements of all leaves; a complex number is one."""
         cdef Py_ssize_t i, total = 0
         for i in range(self.count):
-            total += self.leaf[i].size // (2 if self.leaf[i].is_complex else 1)
+            total += self.leaf[i].units * self.leaf[i].size >> self.leaf[i].is_complex
         return total
 
     # ---- walking the nesting ----------------------------------------------------------------
@@ -277,8 +314,10 @@ cdef class Leaves:
             if write and overlaps_itself(a):
                 raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
             lay_out(a, None, leaf, NULL, False)
+        leaf.first_unit = self.count
         self.arrays.append(node if plain else node.view(np.ndarray))
         self.count += 1
+        self.units = self.count
         return 0
 
     def each_path(self, node, parts=()):
@@ -322,6 +361,39 @@ cdef class Leaves:
 
         return copy(self.tree)
 
+    # ---- units ------------------------------------------------------------------------------
+
+    def cut(self, list unit_axes):
+        """Give every index along some axes of each leaf (a sorted tuple per leaf; empty: none) a norm of its own."""
+        cdef Py_ssize_t i
+        self._unit_axes = unit_axes
+        self.units = 0
+        for i in range(self.count):
+            PyMem_Free(self.leaf[i].axes)
+            self.leaf[i].axes = NULL
+            lay_out(self.arrays[i], None, &self.leaf[i], NULL, False, unit_axes[i])
+            self.leaf[i].first_unit = self.units
+            self.units += self.leaf[i].units
+
+    def leaf_units(self):
+        """How many units each leaf has."""
+        return [self.leaf[i].units for i in range(self.count)]
+
+    def sources_of(self, Py_ssize_t unit):
+        """The arrays that a write pass reads for one unit (-1: for all)."""
+        cdef Py_ssize_t i = 0
+        if unit < 0:
+            return self.sources
+        while unit >= self.leaf[i].first_unit + self.leaf[i].units:
+            i += 1
+        axes = () if self.unit_axes is None else self.unit_axes[i]
+        array = np.moveaxis(self.sources[i], axes, range(len(axes)))
+        return [array[np.unravel_index(unit - self.leaf[i].first_unit, array.shape[: len(axes)])]]
+
+    @property
+    def unit_axes(self):
+        return self._unit_axes if self._pair is None else self._pair._unit_axes
+
     # ---- where results go -------------------------------------------------------------------
 
     def target(self, out=None):
@@ -333,21 +405,47 @@ cdef class Leaves:
         else:
             to = Leaves(self.matched(self.tree, out, "out", ()), True, "out")
             self.check_alike(to)
+        self.pair(to)
+        if out is not None:
+            to.check_overlap(self.arrays)
+        return to
+
+    def onto(self, params):
+        """Leaves of `params`, which a write pass changes by these; the dtypes may differ."""
+        cdef Leaves to = Leaves(self.matched(self.tree, params, "params", ()), True, "params")
+        self.check_alike(to, False)
+        self.pair(to)
+        to.check_overlap(self.arrays, False)
+        return to
+
+    def beside(self, params):
+        """These leaves and those of `params`, which are only read, cut alike: leaf i goes with leaf count + i."""
+        cdef Leaves other = Leaves(self.matched(self.tree, params, "params", ()), False, "params")
+        self.check_alike(other, False)
+        cdef Leaves both = Leaves(self.arrays + other.arrays)
+        both.cut(self.unit_axes + self.unit_axes)
+        return both
+
+    cdef int pair(self, Leaves to) except -1:
+        """Let `to` receive what is made of these, walked in step."""
+        cdef Py_ssize_t i
         to.source = <gc_leaf *>PyMem_Malloc(max(to.count, 1) * sizeof(gc_leaf))
         if to.source == NULL:
             raise MemoryError
         memset(to.source, 0, max(to.count, 1) * sizeof(gc_leaf))
         to._pair = self
+        to.units = self.units
         for i in range(to.count):
-            if self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and same_strides(self.arrays[i], to.arrays[i]):
+            if self._unit_axes is None and self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and \
+                    same_strides(self.arrays[i], to.arrays[i]):
                 to.source[i] = self.leaf[i]
             else:
                 PyMem_Free(to.leaf[i].axes)
                 to.leaf[i].axes = NULL
-                lay_out(to.arrays[i], self.arrays[i], &to.leaf[i], &to.source[i], False)
-        if out is not None:
-            to.check_overlap(self.arrays)
-        return to
+                lay_out(to.arrays[i], self.arrays[i], &to.leaf[i], &to.source[i], False,
+                        () if self._unit_axes is None else self._unit_axes[i])
+            to.leaf[i].first_unit = to.source[i].first_unit = self.leaf[i].first_unit
+        return 0
 
     def matched(self, mine, other, str name, parts):
         """Another nesting of the same shape, dicts brought into the order of these; or a ValueError
@@ -373,13 +471,13 @@ cdef class Leaves:
             raise ValueError(f"{path}: {self.name} has {len(inner)} entries, {name} has {len(theirs)}")
         return [self.matched(a, b, name, (*parts, str(i))) for i, (a, b) in enumerate(zip(inner, theirs))]
 
-    def check_alike(self, Leaves to):
-        """Shapes, dtypes and sparsity agree, or a ValueError that names the path."""
+    def check_alike(self, Leaves to, bint dtypes=True):
+        """Shapes, sparsity and dtypes (or only real and complex) agree, or a ValueError that names the path."""
         cdef Py_ssize_t i
         mine, theirs = self._foreign or {}, to._foreign or {}
         for i in range(self.count):
             a, b = self.arrays[i], to.arrays[i]
-            if a.shape != b.shape or a.dtype != b.dtype:
+            if a.shape != b.shape or (a.dtype != b.dtype if dtypes else (a.dtype.kind == "c") != (b.dtype.kind == "c")):
                 raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {a.dtype}, "
                                  f"{to.name} has {b.shape} and {b.dtype}")
             if not _foreign.same_pattern(mine[i][1] if i in mine else a, theirs[i][1] if i in theirs else b):
@@ -390,14 +488,14 @@ cdef class Leaves:
         """The arrays that a write pass reads."""
         return self.arrays if self._pair is None else self._pair.arrays
 
-    def check_overlap(self, list sources):
-        """No two leaves share an element; nor does one with a leaf of `sources`, unless it is the very
-        same view at the same place in the nesting."""
-        found = find_overlap(self.arrays, sources)
+    def check_overlap(self, list sources, bint same_view=True):
+        """No two leaves share an element; nor does one with a leaf of `sources`, unless (`same_view`) it is the
+        very same view at the same place in the nesting."""
+        found = find_overlap(self.arrays, sources, same_view)
         if found is None:
             return
         i, j = found
         if j < self.count:
             raise ValueError(f"{self.path(i)} and {self.path(j)} share memory: an element would be written twice")
-        raise ValueError(f"{self.path(i)}: {self.name} shares memory with {self._pair.path(j - self.count)} of the input, "
-                         "but is not the same view")
+        raise ValueError(f"{self.path(i)}: {self.name} shares memory with {self._pair.path(j - self.count)} of the input"
+                         + (", but is not the same view" if same_view else ""))

@@ -163,10 +163,10 @@ cdef bint same_view(cnp.ndarray a, cnp.ndarray b):
     return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
 
 
-def find_overlap(list written, list read):
+def find_overlap(list written, list read, bint same=True):
     """The indices of two arrays, the first of them written, that share an element; or None.
 
-    Arrays that are read count on from those that are written. The i-th of each may be the same view."""
+    Arrays that are read count on from those that are written. The i-th of each may be the `same` view."""
     cdef list arrays = written + read if read else written
     cdef Py_ssize_t i, j, a, b, n = 0, count = len(written)
     cdef Extent *extent
@@ -188,7 +188,7 @@ def find_overlap(list written, list read):
                 j += 1
                 if a >= count or not share_memory(arrays[a], arrays[b]):
                     continue
-                if not (b == count + a and same_view(arrays[a], arrays[b])):
+                if not (same and b == count + a and same_view(arrays[a], arrays[b])):
                     return a, b
         return None
     finally:

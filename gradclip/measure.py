@@ -77,6 +77,10 @@ class Measure:
 
     @property
     def norm(self) -> float:
+        if self.ord not in (1.0, 2.0, math.inf):
+            sums = self.sums()
+            sums.finite_only = True
+            return sums.norm()
         power = 1 if self.ord == math.inf else int(self.ord)
         with StandardState():
             return root(self.exact() / Fraction(self.grad_scale) ** power, power)
@@ -104,6 +108,8 @@ class Measure:
             if mine != theirs:
                 raise ValueError(f"measures of different {name} cannot be merged: {mine:g} and {theirs:g}")
         join = max if self.ord == math.inf else operator.add
+        exponent = min(self._exponent, other._exponent)
+        mine, theirs = self._sum << self._exponent - exponent, other._sum << other._exponent - exponent
         return Measure(
             self.ord,
             self.grad_scale,
@@ -113,7 +119,7 @@ class Measure:
             self.first_nonfinite or other.first_nonfinite,
             self._nans + other._nans,
             self._infs + other._infs,
-            *dyadic(join(self.exact(), other.exact())),
+            *dyadic(Fraction(join(mine, theirs)), exponent),
         )
 
     def __radd__(self, other: int) -> Measure:
@@ -121,17 +127,18 @@ class Measure:
 
     def sums(self):
         """As the total of a read pass, for `decide`."""
-        ord = 0 if self.ord == math.inf else int(self.ord)
-        return Sums.from_exact(self.exact(), ord, self.grad_scale, self.max_abs, self._nans, self._infs, self.first_nonfinite)
+        ord = 0.0 if self.ord == math.inf else self.ord
+        found = self._nans, self._infs, self.first_nonfinite
+        return Sums.from_exact(self._sum, self._exponent, ord, self.grad_scale, self.max_abs, *found)
 
 
-def dyadic(value):
-    """A Fraction whose denominator is a power of two, as (odd integer or 0, exponent)."""
-    numerator, exponent = value.numerator, 1 - value.denominator.bit_length()
-    if numerator:
-        zeros = (numerator & -numerator).bit_length() - 1
-        numerator, exponent = numerator >> zeros, exponent + zeros
-    return numerator, exponent
+def dyadic(value, exponent):
+    """value * 2**exponent, the denominator of value being a power of two, as (odd integer or 0, exponent)."""
+    numerator, exponent = value.numerator, exponent + 1 - value.denominator.bit_length()
+    if not numerator:
+        return 0, 0
+    zeros = (numerator & -numerator).bit_length() - 1
+    return numerator >> zeros, exponent + zeros
 
 
 def root(value, degree):
@@ -183,7 +190,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
         sums.norms(),
         sums.first_nonfinite,
         *sums.parts(),
-        *dyadic(sums.exact()),
+        *dyadic(*sums.scaled()),
     )
 
 

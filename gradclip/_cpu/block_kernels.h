@@ -8,6 +8,7 @@
  *   GET(e), PUT(d)  one element to float64 and back (back: rounded once)
  *   REAL         float where it holds every element, else double
  *   WIDE         1 where a square is not exact in float64 (float64 itself)
+ *   PRODUCT      what x * factor is computed in: float for halves, else double
  *   SHORT        bits of the significand where squares are short (float16, bfloat16), else 0
  */
 
@@ -40,19 +41,10 @@ static inline void NAME(add_squares)(const ELEMENT *p, vd sum[], vd error[])
 {
     for (int j = 0; j < GC_LANES / GC_W; j++) {
         vd x = LOAD(p + j * GC_W);
-#if WIDE && GC_FMA
+#if WIDE
         vd square = x * x;
-        vd rest = vd_fma(x, x, -square);
         vd t = sum[j] + square;
-        error[j] += (square - (t - sum[j])) + rest;
-#elif WIDE
-        /* Dekker: x = head + tail, 26 bits each; no overflow below GC_HUGE. */
-        vd square = x * x;
-        vd c = x * 0x1.0000002p27;
-        vd head = c - (c - x), tail = x - head;
-        vd rest = ((head * head - square) + 2 * head * tail) + tail * tail;
-        vd t = sum[j] + square;
-        error[j] += (square - (t - sum[j])) + rest;
+        error[j] += (square - (t - sum[j])) + gc_square_rest(x, square);
 #elif GC_FMA
         vd t = vd_fma(x, x, sum[j]);
         error[j] += vd_fma(x, x, sum[j] - t);
@@ -277,4 +269,143 @@ static ptrdiff_t NAME(count_inf)(const void *x, ptrdiff_t n)
     for (ptrdiff_t i = 0; i < n; i++)
         count += (p[i] & ABS_MASK) == INF_BITS;
     return count;
+}
+
+static void NAME(step)(void *y, const void *x, ptrdiff_t n, double factor)
+{
+    const ELEMENT *p = x;
+    ELEMENT *q = y;
+#if SHORT
+    const float f = (float)factor;
+    if (!gc_fits_float(f)) {
+        for (ptrdiff_t i = 0; i < n; i++)
+            q[i] = PUT(GET(q[i]) - GET(p[i]) * factor);
+        return;
+    }
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++)
+        q[i] = PUT((float)GET(q[i]) - (float)GET(p[i]) * f);
+#else
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++)
+        q[i] = PUT(GET(q[i]) - GET(p[i]) * factor);
+#endif
+}
+
+static void NAME(widen)(double *y, const void *x, ptrdiff_t n)
+{
+    const ELEMENT *p = x;
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++)
+        y[i] = GET(p[i]);
+}
+
+static void NAME(narrow)(void *y, const double *x, ptrdiff_t n)
+{
+    ELEMENT *q = y;
+    GC_IVDEP
+    for (ptrdiff_t i = 0; i < n; i++)
+        q[i] = PUT(x[i]);
+}
+
+/* Adds by TwoSum: nothing is known of the order of magnitudes. */
+static inline void NAME(two_sum)(double *sum, double *error, vd x)
+{
+    vd s, e;
+    memcpy(&s, sum, sizeof s);
+    memcpy(&e, error, sizeof e);
+    vd t = s + x, part = t - s;
+    e += (s - (t - part)) + (x - part);
+    memcpy(sum, &t, sizeof t);
+    memcpy(error, &e, sizeof e);
+}
+
+static void NAME(accumulate)(double *sum, double *error, const void *x, ptrdiff_t n)
+{
+    const ELEMENT *p = x;
+    ptrdiff_t i = 0;
+    for (; i + GC_W <= n; i += GC_W)
+        NAME(two_sum)(sum + i, error + i, LOAD(p + i));
+    if (i < n) {
+        double s[GC_W] = {0}, e[GC_W] = {0};
+        ELEMENT padded[GC_W] = {0};
+        memcpy(s, sum + i, (size_t)(n - i) * sizeof *s);
+        memcpy(e, error + i, (size_t)(n - i) * sizeof *e);
+        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
+        NAME(two_sum)(s, e, LOAD(padded));
+        memcpy(sum + i, s, (size_t)(n - i) * sizeof *s);
+        memcpy(error + i, e, (size_t)(n - i) * sizeof *e);
+    }
+}
+
+/* One row into the sums of its columns; sum and error have room for whole vectors. */
+static inline void NAME(add_row)(const ELEMENT *p, ptrdiff_t n, int ord, double *sum, double *error, BITS *largest)
+{
+    for (ptrdiff_t j = 0; j < n; j++) {
+        BITS a;
+        memcpy(&a, p + j, sizeof a);
+        a &= ABS_MASK;
+        largest[j] = a > largest[j] ? a : largest[j];
+    }
+    for (ptrdiff_t j = 0; j + GC_W <= n; j += GC_W) {
+        vd x = LOAD(p + j);
+        if (ord == 1) {
+            NAME(two_sum)(sum + j, error + j, vd_abs(x));
+            continue;
+        }
+        vd square = x * x;
+        NAME(two_sum)(sum + j, error + j, square);
+#if WIDE
+        vd e, rest = gc_square_rest(x, square);
+        memcpy(&e, error + j, sizeof e);
+        e += rest;
+        memcpy(error + j, &e, sizeof e);
+#endif
+    }
+}
+
+static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
+                              double *error, double *amax)
+{
+    const char *p = x;
+    const ptrdiff_t whole = n - n % GC_W;
+    double last_sum[GC_W] = {0}, last_error[GC_W] = {0};
+    BITS largest[GC_PANEL] = {0}, last_largest[GC_W] = {0};
+    for (ptrdiff_t j = 0; j < n; j++)
+        sum[j] = error[j] = 0;
+    for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
+        NAME(add_row)((const ELEMENT *)p, whole, ord, sum, error, largest);
+        if (whole < n) {
+            ELEMENT padded[GC_W] = {0};
+            memcpy(padded, (const ELEMENT *)p + whole, (size_t)(n - whole) * sizeof(ELEMENT));
+            NAME(add_row)(padded, GC_W, ord, last_sum, last_error, last_largest);
+        }
+    }
+    for (ptrdiff_t j = whole; j < n; j++) {
+        sum[j] = last_sum[j - whole];
+        error[j] = last_error[j - whole];
+        largest[j] = last_largest[j - whole];
+    }
+    for (ptrdiff_t j = 0; j < n; j++) {
+        ELEMENT e;
+        memcpy(&e, &largest[j], sizeof e);
+        amax[j] = GET(e);
+    }
+}
+
+static void NAME(scale_columns)(void *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t n,
+                                const double *factor)
+{
+    const char *from = x;
+    char *to = y;
+    PRODUCT f[GC_PANEL];
+    for (ptrdiff_t j = 0; j < n; j++)
+        f[j] = (PRODUCT)factor[j];
+    for (ptrdiff_t i = 0; i < rows; i++, from += x_stride, to += y_stride) {
+        const ELEMENT *p = (const ELEMENT *)from;
+        ELEMENT *q = (ELEMENT *)to;
+        GC_IVDEP
+        for (ptrdiff_t j = 0; j < n; j++)
+            q[j] = PUT((PRODUCT)GET(p[j]) * f[j]);
+    }
 }

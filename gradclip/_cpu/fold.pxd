@@ -13,6 +13,10 @@ cdef extern from "kernels.h" nogil:
     int GC_SHIFT
 
 
+cdef extern from "powers.h" nogil:
+    double gc_root(double head, double tail, int exponent, double p, int *root_exponent)
+
+
 cdef extern from "<math.h>" nogil:
     long double ldexpl(long double x, int exponent)
     long double frexpl(long double x, int *exponent)
@@ -38,11 +42,16 @@ cdef inline void clear(Sum *s) noexcept nogil:
     s.nans = s.infs = s.outside = 0
 
 
-cdef inline void fold(Sum *into, long double high, long double low, int bin, int ord) noexcept nogil:
+cdef inline int shift_of(double ord) noexcept nogil:
+    """Binades per bin: sums of squares move by twice as many as elements."""
+    return 2 * GC_SHIFT if ord == 2 else GC_SHIFT
+
+
+cdef inline void fold(Sum *into, long double high, long double low, int bin, double ord) noexcept nogil:
     """Add (high + low) in `bin`. The smaller bin is scaled up to the larger: what then
     underflows is beyond the last bit."""
     cdef long double total, part
-    cdef int shift = GC_SHIFT * ord
+    cdef int shift = shift_of(ord)
     if high == 0 and low == 0:      # a block far below the segment's bound has all of its sum in low
         return
     if into.high == 0 and into.low == 0:
@@ -61,7 +70,7 @@ cdef inline void fold(Sum *into, long double high, long double low, int bin, int
     into.high = total
 
 
-cdef inline void merge(Sum *into, const Sum *s, int ord) noexcept nogil:
+cdef inline void merge(Sum *into, const Sum *s, double ord) noexcept nogil:
     fold(into, s.high, s.low, s.bin, ord)
     if s.amax > into.amax:
         into.amax = s.amax
@@ -70,17 +79,17 @@ cdef inline void merge(Sum *into, const Sum *s, int ord) noexcept nogil:
     into.outside += s.outside
 
 
-cdef inline Wide wide_sum(const Sum *s, int ord) noexcept nogil:
+cdef inline Wide wide_sum(const Sum *s, double ord) noexcept nogil:
     cdef Wide w
     cdef double head = <double>s.high
     cdef double rest = <double>(s.high - head) + <double>s.low
     w.head = head + rest
     w.tail = rest - (w.head - head)
-    w.exponent = GC_SHIFT * ord * s.bin
+    w.exponent = shift_of(ord) * s.bin
     return w
 
 
-cdef inline Wide norm_of(const Sum *s, int ord, double grad_scale) noexcept nogil:
+cdef inline Wide norm_of(const Sum *s, double ord, double grad_scale) noexcept nogil:
     """The norm of the true gradient; ord 0 stands for inf."""
     cdef Wide w
     cdef double root, rest
@@ -96,6 +105,9 @@ cdef inline Wide norm_of(const Sum *s, int ord, double grad_scale) noexcept nogi
             w.head = root + rest
             w.tail = rest - (w.head - root)
             w.exponent //= 2
+        elif ord != 1 and w.head > 0:
+            root = gc_root(w.head, w.tail, w.exponent, ord, &w.exponent)
+            w.head, w.tail = root, 0
     if grad_scale != 1:
         w = divide(w, grad_scale)
     return w

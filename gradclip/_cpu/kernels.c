@@ -57,8 +57,28 @@ static inline gc_sum gc_fold_lanes(double start, const vd sum[], const vd error[
     return (gc_sum){s[0], e[0], amax};
 }
 
+/* What the rounding of x * x lost: exact. */
+static inline vd gc_square_rest(vd x, vd square)
+{
+#if GC_FMA
+    return vd_fma(x, x, -square);
+#else /* Dekker: x = head + tail, 26 bits each; no overflow below GC_HUGE */
+    vd c = x * 0x1.0000002p27;
+    vd head = c - (c - x), tail = x - head;
+    return ((head * head - square) + 2 * head * tail) + tail * tail;
+#endif
+}
+
+/* Whether a factor may be rounded to float32 before it multiplies halves. */
+static inline int gc_fits_float(float f)
+{
+    float a = f < 0 ? -f : f;
+    return (a >= 0x1p-126f && a <= 0x1.fffffep127f) || f == 0;
+}
+
 #define SHORT 11
 #define REAL float
+#define PRODUCT float
 #define NAME(f) f##_f16
 #define ELEMENT uint16_t
 #define BITS int16_t
@@ -95,7 +115,9 @@ static inline gc_sum gc_fold_lanes(double start, const vd sum[], const vd error[
 #undef PUT
 
 #undef SHORT
+#undef PRODUCT
 #define SHORT 0
+#define PRODUCT double
 #define NAME(f) f##_f32
 #define ELEMENT float
 #define BITS int32_t
@@ -163,12 +185,6 @@ static void scale_f32(void *y, const void *x, ptrdiff_t n, double factor)
     GC_IVDEP
     for (ptrdiff_t i = 0; i < n; i++)
         q[i] = (float)(p[i] * factor);
-}
-
-/* Whether a factor may be rounded to float32 before it multiplies halves. */
-static inline int gc_fits_float(float f)
-{
-    return (f >= 0x1p-126f && f <= 0x1.fffffep127f) || f == 0;
 }
 
 /* A half has 11 bits, so factor and product in float32 (24 bits each) cost 2**-12 of an ulp. */
@@ -250,6 +266,12 @@ const gc_kernels GC_PASTE(gc_kernels_, GC_SET) = {
     GC_BY_DTYPE(zero_nonfinite),
     GC_BY_DTYPE(clamp),
     GC_BY_DTYPE(count_outside),
+    GC_BY_DTYPE(step),
+    GC_BY_DTYPE(widen),
+    GC_BY_DTYPE(narrow),
+    GC_BY_DTYPE(accumulate),
+    GC_BY_DTYPE(sum_columns),
+    GC_BY_DTYPE(scale_columns),
     GC_BY_DTYPE(count_nan),
     GC_BY_DTYPE(count_inf),
 };

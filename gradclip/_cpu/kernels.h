@@ -16,6 +16,9 @@
  * same for every instruction set and thread count. */
 enum { GC_BLOCK = 4096, GC_LANES = 16 };
 
+/* Columns that are worked on together. */
+enum { GC_PANEL = 256 };
+
 enum { GC_F16, GC_BF16, GC_F32, GC_F64, GC_DTYPES };
 
 /* high + low, unevaluated: the sum of one block, to about 100 bits; and its largest magnitude, not finite
@@ -41,6 +44,21 @@ typedef struct {
     void (*clamp[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double low, double high);
     /* How many of n <= GC_BLOCK elements lie outside [low, high], representable as above; NaN does not. */
     ptrdiff_t (*count_outside[GC_DTYPES])(const void *x, ptrdiff_t n, double low, double high);
+    /* y = y - x * factor: the product and the difference each rounded once, in float32 for halves, then to the dtype. */
+    void (*step[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double factor);
+    /* To float64, and back, rounded (halves by way of float32). */
+    void (*widen[GC_DTYPES])(double *y, const void *x, ptrdiff_t n);
+    void (*narrow[GC_DTYPES])(void *y, const double *x, ptrdiff_t n);
+    /* sum + error += x, element by element, without loss. */
+    void (*accumulate[GC_DTYPES])(double *sum, double *error, const void *x, ptrdiff_t n);
+    /* Columns of a panel, `rows` rows of n <= GC_PANEL elements that lie `stride` bytes apart: each column's sum of squares
+     * (ord 2) or magnitudes (ord 1) as sum + error, and its largest magnitude, not finite if some element is not.
+     * Sums of columns whose largest magnitude is outside GC_TINY .. GC_HUGE mean nothing. */
+    void (*sum_columns[GC_DTYPES])(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
+                                   double *error, double *amax);
+    /* y = x * factor, column by column, as `scale` does it with one factor. y may be x. */
+    void (*scale_columns[GC_DTYPES])(void *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, ptrdiff_t rows,
+                                     ptrdiff_t n, const double *factor);
     /* How many elements are NaN and Inf, of a block that amax found not finite. */
     ptrdiff_t (*count_nan[GC_DTYPES])(const void *x, ptrdiff_t n);
     ptrdiff_t (*count_inf[GC_DTYPES])(const void *x, ptrdiff_t n);

@@ -1,8 +1,9 @@
-/* A leaf as the passes see it: memory, dtype and, unless contiguous, its axes.
+/* A leaf as the passes see it: memory, dtype, its units, and the axes of a unit unless that is contiguous.
  *
- * Axes are ordered by stride (outermost first), merged where they join, and walked forwards, so a
- * transposed or reversed array is read in the order of its memory. A complex leaf is a real one of
- * twice the size. Elements are numbered in this walking order. */
+ * A unit is what has a norm of its own: the whole leaf, or one index along its unit axes (a row, a column, a
+ * sample), which are kept in index order. The other axes are ordered by stride (outermost first), merged where
+ * they join, and walked forwards, so a transposed or reversed array is read in the order of its memory. A
+ * complex leaf is a real one of twice the size. Elements of a unit are numbered in this walking order. */
 #ifndef GRADCLIP_LEAF_H
 #define GRADCLIP_LEAF_H
 
@@ -13,13 +14,31 @@
 enum { GC_MAX_AXES = 65 }; /* NumPy's 64 and one for the parts of a complex number */
 
 typedef struct {
-    char *data;
-    ptrdiff_t size;        /* real elements */
+    char *data;            /* of the first unit */
+    ptrdiff_t size;        /* real elements of a unit */
     int dtype, itemsize;   /* of a real element */
     int is_complex;
-    int ndim;              /* 0: contiguous and aligned */
-    ptrdiff_t *axes;       /* ndim lengths, then ndim strides in bytes */
+    int ndim;              /* 0: units are contiguous and aligned */
+    int unit_ndim;
+    int panel;             /* units are the columns of a matrix: aligned, and adjacent */
+    ptrdiff_t units;       /* 1: not cut */
+    ptrdiff_t first_unit;  /* index among the units of all leaves */
+    ptrdiff_t *axes;       /* ndim lengths, ndim strides in bytes; unit_ndim lengths, unit_ndim strides */
 } gc_leaf;
+
+/* One unit as a leaf of its own. */
+static inline gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
+{
+    gc_leaf one = *leaf;
+    const ptrdiff_t *length = leaf->axes + 2 * leaf->ndim, *stride = length + leaf->unit_ndim;
+    one.units = 1;
+    one.first_unit += unit;
+    for (int d = leaf->unit_ndim - 1; d >= 0; d--) {
+        one.data += unit % length[d] * stride[d];
+        unit /= length[d];
+    }
+    return one;
+}
 
 static inline void gc_copy_run(char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride, ptrdiff_t n, int itemsize)
 {

@@ -16,13 +16,13 @@ Why they look like this:
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from cython.parallel cimport prange
-from libc.math cimport isfinite, ldexp
+from libc.math cimport INFINITY, isfinite, ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memmove
 
-from gradclip._leaves cimport Leaves, gc_leaf, gc_move, lay_out
+from gradclip._leaves cimport Leaves, gc_leaf, gc_move, gc_unit, lay_out
 from gradclip._cpu.fold cimport Sum, GC_SHIFT, clear, fold, merge
-from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, team_size, GC_F64, GC_TINY, GC_HUGE
+from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, team_size, GC_F32, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
 
@@ -31,11 +31,17 @@ cdef extern from "pairs.h" nogil:
     void gc_pair_abs(double *y, const void *x, ptrdiff_t n, int dtype)
     void gc_pair_zero(void *x, ptrdiff_t n, int dtype, ptrdiff_t *nans, ptrdiff_t *infs)
 
+cdef extern from "powers.h" nogil:
+    gc_sum gc_sum_powers(const double *x, ptrdiff_t n, int exponent, double p, int shift, int *bin)
+
 cdef enum:
     BLOCK = 4096            # GC_BLOCK
     GROUP = 16 * BLOCK
     PROBE = 64              # elements that guess for a segment
-    SETUP = 256             # elements that take as long as starting with a leaf
+    SETUP = 256             # elements that take as long as starting with a unit
+    STEP = 512              # elements that a step widens at a time
+    PANEL = 256             # GC_PANEL
+    PANEL_ROWS = 1024       # of a full panel, more of a narrow one
 
 
 # ---- blocks: what one thread does ---------------------------------------------------------------
@@ -48,36 +54,61 @@ cdef inline const char *fetch(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n,
     return buffer
 
 
-cdef void alter(const Write *w, const gc_leaf *leaf, char *y, const char *x, ptrdiff_t n) noexcept nogil:
-    """y = what the plan makes of x (contiguous; y may be x)."""
+cdef void alter(const Write *w, int dtype, char *y, const gc_leaf *leaf, const char *x, ptrdiff_t n, char *spare) noexcept nogil:
+    """y = what the plan makes of n elements x of a leaf (contiguous; y may be x, and spare, one block, may be y
+    unless there is a step). Only a step changes a y of another dtype."""
     cdef int t = leaf.dtype
     cdef int half
     cdef ptrdiff_t ignored = 0
+    cdef char *to = spare if w.kind == Kind.STEP else y
     if w.zero:
         if leaf.is_complex:
-            memmove(y, x, n * leaf.itemsize)
-            gc_pair_zero(y, n, t, &ignored, &ignored)
+            memmove(to, x, n * leaf.itemsize)
+            gc_pair_zero(to, n, t, &ignored, &ignored)
         else:
-            kernels.zero_nonfinite[t](y, x, n)
-        x = y
+            kernels.zero_nonfinite[t](to, x, n)
+        x = to
+    if w.kind != Kind.KEEP and w.factor.shift:      # two exact steps: one could leave the range that both stay in
+        half = w.factor.shift // 2
+        kernels.scale[t](to, x, n, ldexp(1, half))
+        kernels.scale[t](to, to, n, ldexp(1, w.factor.shift - half))
+        x = to
     if w.kind == Kind.SCALE:
-        if w.factor.shift:      # two exact steps: one could leave the range that both stay in
-            half = w.factor.shift // 2
-            kernels.scale[t](y, x, n, ldexp(1, half))
-            kernels.scale[t](y, y, n, ldexp(1, w.factor.shift - half))
-            x = y
         kernels.scale[t](y, x, n, w.factor.last)
     elif w.kind == Kind.CLAMP:
         kernels.clamp[t](y, x, n, w.low[t], w.high[t])
+    elif w.kind == Kind.STEP:
+        step(dtype, y, t, x, n, w.factor.last)
     elif x != y:
         memmove(y, x, n * leaf.itemsize)
 
 
-cdef inline gc_sum sum_of(int ord, int t, const char *x, ptrdiff_t n, double bound) noexcept nogil:
+cdef void step(int dtype, char *y, int t, const char *x, ptrdiff_t n, double factor) noexcept nogil:
+    """y -= x * factor; elements of two dtypes meet in float64."""
+    cdef double a[STEP]
+    cdef double b[STEP]
+    cdef ptrdiff_t i = 0, m
+    if t == dtype:
+        kernels.step[t](y, x, n, factor)
+        return
+    while i < n:
+        m = min(<ptrdiff_t>STEP, n - i)
+        kernels.widen[dtype](a, y + i * itemsize_of(dtype), m)
+        kernels.widen[t](b, x + i * itemsize_of(t), m)
+        kernels.step[GC_F64](a, b, m, factor)
+        kernels.narrow[dtype](y + i * itemsize_of(dtype), a, m)
+        i += m
+
+
+cdef inline int itemsize_of(int dtype) noexcept nogil:
+    return 8 if dtype == GC_F64 else 4 if dtype == GC_F32 else 2
+
+
+cdef inline gc_sum sum_of(double ord, int t, const char *x, ptrdiff_t n, double bound) noexcept nogil:
     return kernels.sum_squares[t](x, n, bound) if ord == 2 else kernels.sum_abs[t](x, n, bound)
 
 
-cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int ord, const Write *bounds,
+cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, double ord, const Write *bounds,
                         const Write *made, char *buffer, double *bound, Sum *into) noexcept nogil:
     """Add one block to a Sum: of the leaf as it is, or as `made` would make it.
 
@@ -89,9 +120,9 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int o
     cdef const char *x = fetch(leaf, first, n, buffer)
     cdef double amax
     if made != NULL:
-        alter(made, leaf, buffer, x, n)
+        alter(made, t, buffer, leaf, x, n, buffer)
         x = buffer
-    if ord != 0 and bounds == NULL and not leaf.is_complex:
+    if (ord == 2 or ord == 1) and bounds == NULL and not leaf.is_complex:
         if bound[0] == 0:
             amax = kernels.amax[t](x, min(n, PROBE))
             if GC_TINY <= amax <= GC_HUGE:
@@ -122,6 +153,9 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int o
         into.amax = amax
     if amax == 0 or ord == 0:
         return
+    if ord != 1 and ord != 2:
+        measure_powers(leaf, x, n, amax, ord, into)
+        return
     if t == GC_F64 and not GC_TINY <= amax <= GC_HUGE:
         bin = 1 if amax > GC_HUGE else -1
         kernels.scale[t](buffer, x, n, ldexp(1, -GC_SHIFT * bin))
@@ -137,11 +171,28 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, int o
     fold(into, s.high, s.low, bin, ord)
 
 
-cdef void measure_segment(const gc_leaf *leaf, ptrdiff_t first, int ord, const Write *bounds,
+cdef void measure_powers(const gc_leaf *leaf, const char *x, ptrdiff_t n, double amax, double p, Sum *into) noexcept nogil:
+    """Add the p-th powers of a block of finite elements."""
+    cdef double wide[BLOCK]
+    cdef int bin = 0, exponent = 0
+    cdef gc_sum s
+    if leaf.is_complex:
+        if leaf.dtype == GC_F64 and amax > GC_HUGE:     # a modulus could leave the range
+            exponent = 2
+            kernels.scale[leaf.dtype](wide, x, n, 0.25)
+            x = <const char *>wide
+        gc_pair_abs(wide, x, n, leaf.dtype)
+        n //= 2
+    else:
+        kernels.widen[leaf.dtype](wide, x, n)
+    s = gc_sum_powers(wide, n, exponent, p, GC_SHIFT, &bin)
+    fold(into, s.high, s.low, bin, p)
+
+
+cdef void measure_segment(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end, double ord, const Write *bounds,
                           const Write *made, Sum *into) noexcept nogil:
-    """Up to GROUP elements of one leaf into a fresh Sum."""
+    """Some elements of one unit into a fresh Sum."""
     cdef double space[BLOCK]    # a block of the widest dtype
-    cdef ptrdiff_t end = min(first + GROUP, leaf.size)
     cdef double bound = 0       # of the segment alone, so that it is a function of position
     clear(into)
     while first < end:
@@ -149,142 +200,294 @@ cdef void measure_segment(const gc_leaf *leaf, ptrdiff_t first, int ord, const W
         first += BLOCK
 
 
-cdef void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, const Write *w) noexcept nogil:
-    cdef double space[BLOCK]    # a block of the widest dtype
-    cdef char *buffer = <char *>space
-    cdef ptrdiff_t n, end = min(first + GROUP, to.size)
+cdef void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, ptrdiff_t end, const Write *w) noexcept nogil:
+    cdef double space[2][BLOCK]     # a block of the widest dtype, and one to spare
+    cdef char *buffer = <char *>space[0]
+    cdef char *spare = <char *>space[1]
+    cdef ptrdiff_t n
     cdef const char *x
+    cdef char *y
     if w.kind == Kind.KEEP and not w.zero and to.data == source.data:
         return
-    if to.ndim == 0 and source.ndim == 0:   # in one go: prefetchers follow a long run, not blocks backwards
-        alter(w, to, to.data + first * to.itemsize, source.data + first * to.itemsize, end - first)
+    if to.ndim == 0 and source.ndim == 0 and (w.kind != Kind.STEP or not (w.zero or w.factor.shift)):
+        # in one go: prefetchers follow a long run, not blocks backwards
+        alter(w, to.dtype, to.data + first * to.itemsize, source, source.data + first * source.itemsize, end - first, NULL)
         return
     while end > first:
         n = (end - first - 1) % BLOCK + 1
         end -= n
-        x = fetch(source, end, n, buffer)
-        if to.ndim == 0:
-            alter(w, to, to.data + end * to.itemsize, x, n)
+        x = fetch(source, end, n, spare)
+        if w.kind == Kind.STEP:
+            y = <char *>fetch(to, end, n, buffer)
         else:
-            alter(w, to, buffer, x, n)
+            y = to.data + end * to.itemsize if to.ndim == 0 else buffer
+        alter(w, to.dtype, y, source, x, n, spare)
+        if to.ndim:
             gc_move(to, end, n, buffer, 1)
+
+
+cdef enum Part:
+    WHOLE           # units, as many as there are, over leaves perhaps
+    SEGMENT         # some elements of one unit
+    COLUMNS         # some rows of some units that are columns
+
+
+cdef struct Group:
+    Part part
+    ptrdiff_t leaf, unit    # the first,
+    ptrdiff_t count         # of so many units
+    ptrdiff_t first, rows   # elements (rows) of a segment (of columns): from, how many
+    ptrdiff_t slot          # where the Sums of such parts stand
+
+
+# ---- panels: units that are the columns of a matrix ----------------------------------------------
+
+cdef void measure_panel(const gc_leaf *leaf, const Group *group, double ord, Sum *into, Sum *total) noexcept nogil:
+    """Some rows of some columns, a Sum for each column, row by row as memory has them."""
+    cdef double sums[PANEL]
+    cdef double errors[PANEL]
+    cdef double amax[PANEL]
+    cdef ptrdiff_t stride = leaf.axes[1], j
+    cdef gc_leaf column
+    kernels.sum_columns[leaf.dtype](leaf.data + group.first * stride + group.unit * leaf.itemsize, stride, group.rows,
+                                    group.count, 2 if ord == 2 else 1, sums, errors, amax)
+    for j in range(group.count):
+        if isfinite(amax[j]) and (leaf.dtype != GC_F64 or ord == 0 or amax[j] == 0 or GC_TINY <= amax[j] <= GC_HUGE):
+            clear(&into[j])
+            into[j].amax = amax[j]
+            if ord != 0:
+                fold(&into[j], sums[j], errors[j], 0, ord)
+        else:
+            column = gc_unit(leaf, group.unit + j)
+            measure_segment(&column, group.first, group.first + group.rows, ord, NULL, NULL, &into[j])
+        merge(total, &into[j], ord)
+
+
+cdef bint write_panel(const gc_leaf *to, const gc_leaf *source, const Group *group, const Write *w, bint per_unit) noexcept nogil:
+    """Scale some rows of some columns; False where a column needs more than that."""
+    cdef double factors[PANEL]
+    cdef ptrdiff_t j
+    cdef bint idle = to.data == source.data
+    cdef double largest = 3e38 if to.itemsize == 2 else INFINITY
+    cdef double smallest = 1.2e-38 if to.itemsize == 2 else 0
+    for j in range(group.count):
+        if w.zero or w.kind > Kind.SCALE or w.factor.shift:
+            return False
+        factors[j] = w.factor.last if w.kind == Kind.SCALE else 1
+        if factors[j] != 0 and not smallest <= abs(factors[j]) <= largest:
+            return False
+        idle = idle and w.kind == Kind.KEEP
+        w += per_unit
+    if not idle:
+        kernels.scale_columns[to.dtype](
+            to.data + group.first * to.axes[1] + group.unit * to.itemsize, to.axes[1],
+            source.data + group.first * source.axes[1] + group.unit * source.itemsize, source.axes[1],
+            group.rows, group.count, factors)
+    return True
 
 
 # ---- groups: the list of work, and the region that does it --------------------------------------
 
-cdef struct Group:
-    ptrdiff_t leaf          # the first,
-    ptrdiff_t count         # of so many whole leaves; or 0:
-    ptrdiff_t first         # a segment of one leaf, from this element on
-
-
 cdef struct Work:
     Group *group
     Py_ssize_t count, chunk, chunks
+    Py_ssize_t slots        # Sums that groups need beside those of whole units
     ptrdiff_t elements      # a complex number is one
     int team
 
 
-cdef Work cut(const gc_leaf *leaf, Py_ssize_t count) except *:
-    """Groups of GROUP elements: short leaves together, long ones in segments; shared out in chunks, a few
+cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint panels) except *:
+    """Groups of about GROUP elements: short units together, long ones in segments; shared out in chunks, a few
     per thread, so that a thread that the system holds up does not hold up the others."""
     cdef Work work
-    cdef Py_ssize_t i, n = 0
-    cdef ptrdiff_t first, held = 0, bytes = 0
-    work.count = 1
+    cdef Group *g
+    cdef Py_ssize_t i, n = 0, room = 1
+    cdef ptrdiff_t unit, first, rows, whole, held = GROUP, bytes = 0
     work.elements = 0
     for i in range(count):
-        work.count += leaf[i].size // GROUP + 1
-        work.elements += leaf[i].size >> leaf[i].is_complex
-        bytes += leaf[i].size * leaf[i].itemsize
-    work.group = <Group *>PyMem_Malloc(work.count * sizeof(Group))
-    if work.group == NULL:
+        room += leaf[i].units * (leaf[i].size // GROUP + 1) if leaf[i].size > GROUP else \
+            (leaf[i].units * (leaf[i].size + SETUP)) // GROUP * 2 + 4
+        if panels and leaf[i].panel:
+            room += (leaf[i].units // PANEL + 1) * (leaf[i].size // PANEL_ROWS + 1)
+        work.elements += leaf[i].units * leaf[i].size >> leaf[i].is_complex
+        bytes += leaf[i].units * (leaf[i].size * leaf[i].itemsize + SETUP * 4)
+    work.group = g = <Group *>PyMem_Malloc(room * sizeof(Group))
+    if g == NULL:
         raise MemoryError
+    work.slots = 0
     for i in range(count):
-        if leaf[i].size > GROUP:
-            first = 0
-            while first < leaf[i].size:
-                work.group[n] = Group(i, 0, first)
-                n += 1
-                first += GROUP
-            held = 0
-        elif held and held + leaf[i].size + SETUP <= GROUP:
-            work.group[n - 1].count += 1
-            held += leaf[i].size + SETUP
+        if panels and leaf[i].panel and source[i].panel and leaf[i].units > 1:
+            unit = 0
+            while unit < leaf[i].units:
+                whole = min(<ptrdiff_t>PANEL, leaf[i].units - unit)
+                rows = PANEL_ROWS * PANEL // whole
+                first = 0
+                while first < leaf[i].size:
+                    g[n] = Group(Part.COLUMNS, i, unit, whole, first, min(rows, leaf[i].size - first), work.slots)
+                    if rows < leaf[i].size:
+                        work.slots += whole
+                    n += 1
+                    first += rows
+                unit += whole
+            held = GROUP
+        elif leaf[i].size > GROUP:
+            for unit in range(leaf[i].units):
+                first = 0
+                while first < leaf[i].size:
+                    g[n] = Group(Part.SEGMENT, i, unit, 1, first, min(<ptrdiff_t>GROUP, leaf[i].size - first), work.slots)
+                    work.slots += 1
+                    n += 1
+                    first += GROUP
+            held = GROUP
         else:
-            work.group[n] = Group(i, 1, 0)
-            n += 1
-            held = leaf[i].size + SETUP
+            unit = 0
+            while unit < leaf[i].units:
+                if held + leaf[i].size + SETUP > GROUP:
+                    g[n] = Group(Part.WHOLE, i, unit, 0, 0, 0, 0)
+                    n += 1
+                    held = 0
+                whole = min(max((GROUP - held) // (leaf[i].size + SETUP), 1), leaf[i].units - unit)
+                g[n - 1].count += whole
+                held += whole * (leaf[i].size + SETUP)
+                unit += whole
     work.count = n
-    work.team = team_size(bytes + count * SETUP * 4, n)
+    work.team = team_size(bytes, n)
     work.chunk = n if work.team == 1 else max(1, n // (16 * work.team))
     work.chunks = (n + work.chunk - 1) // work.chunk if n else 0
     return work
 
 
-cdef void measure_chunk(const gc_leaf *leaf, const Group *group, ptrdiff_t n, int ord, const Write *bounds,
-                        const Write *made, bint per_leaf, Sum *part, Sum *by_leaf) noexcept nogil:
-    """A Sum of each group, and of each leaf that lies whole in one."""
-    cdef ptrdiff_t i, j
+cdef struct Task:           # what the chunks of one pass share
+    const gc_leaf *leaf     # what is read or written
+    const gc_leaf *source   # of a write pass
+    const Group *group
+    double ord
+    const Write *bounds
+    const Write *write      # of the write pass, or what a read pass makes of the elements first
+    bint per_unit           # whether that differs by unit
+    Sum *part               # one per group
+    Sum *slot
+    Sum *unit
+
+
+cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
+    """A Sum of each group, and of each unit that lies whole in one."""
+    cdef ptrdiff_t i, j, unit, left
+    cdef const Group *g
+    cdef const gc_leaf *leaf
+    cdef gc_leaf one
+    cdef gc_fpenv saved = gc_fp_enter()
+    for i in range(begin, end):
+        g = &t.group[i]
+        leaf = &t.leaf[g.leaf]
+        clear(&t.part[i])
+        if g.part == Part.COLUMNS:
+            measure_panel(leaf, g, t.ord, t.unit + leaf.first_unit + g.unit if g.rows == leaf.size else t.slot + g.slot, &t.part[i])
+            continue
+        unit, left = g.unit, g.count
+        while left:
+            if unit == leaf.units:
+                leaf += 1
+                unit = 0
+                continue
+            j = leaf.first_unit + unit
+            one = gc_unit(leaf, unit)
+            if g.part == Part.SEGMENT:
+                measure_segment(&one, g.first, g.first + g.rows, t.ord, t.bounds, t.write + j if t.per_unit else t.write,
+                                t.slot + g.slot)
+                t.part[i] = t.slot[g.slot]
+            else:
+                measure_segment(&one, 0, one.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, t.unit + j)
+                merge(&t.part[i], t.unit + j, t.ord)
+            unit += 1
+            left -= 1
+    gc_fp_leave(saved)
+
+
+cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
+    cdef ptrdiff_t i, k, unit, first, last
+    cdef const Group *g
+    cdef const Write *w
+    cdef gc_leaf to, source
+    cdef gc_fpenv saved = gc_fp_enter()
+    for i in range(end - 1, begin - 1, -1):
+        g = &t.group[i]
+        w = t.write + (t.leaf[g.leaf].first_unit + g.unit if t.per_unit else 0)
+        if g.part == Part.COLUMNS and write_panel(&t.leaf[g.leaf], &t.source[g.leaf], g, w, t.per_unit):
+            continue
+        k, unit = g.leaf, g.unit + g.count      # one past the last, then backwards
+        while unit > t.leaf[k].units:
+            unit -= t.leaf[k].units
+            k += 1
+        for first in range(g.count):
+            while unit == 0:
+                k -= 1
+                unit = t.leaf[k].units
+            unit -= 1
+            to, source = gc_unit(&t.leaf[k], unit), gc_unit(&t.source[k], unit)
+            last = to.size if g.part == Part.WHOLE else g.first + g.rows
+            w = t.write + to.first_unit if t.per_unit else t.write
+            write_segment(&to, &source, g.first, last, w)
+    gc_fp_leave(saved)
+
+
+cdef void run(Task *t, const Work *work, bint writing) noexcept nogil:
+    """All groups: one thread, or a parallel region."""
+    cdef Py_ssize_t i, chunk = work.chunk, n = work.count
+    if work.team == 1 and writing:
+        write_chunk(t, 0, n)
+    elif work.team == 1:
+        measure_chunk(t, 0, n)
+    elif writing:
+        for i in prange(work.chunks - 1, -1, -1, schedule="dynamic", num_threads=work.team):
+            write_chunk(t, i * chunk, min((i + 1) * chunk, n))
+    else:
+        for i in prange(work.chunks, schedule="dynamic", num_threads=work.team):
+            measure_chunk(t, i * chunk, min((i + 1) * chunk, n))
+
+
+cdef void fold_groups(Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
+    """Groups into the total, and segments into their units, in order."""
+    cdef Py_ssize_t i, j
+    cdef const Group *g
+    cdef Sum *into
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(n):
-        j = group[i].leaf
-        if group[i].count == 0:
-            measure_segment(&leaf[j], group[i].first, ord, bounds, made + j if per_leaf else made, &part[i])
+        g = &t.group[i]
+        merge(total, &t.part[i], t.ord)
+        if g.part == Part.WHOLE or (g.part == Part.COLUMNS and g.rows == t.leaf[g.leaf].size):
             continue
-        clear(&part[i])
-        for j in range(j, j + group[i].count):
-            measure_segment(&leaf[j], 0, ord, bounds, made + j if per_leaf else made, &by_leaf[j])
-            merge(&part[i], &by_leaf[j], ord)
+        for j in range(g.count):
+            into = t.unit + t.leaf[g.leaf].first_unit + g.unit + j
+            if g.first == 0:
+                clear(into)
+            merge(into, &t.slot[g.slot + j], t.ord)
     gc_fp_leave(saved)
 
 
-cdef void write_chunk(const gc_leaf *to, const gc_leaf *source, const Group *group, ptrdiff_t n, const Write *w,
-                      bint per_leaf) noexcept nogil:
-    cdef ptrdiff_t i, j
-    cdef gc_fpenv saved = gc_fp_enter()
-    for i in range(n - 1, -1, -1):
-        for j in range(group[i].leaf + max(group[i].count, 1) - 1, group[i].leaf - 1, -1):
-            write_segment(&to[j], &source[j], group[i].first, w + j if per_leaf else w)
-    gc_fp_leave(saved)
-
-
-cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, int ord, double grad_scale, const Write *bounds, Plan made):
-    cdef Work work = cut(leaf, leaves.count)
-    cdef Sums sums = Sums(leaves.count, work.elements, ord, grad_scale)
-    cdef Group *group = work.group
-    cdef Py_ssize_t i, chunk = work.chunk, chunks = work.chunks, n = work.count
-    cdef int team = work.team
-    cdef const Write *w = NULL if made is None else made.write
-    cdef bint per_leaf = made is not None and made.count > 1
-    cdef gc_fpenv saved
-    cdef Sum *by_leaf = sums.leaf
-    cdef Sum *part = <Sum *>PyMem_Malloc(max(n, 1) * sizeof(Sum))
-    if part == NULL:
-        PyMem_Free(group)
+cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double grad_scale, const Write *bounds, Plan made):
+    cdef Work work = cut(leaf, leaf, leaves.count, made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2))
+    cdef Sums sums = Sums(leaves.units, work.elements, ord, grad_scale)
+    cdef Task task
+    task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
+    task.write = NULL if made is None else made.write
+    task.per_unit = made is not None and made.count > 1
+    task.unit = sums.leaf
+    task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))
+    task.slot = task.part + work.count
+    if task.part == NULL:
+        PyMem_Free(work.group)
         raise MemoryError
     with nogil:
-        if team == 1:
-            measure_chunk(leaf, group, n, ord, bounds, w, per_leaf, part, by_leaf)
-        else:
-            for i in prange(chunks, schedule="dynamic", num_threads=team):
-                measure_chunk(leaf, group + i * chunk, min(chunk, n - i * chunk), ord, bounds, w, per_leaf, part + i * chunk,
-                              by_leaf)
-        saved = gc_fp_enter()
-        for i in range(n):
-            merge(&sums.total, &part[i], ord)
-            if group[i].count == 0:
-                if group[i].first == 0:
-                    clear(&by_leaf[group[i].leaf])
-                merge(&by_leaf[group[i].leaf], &part[i], ord)
-        gc_fp_leave(saved)
-    PyMem_Free(part)
-    PyMem_Free(group)
+        run(&task, &work, False)
+        fold_groups(&task, work.count, &sums.total)
+    PyMem_Free(task.part)
+    PyMem_Free(work.group)
     PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
     return sums
 
 
-def measure(Leaves leaves, int ord, double grad_scale=1.0, Plan bounds=None):
+def measure(Leaves leaves, double ord, double grad_scale=1.0, Plan bounds=None):
     """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
     cdef Sums sums = run_measure(leaves.leaf, leaves, ord, grad_scale, NULL if bounds is None else bounds.write, None)
     if sums.total.nans + sums.total.infs:
@@ -292,28 +495,20 @@ def measure(Leaves leaves, int ord, double grad_scale=1.0, Plan bounds=None):
     return sums
 
 
-def measure_written(Leaves leaves, Plan plan, int ord):
+def measure_written(Leaves leaves, Plan plan, double ord):
     """What `measure` would say of the elements that `write` would write; nothing is written."""
     return run_measure(leaves.leaf if leaves.source == NULL else leaves.source, leaves, ord, 1.0, NULL, plan)
 
 
 def write(Leaves leaves, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source."""
-    cdef const gc_leaf *to = leaves.leaf
-    cdef const gc_leaf *source = to if leaves.source == NULL else leaves.source
-    cdef Work work = cut(to, leaves.count)
-    cdef Group *group = work.group
-    cdef Py_ssize_t i, chunk = work.chunk, chunks = work.chunks, n = work.count
-    cdef int team = work.team
-    cdef const Write *w = plan.write
-    cdef bint per_leaf = plan.count > 1
+    cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
+    cdef Work work = cut(leaves.leaf, source, leaves.count, True)
+    cdef Task task
+    task.leaf, task.source, task.group, task.write, task.per_unit = leaves.leaf, source, work.group, plan.write, plan.count > 1
     with nogil:
-        if team == 1:
-            write_chunk(to, source, group, n, w, per_leaf)
-        else:
-            for i in prange(chunks - 1, -1, -1, schedule="dynamic", num_threads=team):
-                write_chunk(to, source, group + i * chunk, min(chunk, n - i * chunk), w, per_leaf)
-    PyMem_Free(group)
+        run(&task, &work, True)
+    PyMem_Free(work.group)
     leaves.written()
 
 
@@ -322,10 +517,13 @@ cdef object find_nonfinite(Sums sums, Leaves leaves):
     cdef double space[BLOCK]    # a block of the widest dtype
     cdef char *buffer = <char *>space
     cdef gc_leaf leaf
-    cdef ptrdiff_t i = 0, first = 0, n, j
+    cdef ptrdiff_t i = 0, unit = 0, first = 0, n, j
     cdef const char *x
-    while sums.leaf[i].nans + sums.leaf[i].infs == 0:
+    while sums.leaf[unit].nans + sums.leaf[unit].infs == 0:
+        unit += 1
+    while unit >= leaves.leaf[i].first_unit + leaves.leaf[i].units:
         i += 1
+    leaf.first_unit = 0
     lay_out(leaves.arrays[i], None, &leaf, NULL, True)
     while first < leaf.size:
         n = min(<ptrdiff_t>BLOCK, leaf.size - first)

@@ -8,7 +8,7 @@ cdef extern from "fpenv.h" nogil:
 
 
 cdef enum Kind:
-    KEEP, SCALE, CLAMP
+    KEEP, SCALE, CLAMP, STEP
 
 
 cdef struct Write:

@@ -109,6 +109,24 @@ cdef class Plan:
             plan.write[i] = self.write[0]
         return plan
 
+    def step(self, double lr):
+        """Subtract from what is written lr times what would have been written."""
+        cdef gc_fpenv saved = gc_fp_enter()
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.write[i].kind = Kind.STEP
+            self.write[i].factor.last *= lr
+        gc_fp_leave(saved)
+
+    def by_owner(self, owners):
+        """Of each unit (an index into these) what its owner gets."""
+        cdef const Py_ssize_t[::1] owner = owners
+        cdef Plan plan = Plan(owner.shape[0])
+        cdef Py_ssize_t i
+        for i in range(plan.count):
+            plan.write[i] = self.write[owner[i]]
+        return plan
+
     def factor(self, Py_ssize_t i=0):
         """The factor as float64."""
         return self.write[i].factor.value

@@ -3,7 +3,7 @@ from gradclip._cpu.fold cimport Sum
 
 cdef class Sums:
     cdef readonly Py_ssize_t count
-    cdef readonly int ord               # 1 or 2; 0 stands for inf
+    cdef readonly double ord            # 0 stands for inf
     cdef readonly double grad_scale
     cdef readonly Py_ssize_t size       # elements
     cdef readonly object first_nonfinite    # (path, flat index)

@@ -5,15 +5,16 @@ import numpy as np
 class Sums:
     count: int
     size: int
-    ord: int
+    ord: float
     grad_scale: float
     finite_only: bool
     first_nonfinite: tuple[str, int] | None
     first_value: object
     @staticmethod
     def from_exact(
-        total: Fraction,
-        ord: int,
+        total: int,
+        exponent: int,
+        ord: float,
         grad_scale: float,
         max_abs: float,
         nans: int,
@@ -29,3 +30,6 @@ class Sums:
     def nonfinite(self, leaf: int = -1) -> int: ...
     def outside(self, leaf: int = -1) -> int: ...
     def exact(self, leaf: int = -1) -> Fraction: ...
+    def scaled(self, leaf: int = -1) -> tuple[Fraction, int]: ...
+    def by_owner(self, owners: np.ndarray, count: int) -> Sums: ...
+    def first(self, count: int) -> Sums: ...

@@ -7,17 +7,13 @@ from fractions import Fraction
 
 import numpy as np
 
-from gradclip._cpu.fold cimport Sum, GC_SHIFT, frexpl, clear, norm_of, narrow
+from gradclip._cpu.fold cimport Sum, frexpl, ldexpl, clear, merge, norm_of, narrow, shift_of
 from gradclip._cpu.plan cimport gc_fpenv, gc_fp_enter, gc_fp_leave
-
-cdef extern from "kernels.h":
-    double GC_TINY
-
 
 cdef class Sums:
     """What one read pass found: a Sum per leaf and one of all. Index -1 means all leaves."""
 
-    def __cinit__(self, Py_ssize_t count, Py_ssize_t size, int ord, double grad_scale):
+    def __cinit__(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale):
         self.count = count
         self.size = size
         self.ord = ord
@@ -31,20 +27,48 @@ cdef class Sums:
         PyMem_Free(self.leaf)
 
     @staticmethod
-    def from_exact(total, int ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs, first_nonfinite):
-        """Sums of no leaves of their own, whose total was measured elsewhere: the rational `exact()`."""
+    def from_exact(total, Py_ssize_t exponent, double ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs,
+                   first_nonfinite):
+        """Sums of no leaves of their own, whose total was measured elsewhere: the integer total * 2**exponent."""
         cdef Sums sums = Sums(0, 0, ord, grad_scale)
+        cdef Py_ssize_t size = total.bit_length() + exponent
         sums.total.nans, sums.total.infs = nans, infs
         sums.true_max, sums.first_nonfinite = max_abs, first_nonfinite
         sums.total.amax = 1 if total else 0
-        if ord == 0:
-            sums.total.amax = <long double><double>float(total / 4) * 4     # beyond float64, perhaps
+        if total and ord == 0:
+            sums.total.amax = ldexpl(<double>float(Fraction(total) / Fraction(2) ** total.bit_length()), <int>size)
         elif total:
-            if not Fraction(GC_TINY) ** ord <= total <= Fraction(2) ** 1000:
-                sums.total.bin = 1 if total > 1 else -1
-                total /= Fraction(2) ** (GC_SHIFT * ord * sums.total.bin)
-            sums.total.high = <double>float(total)
-            sums.total.low = <double>float(total - Fraction(<double>sums.total.high))
+            if not -800 <= size <= 1000:
+                sums.total.bin = <int>round(size / shift_of(ord))
+            part = Fraction(total) * Fraction(2) ** (exponent - shift_of(ord) * sums.total.bin)
+            sums.total.high = <double>float(part)
+            sums.total.low = <double>float(part - Fraction(<double>sums.total.high))
+        return sums
+
+    def by_owner(self, owners, Py_ssize_t count):
+        """Sums of `count` owners of several units each: `owners` has one index per unit."""
+        cdef Sums sums = Sums(count, self.size, self.ord, self.grad_scale)
+        cdef const Py_ssize_t[::1] owner = owners
+        cdef Py_ssize_t i
+        cdef gc_fpenv saved = gc_fp_enter()
+        for i in range(count):
+            clear(&sums.leaf[i])
+        for i in range(self.count):
+            merge(&sums.leaf[owner[i]], &self.leaf[i], self.ord)
+        gc_fp_leave(saved)
+        sums.total = self.total
+        sums.first_nonfinite, sums.first_value = self.first_nonfinite, self.first_value
+        return sums
+
+    def first(self, Py_ssize_t count):
+        """The Sums of the first units alone."""
+        cdef Sums sums = Sums(count, self.size, self.ord, self.grad_scale)
+        cdef Py_ssize_t i
+        cdef gc_fpenv saved = gc_fp_enter()
+        for i in range(count):
+            sums.leaf[i] = self.leaf[i]
+            merge(&sums.total, &sums.leaf[i], self.ord)
+        gc_fp_leave(saved)
         return sums
 
     cdef const Sum *at(self, Py_ssize_t leaf) noexcept:
@@ -108,12 +132,17 @@ cdef class Sums:
     def exact(self, Py_ssize_t leaf=-1):
         """The sum of squares (magnitudes; the maximum) of the finite stored elements, as the pass
         holds it, in rational arithmetic."""
+        part, exponent = self.scaled(leaf)
+        return part * Fraction(2) ** exponent
+
+    def scaled(self, Py_ssize_t leaf=-1):
+        """The same, and for sums of other powers, as a Fraction and a power of two."""
         cdef const Sum *s = self.at(leaf)
         cdef double a, b, c, d
         cdef int exponent = 0
         if self.ord == 0:
             a = <double>frexpl(s.amax, &exponent)
-            return Fraction(a) * Fraction(2) ** exponent
+            return Fraction(a), exponent
         a, c = <double>s.high, <double>s.low
         b, d = <double>(s.high - a), <double>(s.low - c)
-        return (Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d)) * Fraction(2) ** (GC_SHIFT * self.ord * s.bin)
+        return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), shift_of(self.ord) * s.bin

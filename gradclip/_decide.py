@@ -17,7 +17,7 @@ from ._cpu.plan import Plan, StandardState
 from .errors import NonFiniteGradientError
 from .report import ClipReport
 
-# Above the error of a measured sum (2**-65 at worst): what stays below a bound by this much is below it
+# Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
 # in exact arithmetic.
 MARGIN = 1 + Fraction(1, 2**60)
 

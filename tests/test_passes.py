@@ -181,6 +181,33 @@ def test_enlarging_from_subnormals_is_exact(isa):
     assert report.norm == 5 * 5e-324
 
 
+def test_norms_below_the_normal_numbers_are_rounded_once(isa):
+    """Such a norm has fewer bits than float64's 53: to round to these first would make 0.75 ulp of 0.5."""
+    rng = np.random.default_rng(4)
+    for bits in (20, 40, 50, 51) * 20:
+        a = rng.integers(1, 2**bits, 3) * 5e-324
+        assert norm_error(gradclip.global_norm(a), power_sum([a])) <= 0.501, bits
+        report = gradclip.clip_by_global_norm(a * 2.0**600, math.inf, grad_scale=2.0**600)[1]
+        assert report.norm == gradclip.global_norm(a)
+
+
+def test_squares_that_underflow_add_alike_in_every_set():
+    """Products of a square's halves underflow where the fused product does not."""
+    rng = np.random.default_rng(0)
+    before = machine.isa()
+    try:
+        for _ in range(20):
+            a = rng.uniform(1, 2, 4096) * 2.0 ** -rng.integers(515, 545, 4096)
+            a[17] = 2.0**-430
+            found = set()
+            for name in machine.available_isas():
+                machine.set_isa(name)
+                found.add(gradclip.measure(a).exact())
+            assert len(found) == 1
+    finally:
+        machine.set_isa(before)
+
+
 def test_mixed_ranges_and_dtypes_in_one_call(isa):
     leaves = [
         np.array([1e-200, 5e-324]),

@@ -6,7 +6,8 @@ double is double 106. Range is kept apart from precision, so that both kinds of 
 sum stands for ``(high + low) * 2**(shift * bin)``, bin being 0 but for float64 blocks outside
 GC_TINY .. GC_HUGE. These functions run inside `gc_fp_enter`: the rounding mode is the standard one.
 """
-from libc.math cimport sqrt, fma, ldexp, frexp, fabs, isfinite, INFINITY
+from libc.float cimport DBL_MIN
+from libc.math cimport sqrt, fma, ldexp, frexp, fabs, copysign, isfinite, INFINITY
 from libc.stddef cimport ptrdiff_t
 
 cdef extern from "kernels.h" nogil:
@@ -20,6 +21,10 @@ cdef extern from "powers.h" nogil:
 cdef extern from "<math.h>" nogil:
     long double ldexpl(long double x, int exponent)
     long double frexpl(long double x, int *exponent)
+
+
+cdef enum:
+    DENORMAL = -1074        # exponent of the smallest float64
 
 
 cdef struct Sum:
@@ -126,8 +131,18 @@ cdef inline Wide divide(Wide w, double d) noexcept nogil:
 
 
 cdef inline double narrow(Wide w) noexcept nogil:
-    """To float64, Inf above its range."""
-    return ldexp(w.head, w.exponent) if w.exponent else w.head
+    """To float64, Inf above its range. Below its normal numbers `head` is rounded once more: where it
+    lies in the middle of two of them, `tail` knows the side."""
+    cdef double value, rest, half
+    if w.exponent == 0:
+        return w.head
+    value = ldexp(w.head, w.exponent)
+    if value < DBL_MIN:
+        rest = w.head - ldexp(value, -w.exponent)       # exact
+        half = ldexp(1, DENORMAL - 1 - w.exponent)
+        if (rest == half and w.tail > 0) or (rest == -half and w.tail < 0):
+            value += copysign(ldexp(1, DENORMAL), rest)
+    return value
 
 
 cdef struct Factor:

@@ -62,10 +62,12 @@ static inline vd gc_square_rest(vd x, vd square)
 {
 #if GC_FMA
     return vd_fma(x, x, -square);
-#else /* Dekker: x = head + tail, 26 bits each; no overflow below GC_HUGE */
+#else
+    /* Dekker: x = head + tail, 26 bits each; no overflow below the bound. Of squares below 2**-960 his
+     * products may underflow; the fused rest of such a square never reaches the sum, so it is 0 here. */
     vd c = x * 0x1.0000002p27;
     vd head = c - (c - x), tail = x - head;
-    return ((head * head - square) + 2 * head * tail) + tail * tail;
+    return vd_where_above(square, 0x1p-960, ((head * head - square) + 2 * head * tail) + tail * tail);
 #endif
 }
 

@@ -64,8 +64,8 @@ typedef struct {
     ptrdiff_t (*count_inf[GC_DTYPES])(const void *x, ptrdiff_t n);
 } gc_kernels;
 
-/* The range of block maxima whose squares, their rounding errors and the sum of any number of them
- * that fits a memory (2**63) stay normal float64 numbers; outside it a block is first multiplied by 2**-+GC_SHIFT. */
+/* The range of maxima under which bounds (up to 16 times as large), squares, their rounding errors and the sum of
+ * any number of them that fits a memory (2**57) stay normal float64 numbers; outside it a block is first multiplied by 2**-+GC_SHIFT. */
 #define GC_TINY 0x1p-430
 #define GC_HUGE 0x1p+479
 #define GC_SHIFT 600

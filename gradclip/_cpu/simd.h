@@ -92,6 +92,16 @@ static inline vd gc_multiply_add(vd a, vd b, vd c)
 #endif
 }
 
+/* y where x > limit, else 0. */
+static inline vd vd_where_above(vd x, double limit, vd y)
+{
+#if defined(__GNUC__)
+    return (vd)((__typeof__(x > x))y & (x > vd_all(limit)));
+#else
+    return x > limit ? y : 0;
+#endif
+}
+
 static inline vd vd_abs(vd x)
 {
 #if defined(GC_AVX512)

@@ -82,7 +82,7 @@ cdef class Sums:
         return narrow(norm_of(s, self.ord, self.grad_scale))
 
     def norm(self, Py_ssize_t leaf=-1):
-        """Norm of the true gradient, correctly rounded but for some 2**-40 of cases."""
+        """Norm of the true gradient, correctly rounded but for some 2**-35 of cases."""
         cdef gc_fpenv saved = gc_fp_enter()
         cdef double result = self.norm_of(leaf)
         gc_fp_leave(saved)

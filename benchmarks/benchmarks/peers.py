@@ -92,8 +92,8 @@ class SciPy(NumPy):
         self.nrm2, self.scal = getattr(blas, f"{kind}nrm2"), getattr(blas, f"{kind}scal")
         return [leaf.reshape(-1) for leaf in leaves]
 
-    def square(self, leaf):
-        return self.nrm2(leaf) ** 2
+    def global_norm(self, leaves):
+        return math.hypot(*map(self.nrm2, leaves))  # squares could overflow where nrm2 does not
 
     def scale(self, leaf, factor):
         self.scal(factor, leaf)

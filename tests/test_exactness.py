@@ -1,0 +1,64 @@
+"""The exactness benchmark on a tiny matrix: what it calls exact is exact, and it can tell a promise that is broken."""
+
+import importlib
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+
+SIZES = (1, 100, 1025)
+
+
+@pytest.fixture
+def exactness(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "benchmarks")
+    return importlib.import_module("exactness")
+
+
+def test_fast_exact_sums_are_those_of_the_reference(exactness):
+    for name in exactness.DTYPES:
+        for kind in exactness.DISTRIBUTIONS:
+            x = exactness.values(name, kind, 200)
+            assert exactness.exact_sum(x) == reference.power_sum([x]), (name, kind)
+    ends = np.array([0, 5e-324, -(2.0**-1022), 1.7e308] * 10_000)
+    assert exactness.exact_sum(ends) == 10_000 * reference.power_sum([ends[:4]])
+
+
+def test_errors_keep_the_promises(exactness):
+    contenders = exactness.installed(("gradclip", "numpy"))
+    cells = exactness.all_errors(contenders, sizes=SIZES)
+    assert len(cells) == 4 * 8 * len(SIZES)
+    assert exactness.broken(cells, {}) == []
+    assert exactness.worst(cells, lambda c: c["norms"]["numpy"], dtype="float64") == math.inf  # near overflow
+    cell = cells["float64", "normal", 100]
+    cell["norms"]["gradclip"], cell["written"] = 0.502, 0.5001
+    assert len(exactness.broken(cells, {})) == 2
+
+
+def test_an_error_is_measured_without_rounding(exactness):
+    exact = exactness.Fraction(2) ** 200 + 2**148 - 2**120  # its root lies almost in the middle between 2**100 and the next
+    assert 0.4999999 < exactness.norm_error(2.0**100, exact) < 0.5
+    assert 0.5 < exactness.norm_error(math.nextafter(2.0**100, math.inf), exact) < 0.5000001
+    assert exactness.norm_error(math.inf, exact) == math.inf
+
+
+def test_every_variant_gives_the_same_bits(exactness):
+    rows = exactness.results(exactness.installed(("gradclip", "numpy")), 400, ("bfloat16", "float64"))
+    most = exactness.distinct({("here", 1): rows, ("there", 1): rows})
+    assert exactness.broken({}, most) == []
+    assert {different for (column, _), (different, _) in most.items() if column.startswith("gradclip")} == {1}
+    assert most["gradclip", "sets"] == (1, 2)
+    rows[-2][-1] = "another"  # what was written, once
+    assert exactness.broken({}, exactness.distinct({("here", 1): rows}))
+
+
+def test_the_figure_can_be_drawn(exactness, tmp_path):
+    contenders = exactness.installed(("gradclip", "numpy"))
+    cells = exactness.all_errors(contenders, ("float16", "float64"), ("normal", "near overflow"), (1, 7))
+    most = exactness.distinct({("here", 1): exactness.results(contenders, 30, ("float32",), ("normal",))})
+    exactness.save(exactness.draw(cells, most, contenders), tmp_path / "exactness.png")
+    assert (tmp_path / "exactness.png").stat().st_size > 10_000
+    exactness.show_errors(cells, contenders)
+    exactness.show_distinct(most, 1)

@@ -356,7 +356,7 @@ static inline void NAME(add_row)(const ELEMENT *p, ptrdiff_t n, int ord, double 
         vd square = x * x;
         NAME(two_sum)(sum + j, error + j, square);
 #if WIDE
-        vd e, rest = gc_square_rest(x, square);
+        vd e, rest = vd_where_above(square, 0x1p-960, gc_square_rest(x, square)); /* alike without fma */
         memcpy(&e, error + j, sizeof e);
         e += rest;
         memcpy(error + j, &e, sizeof e);

@@ -17,6 +17,7 @@ from .measure import Measure, apply_clip, apply_clip_, measure
 from .norm import clip_by_global_norm, clip_by_global_norm_, clip_by_norm, clip_by_norm_, global_norm, normalize, normalize_
 from .report import ClipReport
 from .threads import get_num_threads, num_threads, set_num_threads
+from .thresholds import clip_rate, gaussian_exceedance, suggest_threshold
 from .value import clip_by_value, clip_by_value_
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "clip_by_norm_",
     "clip_by_value",
     "clip_by_value_",
+    "clip_rate",
+    "gaussian_exceedance",
     "get_num_threads",
     "global_norm",
     "measure",
@@ -40,4 +43,5 @@ __all__ = [
     "num_threads",
     "set_num_threads",
     "show_config",
+    "suggest_threshold",
 ]

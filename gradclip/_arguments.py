@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from functools import lru_cache
+import operator
 from numbers import Real
 from typing import Any, Literal, TypedDict
 
@@ -26,6 +27,16 @@ class NormOptions(TypedDict, total=False):
 def number(name: str, value: Any, least: float = -math.inf) -> float:
     """`value` as a float that is not NaN and not below `least`."""
     if type(value) is not float:
+        value = real(name, value)
+    if not value >= least:
+        bound = "a number" if least == -math.inf else f"at least {least:g}"
+        raise ValueError(f"{name} must be {bound}, not {value!r}")
+    return abs(value) if least == 0.0 else value  # no negative zero
+
+
+def real(name: str, value: Any) -> float:
+    """`value` as a float, which may be NaN."""
+    if type(value) is not float:
         if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or _is_scalar_array(value)):
             raise TypeError(f"{name} must be a real number, not {type(value).__name__} {value!r}")
         try:
@@ -34,10 +45,27 @@ def number(name: str, value: Any, least: float = -math.inf) -> float:
             raise ValueError(f"{name} is beyond the range of float64") from None
         if math.isinf(value) and given != value:
             raise ValueError(f"{name} is beyond the range of float64")
-    if not value >= least:
-        bound = "a number" if least == -math.inf else f"at least {least:g}"
-        raise ValueError(f"{name} must be {bound}, not {value!r}")
-    return abs(value) if least == 0.0 else value  # no negative zero
+    return value
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """`value` as an int that is not below `least`."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        result = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__} {value!r}") from None
+    if result < least:
+        raise ValueError(f"{name} must be at least {least}, not {result}")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` as a bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
 
 
 def _is_scalar_array(value):
@@ -68,9 +96,7 @@ class Rule:
         self.grad_scale = number("grad_scale", grad_scale)
         if not 0.0 < self.grad_scale < math.inf:
             raise ValueError(f"grad_scale must be positive and finite, not {grad_scale!r}")
-        if not isinstance(strict, bool | np.bool_):
-            raise TypeError(f"strict must be True or False, not {strict!r}")
-        self.strict = bool(strict)
+        self.strict = flag("strict", strict)
         self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
 
     @classmethod

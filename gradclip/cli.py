@@ -40,6 +40,12 @@ def _parser():
     _add_number(demo, "--seed", "N", int, 0, "of the first weights, the order of the text and the sample")
     demo.set_defaults(run=_demo)
 
+    suggest = commands.add_parser("suggest", help="thresholds from a file of logged norms")
+    suggest.add_argument("file", metavar="FILE", help="CSV or text, a norm per line; lines that begin with # are comments")
+    suggest.add_argument("--column", metavar="NAME", help="of the norms (norm, else the last one of numbers)")
+    suggest.add_argument("--plot", metavar="PATH", help="save a histogram with the thresholds")
+    suggest.set_defaults(run=_suggest)
+
     info = commands.add_parser("info", help="version, instruction set, threads and optional packages")
     info.set_defaults(run=_info)
     return parser
@@ -62,6 +68,13 @@ def _demo(arguments):
     from . import demo
 
     demo.run(arguments.plot, steps=arguments.steps, max_norm=arguments.max_norm, seed=arguments.seed)
+    return 0
+
+
+def _suggest(arguments):
+    from . import suggest
+
+    suggest.run(arguments.file, arguments.column, arguments.plot)
     return 0
 
 

@@ -13,7 +13,6 @@ so that no gradient flows through time, the network learns without clipping too,
 """
 
 import contextlib
-import io
 import math
 import operator
 import sysconfig
@@ -26,6 +25,7 @@ import numpy as np
 import gradclip
 
 from ._arguments import number
+from ._pictures import picture_format
 
 # Real text that comes with Python itself: some 450,000 characters of its standard library.
 SOURCES = "argparse", "csv", "difflib", "inspect", "json/decoder", "shutil", "statistics", "textwrap"
@@ -195,7 +195,7 @@ def run(plot="gradclip_demo.png", *, steps=1500, max_norm=0.75, seed=0):
     except ImportError as error:
         raise ImportError(f'the demo needs matplotlib and rich: pip install "gradclip[demo]" ({error})') from error
     plot = Path(plot)
-    suffix = _check_picture(plot)
+    suffix = picture_format(plot)
     for name, value, least in ("steps", steps, 1), ("seed", seed, 0):
         if operator.index(value) < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
@@ -211,23 +211,6 @@ def run(plot="gradclip_demo.png", *, steps=1500, max_norm=0.75, seed=0):
     show.print(f"\nPicture saved as {plot}\n\nThe network trained with clipping writes:")
     show.print(clipped.network.sample(np.random.default_rng(seed), 250))
     return without, clipped
-
-
-def _check_picture(path):
-    """The picture's format; an error, before any work is done, where it cannot be saved."""
-    from matplotlib.figure import Figure
-
-    trial, suffix = Figure(), path.suffix[1:].lower() or "png"
-    trial.suptitle("raises for formats that matplotlib does not know, and without LaTeX for some that it knows")
-    try:
-        trial.savefig(io.BytesIO(), format=suffix)
-        existed = path.exists()
-        path.open("ab").close()  # changes nothing in a picture of that name
-        if not existed:
-            path.unlink()
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"cannot save a picture as {path}: {getattr(error, 'strerror', None) or error}") from None
-    return suffix
 
 
 def _train_both(console, text, steps, max_norm, seed):

@@ -12,8 +12,9 @@ except ModuleNotFoundError as error:
 
 from ._version import __version__
 from .config import show_config
-from .errors import NonFiniteGradientError
+from .errors import FrequentClippingWarning, NonFiniteGradientError, VanishingScaleWarning
 from .measure import Measure, apply_clip, apply_clip_, measure
+from .monitor import ClipMonitor
 from .norm import clip_by_global_norm, clip_by_global_norm_, clip_by_norm, clip_by_norm_, global_norm, normalize, normalize_
 from .report import ClipReport
 from .threads import get_num_threads, num_threads, set_num_threads
@@ -21,9 +22,12 @@ from .thresholds import clip_rate, gaussian_exceedance, suggest_threshold
 from .value import clip_by_value, clip_by_value_
 
 __all__ = [
+    "ClipMonitor",
     "ClipReport",
+    "FrequentClippingWarning",
     "Measure",
     "NonFiniteGradientError",
+    "VanishingScaleWarning",
     "__version__",
     "apply_clip",
     "apply_clip_",

@@ -1,4 +1,4 @@
-"""What gradclip raises beyond Python's own errors."""
+"""What gradclip raises beyond Python's own errors, and what it warns of."""
 
 from __future__ import annotations
 
@@ -34,3 +34,11 @@ class NonFiniteGradientError(FloatingPointError):
     def __str__(self):
         value = "NaN or Inf" if self.value is None else self.value
         return f"{self.path}: {value} at flat index {self.index} (NaN or Inf in all leaves: {self.count}); nothing was written"
+
+
+class FrequentClippingWarning(UserWarning):
+    """Most steps are clipped: the threshold sets the step length, not the learning rate alone. See `ClipMonitor`."""
+
+
+class VanishingScaleWarning(UserWarning):
+    """Clipping made a gradient more than a million times smaller. See `ClipMonitor`."""

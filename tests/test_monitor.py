@@ -1,0 +1,443 @@
+"""ClipMonitor against NumPy on kept lists; its warnings, files and pictures."""
+
+import copy
+import csv
+import itertools
+import json
+import math
+import pickle
+import subprocess
+import sys
+import tracemalloc
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import gradclip
+from gradclip import ClipMonitor, FrequentClippingWarning, VanishingScaleWarning
+from gradclip.monitor import COLUMNS
+
+
+def report(norm, max_norm=1.0, scale=1.0, clipped=False, skipped=False, nonfinite=0, **more):
+    return SimpleNamespace(
+        norm=norm, max_norm=max_norm, scale=scale, clipped=clipped, skipped=skipped, nonfinite=nonfinite, **more
+    )
+
+
+def training(steps, seed=0, max_norm=2.0):
+    """Reports of heavy-tailed norms; now and then a NaN, an Inf, a skipped step."""
+    rng = np.random.default_rng(seed)
+    for i, norm in enumerate(rng.lognormal(0, 1, steps).tolist()):
+        if i % 17 == 5:
+            yield report(math.nan, max_norm, skipped=True, nonfinite=3)
+        elif i % 29 == 7:
+            yield report(math.inf, max_norm, nonfinite=1)
+        else:
+            yield report(norm, max_norm, min(1.0, max_norm / norm), norm > max_norm)
+
+
+def monitored(reports, **options):
+    monitor = ClipMonitor(**{"warn_rate": 1, **options})
+    for each in reports:
+        monitor.record(each)
+    return monitor
+
+
+def warned(monitor, *reports):
+    """The warnings of recording these."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for each in reports:
+            monitor.record(each)
+    return caught
+
+
+@pytest.mark.parametrize(
+    ("steps", "window"), [(1, 1), (5, 1), (1, 7), (6, 7), (7, 7), (8, 7), (50, 7), (700, 100), (700, 1000)]
+)
+def test_as_numpy_on_kept_lists(steps, window):
+    reports = list(training(steps))
+    monitor = monitored(reports, window=window)
+    kept = reports[-window:]
+    norms = np.array([r.norm for r in kept])
+    norms, every = norms[np.isfinite(norms)], np.array([r.norm for r in reports])
+    every = every[np.isfinite(every)]
+    assert monitor.steps == steps
+    assert monitor.clip_rate == np.mean([r.clipped for r in kept])
+    percents = [0, 12.5, 50, np.float64(95), 100]
+    found = monitor.percentiles(percents)
+    assert list(found) == percents
+    assert list(found.values()) == [
+        np.percentile(norms, p) if len(norms) else pytest.approx(math.nan, nan_ok=True) for p in percents
+    ]
+    if len(norms):
+        assert monitor.suggest_threshold() == np.percentile(norms, 95)
+        assert monitor.suggest_threshold(percentile=50) == np.median(norms)
+    summary = monitor.summary()
+    assert [summary[key] for key in ("steps", "clipped", "skipped", "nonfinite")] == [
+        steps,
+        sum(r.clipped for r in reports),
+        sum(r.skipped for r in reports),
+        sum(r.nonfinite > 0 for r in reports),
+    ]
+    assert summary["clip_rate"] == monitor.clip_rate
+    assert summary["total_clip_rate"] == np.mean([r.clipped for r in reports])
+    assert (summary["norm_min"], summary["norm_max"]) == (every.min(), every.max())
+    assert summary["norm_mean"] == pytest.approx(math.fsum(every) / len(every), rel=1e-13)
+    assert summary["norm_p90"] == (np.percentile(norms, 90) if len(norms) else None)
+    assert summary["max_norm"] == 2.0
+    assert summary["smallest_scale"] == min(r.scale for r in reports)
+
+
+def test_records_what_clipping_reports():
+    monitor = ClipMonitor()
+    for norm in (1.0, 5.0, 3.0):
+        monitor.record(gradclip.clip_by_global_norm_(np.array([norm]), 3.0))
+    monitor.record(gradclip.clip_by_global_norm_(np.array([1.0, np.nan]), np.float32(2.5), nonfinite="skip"))
+    monitor.record(gradclip.clip_by_global_norm_(np.array([8.0, np.nan]), 4, nonfinite="zero"))
+    assert (monitor.steps, monitor.clip_rate) == (5, 0.4)
+    assert monitor.percentiles(iter([0, 100])) == {0: 1.0, 100: 8.0}
+    summary = monitor.summary()
+    assert (summary["skipped"], summary["nonfinite"], summary["max_norm"], summary["smallest_scale"]) == (1, 2, 4.0, 0.5)
+
+
+def test_every_attribute_is_read_once():
+    reads = []
+
+    class Lazy:  # numbers on a device are fetched at each reading
+        def __getattr__(self, name):
+            reads.append(name)
+            return np.float32({"norm": 2.0, "scale": 0.5, "max_norm": 1.0, "clipped": 1.0}.get(name, 0.0))
+
+    monitored([Lazy()])
+    assert sorted(reads) == sorted(COLUMNS)
+
+
+def test_mean_of_huge_norms_does_not_overflow():
+    summary = monitored([report(1.5e308)] * 5).summary()
+    assert summary["norm_mean"] == 1.5e308
+    assert summary["norm_p50"] == 1.5e308
+
+
+def test_memory_is_bounded():
+    monitor, each = ClipMonitor(window=500, warn_rate=1), report(2.0, 1.0, 0.5, True)
+    for _ in range(1000):
+        monitor.record(each)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(100_000):
+            monitor.record(each)
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert monitor.steps == 101_000
+    assert grown < 2000  # a byte for fifty steps: some Python numbers
+    assert len(pickle.dumps(monitor)) < 500 * 34 + 2000
+
+
+def test_empty():
+    monitor = ClipMonitor()
+    assert (monitor.steps, monitor.clip_rate) == (0, 0.0)
+    assert all(math.isnan(value) for value in monitor.percentiles().values())
+    assert list(monitor.percentiles()) == [50, 90, 95, 99]
+    with pytest.raises(ValueError, match="no finite norm in the last 0 steps"):
+        monitor.suggest_threshold()
+    with pytest.raises(ValueError, match="no finite norm in the last 3 steps"):
+        monitored([report(math.nan)] * 3).suggest_threshold()
+    summary = monitor.summary()
+    assert {value for key, value in summary.items() if not key.startswith(("norm", "max", "small"))} == {0}
+    assert {value for key, value in summary.items() if key.startswith(("norm", "max", "small"))} == {None}
+
+
+@pytest.mark.parametrize("reports", [[], [report(2.0)], [report(math.nan, math.inf, math.nan, True)], list(training(99))])
+def test_summary_is_plain_json(reports):
+    summary = monitored(reports).summary()
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert {type(value) for value in summary.values()} <= {int, float, type(None)}
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ClipMonitor(window=0), ValueError, "window must be at least 1, not 0"),
+        (lambda: ClipMonitor(window=2.5), TypeError, "window must be an integer, not 2.5"),
+        (lambda: ClipMonitor(window=True), TypeError, "window must be an integer, not True"),
+        (lambda: ClipMonitor(warn_rate=1.5), ValueError, "warn_rate must be at most 1, not 1.5"),
+        (lambda: ClipMonitor(warn_rate=math.nan), ValueError, "warn_rate must be at least 0, not nan"),
+        (lambda: ClipMonitor(warn_rate="often"), TypeError, "warn_rate must be a real number, not str 'often'"),
+        (lambda: ClipMonitor().percentiles([50, 101]), ValueError, "percents must be at most 100, not 101"),
+        (lambda: ClipMonitor().percentiles(50), TypeError, "percents must be an iterable of numbers, not 50"),
+        (lambda: ClipMonitor().suggest_threshold(-1), ValueError, "percentile must be at least 0, not -1"),
+    ],
+)
+def test_bad_arguments(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (([], report(1.0)), TypeError, "not tuple .the functional forms return it as the second of two values"),
+        (2.0, TypeError, "report must be a ClipReport, not float: .*'norm'"),
+        (report("large"), TypeError, "what this SimpleNamespace holds is not: .*'large'"),
+        (report(-1.0), ValueError, "no report has norm=-1.0"),
+        (report(1.0, nonfinite=math.inf), TypeError, "holds is not: .*infinity"),
+        (report(1.0, nonfinite=2**63), ValueError, "nonfinite=9223372036854775808"),
+    ],
+)
+def test_what_is_no_report_is_not_recorded(bad, error, message):
+    monitor = monitored(training(3))
+    before = monitor.state_dict()
+    with pytest.raises(error, match=message):
+        monitor.record(bad)
+    assert json.dumps(monitor.state_dict()) == json.dumps(before)
+
+
+@pytest.mark.parametrize(("window", "first"), [(1, 1), (10, 10), (100, 100), (1000, 100)])
+def test_frequent_clipping_warns_once_and_not_too_early(window, first):
+    monitor = ClipMonitor(window=window)
+    clip = report(4.0, 1.0, 0.25, True)
+    assert not warned(monitor, *[clip] * (first - 1))
+    (caught,) = warned(monitor, clip)
+    assert caught.category is FrequentClippingWarning
+    assert caught.filename == __file__  # the line that recorded
+    assert str(caught.message) == (
+        f"100.0% of the last {first} steps were clipped: lower the learning rate or raise the threshold "
+        "(it is 1, 95% of these norms are at most 4)"
+    )
+    assert not warned(monitor, *[clip] * 300)
+
+
+@pytest.mark.parametrize(("rate", "clipped"), [(0.5, 50), (0.29, 29), (0.0, 0), (1, 100)])
+def test_frequent_clipping_means_more_than_the_rate(rate, clipped):
+    clip, keep = report(4.0, 1.0, 0.25, True), report(0.5)
+    few = [clip] * clipped + [keep] * (100 - clipped)
+    assert not warned(ClipMonitor(warn_rate=rate), *few)
+    if rate < 1:
+        more = [clip] * (clipped + 1) + [keep] * (99 - clipped)  # the last, which decides, may be one that is kept
+        assert len(warned(ClipMonitor(warn_rate=rate), *more)) == 1
+
+
+def test_frequent_clipping_looks_at_the_window_alone():
+    clip, keep = report(4.0, 1.0, 0.25, True), report(0.5)
+    monitor = ClipMonitor(window=10)
+    assert not warned(monitor, *[keep] * 1000, *[clip] * 5)
+    assert len(warned(monitor, clip)) == 1
+    assert monitor.clip_rate == 0.6
+    assert not warned(ClipMonitor(window=10), *itertools.chain.from_iterable([keep, clip] for _ in range(100)))
+    without = warned(ClipMonitor(window=1), report(math.inf, {"*": 1.0}, 0.5, True))
+    assert str(without[0].message).endswith("raise the threshold")  # nothing finite to name
+
+
+def test_vanishing_scale_warns_once():
+    monitor = ClipMonitor(warn_rate=1)
+    assert not warned(monitor, report(1.0), gradclip.clip_by_global_norm_(np.array([9e5]), 1.0))
+    tiny = gradclip.clip_by_global_norm_(np.array([4e6]), 1.0)
+    (caught,) = warned(monitor, tiny, tiny)
+    assert caught.category is VanishingScaleWarning
+    assert caught.filename == __file__
+    assert str(caught.message) == (
+        "clipping multiplied the gradient of step 2 by 2.5e-07 (norm 4e+06, threshold 1): look at the data of that step"
+    )
+
+
+def test_vanishing_scale_is_that_of_clipping_alone():
+    """Which real clips are warned of, and the factor that is named."""
+    big, ones = np.array([1e7]), np.ones(4)
+
+    def factor(clip, grads, *args, **options):
+        caught = warned(ClipMonitor(warn_rate=1), clip([g.copy() for g in grads], *args, **options))
+        return float(str(caught[0].message).split(" by ")[1].split()[0]) if caught else None
+
+    assert factor(gradclip.clip_by_global_norm_, [big, ones], 1.0) == 1e-7
+    assert factor(gradclip.clip_by_norm_, [big, ones], 1.0) == 1e-7
+    assert factor(gradclip.clip_by_global_norm_, [big * 2.0**16], 1.0, grad_scale=2.0**16) == 1e-7
+    assert factor(gradclip.clip_by_global_norm_, [big], math.inf) is None
+    for scaled in (2.0**16, 2.0**24):  # written with factors of 1.5e-5 / 2 and 6e-8 / 2
+        assert factor(gradclip.clip_by_global_norm_, [ones * scaled], 1.0, grad_scale=scaled) is None
+        assert factor(gradclip.clip_by_norm_, [ones * scaled, ones[:1]], 1.0, grad_scale=scaled) is None
+    for clip in (gradclip.clip_by_global_norm_, gradclip.clip_by_norm_, gradclip.clip_by_value_):
+        assert factor(clip, [big, ones], 0.0) is None  # all zero, on purpose
+    assert factor(gradclip.clip_by_value_, [big], 1.0) is None  # its threshold is none of norms
+    assert factor(gradclip.clip_by_global_norm_, [np.array([1.0, np.inf])], 1.0, nonfinite="propagate") is None
+    assert factor(gradclip.clip_by_global_norm_, [np.array([1e7, np.inf])], 1.0, nonfinite="zero") == 1e-7
+    assert factor(gradclip.clip_by_global_norm_, [np.full(4, 1.7e308)], 1.7) == pytest.approx(5e-309)  # the norm is inf
+
+
+def test_vanishing_scale_where_leaves_have_thresholds():
+    by_leaf = {"a": 1e-3, "b": 1.0}
+
+    def message(**scales):
+        caught = warned(ClipMonitor(warn_rate=1), report(1e5, by_leaf, clipped=True, **scales))
+        return str(caught[0].message) if caught else None
+
+    assert message(scale=1e-8, scales=np.array([1e-8, 1.0])).startswith(
+        "clipping multiplied the gradient of step 0 by 1e-08 (norm"
+    )
+    assert message(scale=1e-8, scales=np.array([1e-8, 1e-7])) is None  # 1e7 may be the scale of the loss
+    assert message(scale=0.0, scales=np.array([0.0, 1.0])) is None  # a threshold of 0
+    assert message(scale=1e-8) is None
+
+
+def test_warnings_as_errors_leave_a_complete_record():
+    monitor = ClipMonitor(window=2)
+    clip, tiny = report(4.0, 1.0, 0.25, True), report(1e9, 1.0, 1e-9, True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor.record(clip)
+        with pytest.raises(FrequentClippingWarning) as both:
+            monitor.record(tiny)
+        assert isinstance(both.value.__context__, VanishingScaleWarning)
+        for each in (tiny, clip):
+            monitor.record(each)
+    assert monitor.state_dict()["window"] == [[1e9, 1.0, 1e-9, 1, 0, 0], [4.0, 1.0, 0.25, 1, 0, 0]]
+    assert monitor.summary() | {"steps": 4, "clipped": 4} == monitor.summary()
+
+
+def test_csv_round_trip(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("what was there before")
+    reports = [*training(50), report(3.0, math.inf), report(0.1, {"*": 1.0}), report(1 / 3, np.array(0.1), 0.3, True)]
+    monitored(reports, window=20).to_csv(path)
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "norm", "max_norm", "scale", "clipped", "skipped", "nonfinite"]
+    assert [int(row["step"]) for row in rows] == list(range(33, 53))
+    for row, r in zip(rows, reports[-20:], strict=True):
+        max_norm = math.nan if isinstance(r.max_norm, dict) else r.max_norm
+        for name, value in (("norm", r.norm), ("max_norm", max_norm), ("scale", r.scale)):
+            assert float(row[name]) == pytest.approx(float(value), rel=0, abs=0, nan_ok=True)
+        assert [row["clipped"], row["skipped"], row["nonfinite"]] == [str(int(v)) for v in (r.clipped, r.skipped, r.nonfinite)]
+    assert np.loadtxt(path, delimiter=",", skiprows=1).shape == (20, 7)
+    assert list(tmp_path.iterdir()) == [path]
+    ClipMonitor().to_csv(str(path))
+    assert path.read_text().split() == ["step,norm,max_norm,scale,clipped,skipped,nonfinite"]
+
+
+def test_files_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monitor, path = monitored(training(5)), tmp_path / "log.csv"
+    path.write_text("before")
+    with monkeypatch.context() as broken:
+        broken.setattr(monitor, "_window", lambda: np.array([1, object()]))
+        with pytest.raises(TypeError):
+            monitor.to_csv(path)
+    for write in (monitor.to_csv, monitor.plot):
+        with pytest.raises(FileNotFoundError, match="no such folder to write to: .*nowhere"):
+            write(tmp_path / "nowhere" / "file.png")
+    with pytest.raises(ValueError, match="'spreadsheet' is not supported"):
+        monitor.plot(tmp_path / "log.spreadsheet")
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+ODD = {
+    "empty": [],
+    "one step": [report(2.0)],
+    "one clipped step": [report(2.0, 1.0, 0.5, True)],
+    "no threshold": [report(x, math.inf) for x in (1.0, 2.0)],
+    "all NaN": [report(math.nan, nonfinite=3, skipped=skipped) for skipped in (True, False)],
+    "all zero": [report(0.0)] * 3,
+    "zeros on a logarithmic axis": [report(0.0), report(1e5), report(1.0, 0.0, 0.0, True)],
+    "half of the norms zero": [report(0.0), report(0.0), report(0.0), report(1.0, 1e-9), report(1e5)],
+    "largest numbers": [report(1.7e308, 1.7e308)] * 3,
+    "smallest numbers": [report(5e-324, 5e-324)] * 3,
+    "all numbers": [report(5e-324), report(1.7e308), report(math.inf, 2.0, 0.1, True)],
+    "one value": [report(3.0, 2.0, 2 / 3, True)] * 20,
+    "nestings of thresholds": [report(x, {"a": 1.0, "b": [2.0]}, 0.5, True) for x in (1.0, 2.0)],
+    "arrays of thresholds": [report(x, np.array([1.0, 2.0]), 0.5, True) for x in (1.0, 2.0)],
+    "moving threshold": [report(x, 1 + x / 3, clipped=x > 2) for x in range(5)],
+    "thresholds for some": [report(2.0, 1.0, 0.5, True), report(2.0, {})],
+    "threshold far above": [report(1e-3, 1e300)] * 4,
+    "heavy tails": list(training(500)),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_plot(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    monitor = monitored(ODD[name], window=300)
+    monitor.plot(tmp_path / "picture")  # all warnings are errors here, matplotlib's own too
+    assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    monitor.to_csv(tmp_path / "log.csv")
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 1 + min(300, len(ODD[name]))
+
+
+def test_plot_shows_what_was_recorded(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, path, **_: (drawn.append(self), open(path, "w").close()))
+    reports = [report(x, 2.0, min(1, 2 / x), x > 2) for x in (1.0, 4.0, 3.0, 1.5)] + [report(math.nan, 2.0, skipped=True)]
+    monitor = monitored(reports, window=4)
+    monitor.plot(tmp_path / "picture.svg")
+    over, beside = drawn[0].axes
+    assert over.get_title("left") == "Gradient norm, last 4 of 5 steps: 50.0% clipped"
+    lines = {line.get_label(): line for line in over.lines}
+    assert list(lines) == ["not clipped", "clipped (2)", "threshold (last: 2)", "skipped (1)"]
+    assert lines["clipped (2)"].get_xydata().tolist() == [[1.0, 4.0], [2.0, 3.0]]
+    assert lines["not clipped"].get_xydata()[0].tolist() == [3.0, 1.5]
+    assert set(lines["threshold (last: 2)"].get_ydata()) == {2.0}
+    assert lines["skipped (1)"].get_xdata().tolist() == [4]
+    assert over.get_yscale() == "linear"
+    assert max(bar.get_width() for bar in beside.patches) == 1
+    monitored([report(1.0), report(100.0)]).plot(tmp_path / "picture.svg")
+    assert drawn[1].axes[0].get_yscale() == "log"
+
+
+def test_plot_without_matplotlib(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r'pip install "gradclip\[plot\]"'):
+        ClipMonitor().plot(tmp_path / "picture.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_importing_and_recording_need_no_matplotlib():
+    code = "import sys, gradclip; gradclip.ClipMonitor().summary(); sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("window", [3, 40, 200])
+def test_state_round_trip(window):
+    reports = list(training(120))
+    first = monitored(reports[:90], window=40)
+    state = json.loads(json.dumps(first.state_dict()))
+    resumed = ClipMonitor(window=window, warn_rate=1)
+    resumed.load_state_dict(state)
+    for each in reports[90:]:
+        first.record(each)
+        resumed.record(each)
+    kept = resumed.state_dict()["window"]
+    assert len(kept) == {3: 3, 40: 40, 200: 70}[window]
+    assert repr(kept[-40:]) == repr(first.state_dict()["window"][-len(kept) :])
+    assert resumed.clip_rate == np.mean([r.clipped for r in reports[-len(kept) :]])
+    totals = [key for key in first.summary() if key not in ("clip_rate",) and not key.startswith("norm_p")]
+    assert [resumed.summary()[key] for key in totals] == [first.summary()[key] for key in totals]
+    for twin in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
+        twin.record(reports[0])
+        assert (twin.steps, first.steps) == (121, 120)
+
+
+def test_state_remembers_warnings():
+    monitor = ClipMonitor(window=1)
+    tiny = report(1e9, 1.0, 1e-9, True)
+    assert [w.category for w in warned(monitor, tiny)] == [VanishingScaleWarning, FrequentClippingWarning]
+    resumed = ClipMonitor(window=1)
+    resumed.load_state_dict(monitor.state_dict())
+    assert not warned(resumed, tiny)
+
+
+@pytest.mark.parametrize(
+    "change", [{"totals": {"steps": 1}}, {"totals": None}, {"window": [[1.0, 2.0]]}, {"totals": {"step": 3}}]
+)
+def test_bad_state_changes_nothing(change):
+    monitor = monitored(training(3))
+    before = monitor.state_dict()
+    with pytest.raises(ValueError, match="state is not what state_dict.. returns"):
+        monitor.load_state_dict({**before, **change})
+    with pytest.raises(ValueError, match="KeyError.'totals'"):
+        monitor.load_state_dict({})
+    assert repr(monitor.state_dict()) == repr(before)

@@ -104,6 +104,7 @@ setup(
         extension("gradclip._cpu.sums"),
         extension("gradclip._cpu.plan"),
         extension("gradclip._cpu.passes"),
+        extension("gradclip._cpu.accumulate"),
     ],
     cmdclass={"build_ext": Build, "sdist": Sdist},
 )

@@ -10,15 +10,19 @@ except ModuleNotFoundError as error:
         "Run `python -m pip install -e .` in it, or leave its folder to import the installed package."
     ) from None
 
+from . import monitor, thresholds
 from ._version import __version__
+from .adaptive import clip_adaptive, clip_adaptive_
 from .config import show_config
 from .errors import FrequentClippingWarning, NonFiniteGradientError, VanishingScaleWarning
 from .measure import Measure, apply_clip, apply_clip_, measure
 from .monitor import ClipMonitor
 from .norm import clip_by_global_norm, clip_by_global_norm_, clip_by_norm, clip_by_norm_, global_norm, normalize, normalize_
+from .per_sample import clip_per_sample, clip_per_sample_, per_sample_clip_sum
 from .report import ClipReport
 from .threads import get_num_threads, num_threads, set_num_threads
 from .thresholds import clip_rate, gaussian_exceedance, suggest_threshold
+from .update import sgd_step_
 from .value import clip_by_value, clip_by_value_
 
 __all__ = [
@@ -31,21 +35,29 @@ __all__ = [
     "__version__",
     "apply_clip",
     "apply_clip_",
+    "clip_adaptive",
+    "clip_adaptive_",
     "clip_by_global_norm",
     "clip_by_global_norm_",
     "clip_by_norm",
     "clip_by_norm_",
     "clip_by_value",
     "clip_by_value_",
+    "clip_per_sample",
+    "clip_per_sample_",
     "clip_rate",
     "gaussian_exceedance",
     "get_num_threads",
     "global_norm",
     "measure",
+    "monitor",
     "normalize",
     "normalize_",
     "num_threads",
+    "per_sample_clip_sum",
     "set_num_threads",
+    "sgd_step_",
     "show_config",
     "suggest_threshold",
+    "thresholds",
 ]

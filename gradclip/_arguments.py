@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from functools import lru_cache
 import operator
+from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal, TypedDict
 
@@ -48,7 +48,7 @@ def real(name: str, value: Any) -> float:
     return value
 
 
-def whole(name: str, value: Any, least: int) -> int:
+def whole(name: str, value: Any, least: int | None = None) -> int:
     """`value` as an int that is not below `least`."""
     try:
         if isinstance(value, bool | np.bool_):
@@ -56,7 +56,7 @@ def whole(name: str, value: Any, least: int) -> int:
         result = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__} {value!r}") from None
-    if result < least:
+    if least is not None and result < least:
         raise ValueError(f"{name} must be at least {least}, not {result}")
     return result
 

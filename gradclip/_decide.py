@@ -12,10 +12,12 @@ from fractions import Fraction
 
 import numpy as np
 
+from ._arguments import number
 from ._cpu.passes import measure_written, write
 from ._cpu.plan import Plan, StandardState
 from .errors import NonFiniteGradientError
 from .report import ClipReport
+from .thresholds import Threshold
 
 # Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
 # in exact arithmetic.
@@ -29,62 +31,90 @@ ULPS = 1 - 2.0**-49
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "complex64": 2.0**-24}
 
 
-def decide(sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=False, share=1, norms=None):
+def decide(
+    sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=False, share=1, norms=None, owners=None, lr=None
+):
     """Clip or normalize the leaves `to` by measured sums, and report.
 
-    target: one threshold, or float64 of one per unit.
+    target: one threshold (a number or a rule), or float64 of one per unit of `sums`.
     max_norm: what the report shows as threshold, if not the target.
     keep_out: `to` is the caller's `out`, which a skipped step must not touch.
     share: of the exact sum behind the norm, how much belongs to `to` (strict bounds that part).
-    norms: what the report shows as norms of the leaves, if not those of `sums`."""
+    norms: what the report shows as norms of the leaves, if not those of `sums`.
+    owners: of each unit of `to`, the unit of `sums` that it belongs to, where these differ.
+    lr: `to` takes a step by so much of its sources, instead of becoming them."""
+    if type(target) is not float and isinstance(target, Threshold):
+        target = _ask(target, sums, rule)
     shown = target if max_norm is None else max_norm
     if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
         return ClipReport(sums, shown, to.units, norms=norms)  # the usual step, kept short
     with StandardState():
-        return _decide(sums, to, rule, target, shown, normalize, keep_out, share, norms)
-
-
-def _decide(sums, to, rule, target, shown, normalize, keep_out, share, norms):
-    bad = sums.nonfinite()
-    if bad:
-        if rule.nonfinite == "raise":
-            raise NonFiniteGradientError(*sums.first_nonfinite, bad, sums.first_value)
-        if rule.nonfinite == "skip":
-            if to.is_target and not keep_out:
+        bad = sums.nonfinite()
+        if bad and refused(sums, rule):
+            if to.is_target and not keep_out and lr is None:
                 write(to, Plan(1))
-            return ClipReport(sums, shown, to.units, skipped=True, norms=norms)
-        sums.finite_only = rule.nonfinite == "zero"
-    together = type(target) is float
-    plan = Plan(1 if together else len(target))
-    acts = _acts(sums, to, rule, target) if rule.strict and not normalize and rule.ord in RATIONAL else None
-    plan.settle(sums, target, rule.eps, normalize, rule.strict, acts)
-    acting = plan.acting()
-    if bad and rule.nonfinite == "zero":
+            return ClipReport(sums, shown, to.units if owners is None else sums.count, skipped=True, norms=norms)
+        together = type(target) is float
+        plan = Plan(1 if together else len(target))
+        acts = None
+        if rule.strict and not normalize and rule.ord in RATIONAL:
+            acts = _acts(sums, to, rule, target, owners)
+        plan.settle(sums, target, rule.eps, normalize, rule.strict, acts)
+        if rule.strict and lr is not None:
+            _shrink(plan, sums, rule, target)
+        elif rule.strict and not plan.idle():
+            _enforce(to, plan, rule, sums, target, share, owners)
+        made = _by_unit(plan, sums, to, rule, owners)
+        if lr is not None:
+            made.step(lr)
+        if to.is_target or not made.idle():
+            write(to, made)
+    acting, size = plan.acting(), to.units if owners is None else sums.count
+    return ClipReport(sums, shown, size, plan, (size if acting else 0) if together else acting, norms=norms)
+
+
+def refused(sums, rule):
+    """What the rule does about NaN and Inf, of which there are some: raises, or returns whether to write nothing."""
+    if rule.nonfinite == "raise":
+        raise NonFiniteGradientError(*sums.first_nonfinite, sums.nonfinite(), sums.first_value)
+    sums.finite_only = rule.nonfinite == "zero"
+    return rule.nonfinite == "skip"
+
+
+def _by_unit(plan, sums, to, rule, owners):
+    """The plan as the units of `to` need it: what to do about NaN and Inf differs from unit to unit."""
+    if owners is not None:
+        plan = plan.by_owner(owners)
+    if sums.nonfinite() and rule.nonfinite == "zero":
         plan = plan if plan.count == to.units else plan.spread(to.units)
-        plan.zero_nonfinite(sums)
-    if rule.strict and not plan.idle():
-        _enforce(to, plan, rule, sums, target, share)
-        acting = plan.acting()
-    if to.is_target or not plan.idle():
-        write(to, plan)
-    count = acting if not together else to.units if acting else 0
-    return ClipReport(sums, shown, to.units, plan, count, norms=norms)
+        plan.zero_nonfinite(sums if owners is None else sums.units)
+    return plan
 
 
-def _acts(sums, to, rule, target):
+def _ask(threshold, sums, rule):
+    """The threshold that a rule gives this step."""
+    if sums.nonfinite():
+        if rule.nonfinite == "raise":
+            return math.inf
+        sums.finite_only = rule.nonfinite == "zero"
+    name = f"max_norm: {type(threshold).__name__}.next_threshold"
+    return number(name, threshold.next_threshold(sums.norm()), 0.0)
+
+
+def _acts(sums, to, rule, target, owners):
     """Whether the norm of each unit exceeds its threshold in exact arithmetic."""
     units = [(-1, target)] if type(target) is float else enumerate(target.tolist())
-    return np.array([_exceeds(sums, to, unit, rule, goal) for unit, goal in units], np.uint8)
+    return np.array([_exceeds(sums, to, unit, rule, goal, owners) for unit, goal in units], np.uint8)
 
 
-def _exceeds(sums, to, unit, rule, goal):
+def _exceeds(sums, to, unit, rule, goal, owners):
     if goal == math.inf or sums.shows_nonfinite(unit):
         return goal != math.inf
     total, bound = sums.exact(unit), _power(goal, rule.ord) * _power(rule.grad_scale, rule.ord)
     if rule.ord and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
-        if sums.count != to.units or (rule.ord == 1 and any(a.dtype.kind == "c" for a in to.sources)):
+        if sums.count == 0 or (rule.ord == 1 and any(a.dtype.kind == "c" for a in to.sources)):
             return True  # measured elsewhere, or irrational
-        total = _slow_sum(to.sources_of(unit), rule.ord)
+        total = _slow_sum(to.sources_of(unit) if owners is None else [a[unit] for a in to.sources], rule.ord)
     return total > bound
 
 
@@ -106,7 +136,14 @@ def _power(value, ord):
     return Fraction(value) ** int(ord or 1)
 
 
-def _enforce(to, plan, rule, sums, target, share):
+def _shrink(plan, sums, rule, target):
+    """Shrink the factor of a step, whose products are not rounded to a gradient, until it keeps the bound."""
+    bound = target * (ULPS if rule.ord not in RATIONAL else 1 - 2.0**-53)
+    while plan.acting() and Fraction(plan.factor()) * Fraction(sums.norm()) * Fraction(rule.grad_scale) > Fraction(bound):
+        plan.shrink(0, 1 - 2.0**-53)
+
+
+def _enforce(to, plan, rule, sums, target, share, owners):
     """Shrink factors until what would be written keeps the bound in exact arithmetic. Rounding is
     monotone, so smaller factors never write larger elements.
 
@@ -115,7 +152,9 @@ def _enforce(to, plan, rule, sums, target, share):
     slack = max((ROUNDING.get(a.dtype.name, 2.0**-53) / math.sqrt(max(a.size, 1)) for a in to.arrays), default=1.0)
     over = True
     while over:
-        written = measure_written(to, plan, rule.ord)
+        written = measure_written(to, _by_unit(plan, sums, to, rule, owners), rule.ord)
+        if owners is not None:
+            written = written.by_owner(owners, plan.count)
         over = False
         for i, (unit, goal) in enumerate(units):
             if goal == math.inf or sums.shows_nonfinite(unit):
@@ -131,6 +170,5 @@ def _enforce(to, plan, rule, sums, target, share):
                 ratio = bound / written.norm(unit) if written.norm(unit) > bound else None
             if ratio is not None:
                 over = True
-                for j in range(plan.count) if unit < 0 else (i,):
-                    plan.shrink(j, max(ratio * (1.0 - max(slack, 2.0**-53)), 0.0))
+                plan.shrink(i, max(ratio * (1.0 - max(slack, 2.0**-53)), 0.0))
         slack *= 2.0

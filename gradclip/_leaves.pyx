@@ -418,6 +418,21 @@ cdef class Leaves:
         to.check_overlap(self.arrays, False)
         return to
 
+    def aligned(self, other, str name):
+        """What stands in another nesting in the places of these leaves, in order."""
+
+        def flat(node):
+            if isinstance(node, dict):
+                node = node.values()
+            elif not isinstance(node, list):
+                if node is not None:
+                    yield node
+                return
+            for child in node:
+                yield from flat(child)
+
+        return list(flat(self.matched(self.tree, other, name, ())))
+
     def beside(self, params):
         """These leaves and those of `params`, which are only read, cut alike: leaf i goes with leaf count + i."""
         cdef Leaves other = Leaves(self.matched(self.tree, params, "params", ()), False, "params")

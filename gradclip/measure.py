@@ -16,13 +16,14 @@ from ._cpu.plan import StandardState
 from ._cpu.sums import Sums
 from ._decide import decide
 from ._leaves import Leaves
-from .norm import result
+from .norm import result, threshold
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._arguments import NormOptions
     from .report import ClipReport
+    from .thresholds import Threshold
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -48,7 +49,7 @@ class Measure:
     first_nonfinite : tuple of (str, int) or None
         Path and flat index of the first of them.
     ord : float
-        Which norm: 1, 2 or ``inf``.
+        Which norm: p > 0 or ``inf``.
     grad_scale : float
         What the measured gradients were scaled by.
 
@@ -163,8 +164,8 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
     ----------
     grads : array or nesting of arrays
         As for `clip_by_global_norm_`.
-    ord : {2, 1, inf}, default 2
-        Which norm.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
     grad_scale : float, default 1
         The gradients hold the true gradient times this.
 
@@ -195,7 +196,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
 
 
 @spelled_out
-def apply_clip_(grads: Any, measure: Measure, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
+def apply_clip_(grads: Any, measure: Measure, max_norm: float | Threshold, **norm: Unpack[NormOptions]) -> ClipReport:
     """The second half of `clip_by_global_norm_`: scale by a norm measured before, elsewhere or merged.
 
     Parameters
@@ -225,7 +226,7 @@ def apply_clip_(grads: Any, measure: Measure, max_norm: float, **norm: Unpack[No
 
 @spelled_out
 def apply_clip(
-    grads: Any, measure: Measure, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]
+    grads: Any, measure: Measure, max_norm: float | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
 ) -> tuple[Any, ClipReport]:
     """Like `apply_clip_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
@@ -250,12 +251,14 @@ def _application(measure, max_norm, norm):
     for name, value in own.items():
         if name in norm and number(name, norm[name]) != value:
             raise ValueError(f"{name} is {norm[name]!r} here, but {value!r} in the measure")
-    return Rule.of({**norm, **own}), number("max_norm", max_norm, 0.0)
+    return Rule.of({**norm, **own}), threshold(max_norm)
 
 
 def _apply(leaves, to, measure, rule, max_norm, keep_out):
     with StandardState():
         sums, share = measure.sums(), 1
-        if rule.strict and rule.ord and measure.exact():
+        if rule.strict and rule.ord in (1.0, 2.0) and measure.exact():
             share = measure_leaves(leaves, rule.ord).exact() / measure.exact()
+        elif rule.strict and rule.ord and measure.norm:
+            share = (measure_leaves(leaves, rule.ord, rule.grad_scale).norm() / measure.norm) ** rule.ord
     return decide(sums, to, rule, max_norm, keep_out=keep_out, share=share, norms=measure.norms)

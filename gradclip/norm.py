@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import Rule, number, spelled_out
+from ._arguments import Rule, number, spelled_out, whole
 from ._cpu.passes import measure
 from ._decide import decide
 from ._leaves import Leaves
+from .thresholds import Threshold
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @spelled_out
-def clip_by_global_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
+def clip_by_global_norm_(grads: Any, max_norm: float | Threshold, **norm: Unpack[NormOptions]) -> ClipReport:
     """Scale all leaves by one factor so that their global norm is at most `max_norm`, in place.
 
     .. math:: g \\leftarrow g \\cdot \\frac{c}{\\lVert g \\rVert + \\epsilon}
@@ -31,10 +34,11 @@ def clip_by_global_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions
     grads : array or nesting of arrays
         Lists, tuples, named tuples, dicts and iterators, nested at will, of float16, bfloat16, float32,
         float64, complex64 or complex128 arrays of any strides. ``None`` is skipped.
-    max_norm : float
-        The threshold c >= 0. 0 makes every element 0, ``inf`` only measures.
-    ord : {2, 1, inf}, default 2
-        Which norm.
+    max_norm : float or Threshold
+        The threshold c >= 0. 0 makes every element 0, ``inf`` only measures. Or a rule of
+        `gradclip.thresholds`, which is shown the norm and gives this step's threshold.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``. 1, 2 and ``inf`` have SIMD kernels.
     eps : float, default 0
         Added to the norm; 1e-6 gives PyTorch's factor.
     nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
@@ -78,13 +82,15 @@ def clip_by_global_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions
     array([0.8])
     """
     rule = Rule.of(norm)
-    max_norm = number("max_norm", max_norm, 0.0)
+    max_norm = threshold(max_norm)
     leaves = Leaves(grads, True)
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, max_norm)
 
 
 @spelled_out
-def clip_by_global_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
+def clip_by_global_norm(
+    grads: Any, max_norm: float | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
+) -> tuple[Any, ClipReport]:
     """Like `clip_by_global_norm_`, leaving `grads` untouched.
 
     Parameters
@@ -108,7 +114,7 @@ def clip_by_global_norm(grads: Any, max_norm: float, *, out: Any = None, **norm:
     ([array([0.6, 0.8])], 5.0)
     """
     rule = Rule.of(norm)
-    max_norm = number("max_norm", max_norm, 0.0)
+    max_norm = threshold(max_norm)
     leaves = Leaves(grads)
     to = leaves.target(out)
     report = decide(measure(leaves, rule.ord, rule.grad_scale), to, rule, max_norm, keep_out=out is not None)
@@ -116,25 +122,32 @@ def clip_by_global_norm(grads: Any, max_norm: float, *, out: Any = None, **norm:
 
 
 @spelled_out
-def clip_by_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
-    """Scale every leaf by a factor of its own so that its norm is at most `max_norm`, in place.
+def clip_by_norm_(
+    grads: Any, max_norm: Any, *, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
+) -> ClipReport:
+    """Scale every leaf, or every slice, by a factor of its own so that its norm is at most `max_norm`, in place.
 
     Parameters
     ----------
     grads, **norm
         As for `clip_by_global_norm_`.
-    max_norm : float
-        The threshold >= 0 of each leaf.
+    max_norm : float, nesting of floats or dict of str to float
+        The threshold >= 0 of each leaf: one for all, one for each in a nesting like `grads`, or by patterns over
+        paths (shell-style: ``*`` matches ``/`` too, and a pattern matches the whole path). The first pattern that
+        matches counts; a leaf that none matches is left alone. A dict with the keys of `grads` is a nesting.
+    axis : int or tuple of int, optional
+        The axes of a slice, as in `numpy.linalg.norm`: each slice along them is clipped on its own.
 
     Returns
     -------
     ClipReport
-        ``norms`` and ``scales`` by leaf; ``norm`` is that of all leaves, ``scale`` the smallest factor.
+        ``norms`` and ``scales`` by leaf, or by slice in index order; ``norm`` is that of all leaves, ``scale``
+        the smallest factor, ``max_norm`` as given.
 
     Raises
     ------
     NonFiniteGradientError, TypeError, ValueError
-        As `clip_by_global_norm_`.
+        As `clip_by_global_norm_`; a leaf has no such axis.
 
     Examples
     --------
@@ -145,15 +158,31 @@ def clip_by_norm_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> C
     [array([0.6, 0.8]), array([0.5])]
     >>> report.norms, report.scales, report.clipped_count
     (array([5. , 0.5]), array([0.2, 1. ]), 1)
+
+    Layer by layer, and row by row:
+
+    >>> model = {"embed": np.array([3.0, 4.0]), "head": np.array([6.0, 8.0])}
+    >>> gradclip.clip_by_norm_(model, {"embed*": 0.5, "*": 1.0}).scales
+    array([0.1, 0.1])
+    >>> rows = np.array([[3.0, 4.0], [0.3, 0.4]])
+    >>> gradclip.clip_by_norm_(rows, 1.0, axis=1).norms
+    array([5. , 0.5])
     """
     rule = Rule.of(norm)
-    max_norm = number("max_norm", max_norm, 0.0)
     leaves = Leaves(grads, True)
-    return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, np.full(leaves.count, max_norm), max_norm)
+    goals = _goals(leaves, max_norm, axis)
+    return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, goals, max_norm)
 
 
 @spelled_out
-def clip_by_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
+def clip_by_norm(
+    grads: Any,
+    max_norm: Any,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    out: Any = None,
+    **norm: Unpack[NormOptions],
+) -> tuple[Any, ClipReport]:
     """Like `clip_by_norm_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
     Examples
@@ -164,12 +193,60 @@ def clip_by_norm(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack
     array([0.6, 0.8])
     """
     rule = Rule.of(norm)
-    max_norm = number("max_norm", max_norm, 0.0)
     leaves = Leaves(grads)
+    goals = _goals(leaves, max_norm, axis)
     to = leaves.target(out)
     sums = measure(leaves, rule.ord, rule.grad_scale)
-    report = decide(sums, to, rule, np.full(leaves.count, max_norm), max_norm, keep_out=out is not None)
+    report = decide(sums, to, rule, goals, max_norm, keep_out=out is not None)
     return result(leaves, to, out), report
+
+
+def _goals(leaves, max_norm, axis):
+    """The threshold of each unit, after the leaves were cut into units."""
+    goals = by_leaf(leaves, max_norm)
+    if axis is None:
+        return goals
+    axes = axis if isinstance(axis, tuple | list) else (axis,)
+    axes = [whole("axis", a) for a in axes]
+    if not axes:
+        raise ValueError("axis must name at least one axis")
+    leaves.cut([_others(leaves, i, axes) for i in range(leaves.count)])
+    return np.repeat(goals, leaves.leaf_units())
+
+
+def _others(leaves, i, axes):
+    """The axes of a leaf that are not those of its slices."""
+    ndim = leaves.arrays[i].ndim
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"{leaves.path(i)}: axis {axis} is out of bounds for an array of {ndim} dimensions")
+    inner = {axis % ndim for axis in axes}
+    if len(inner) < len(axes):
+        raise ValueError(f"{leaves.path(i)}: axis {tuple(axes)} names an axis twice")
+    return tuple(d for d in range(ndim) if d not in inner)
+
+
+def by_leaf(leaves, max_norm):
+    """float64 of one threshold per leaf, from a number, a nesting like the leaves or patterns over their paths."""
+    if isinstance(max_norm, Threshold) or hasattr(max_norm, "next_threshold"):
+        raise TypeError("max_norm: a threshold object sees the global norm; clip by leaf with numbers")
+    if isinstance(max_norm, Mapping):
+        tree = leaves.tree
+        if not (isinstance(tree, Mapping) and max_norm.keys() == tree.keys()):
+            return _by_pattern(leaves, max_norm)
+    elif not isinstance(max_norm, list | tuple):
+        return np.full(leaves.count, number("max_norm", max_norm, 0.0))
+    values = leaves.aligned(max_norm, "max_norm")
+    return np.array([number(f"max_norm of {p}", v, 0.0) for p, v in zip(leaves.paths(), values, strict=True)], np.float64)
+
+
+def _by_pattern(leaves, patterns):
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"max_norm has the key {pattern!r}, which is neither in grads nor a pattern")
+    found = [(p, number(f"max_norm[{p!r}]", value, 0.0)) for p, value in patterns.items()]
+    first = ((v for p, v in found if fnmatchcase(path, p)) for path in leaves.paths())
+    return np.array([next(values, math.inf) for values in first], np.float64)
 
 
 @spelled_out
@@ -248,13 +325,13 @@ def global_norm(grads: Any, ord: float = 2) -> float:
     ----------
     grads : array or nesting of arrays
         As for `clip_by_global_norm_`.
-    ord : {2, 1, inf}, default 2
-        Which norm.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
 
     Returns
     -------
     float
-        Within 0.501 ulp of the exact norm for ``ord=2``, whatever size, range and order of the elements;
+        Within 0.501 ulp of the exact norm for ``ord=2`` (4 ulp for orders but 1, 2 and ``inf``), whatever size, range and order of the elements;
         NaN or Inf where an element is, as IEEE arithmetic has it.
 
     Examples
@@ -264,6 +341,11 @@ def global_norm(grads: Any, ord: float = 2) -> float:
     3e+200
     """
     return measure(Leaves(grads), Rule.of({"ord": ord}).ord).norm()
+
+
+def threshold(max_norm):
+    """A threshold of the global norm: a float, or the rule itself."""
+    return max_norm if isinstance(max_norm, Threshold) else number("max_norm", max_norm, 0.0)
 
 
 def _normalization(target, eps, per_leaf, norm):

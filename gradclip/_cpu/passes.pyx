@@ -46,7 +46,7 @@ cdef enum:
 
 # ---- blocks: what one thread does ---------------------------------------------------------------
 
-cdef inline const char *fetch(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer) noexcept nogil:
+cdef const char *fetch(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer) noexcept nogil:
     """Elements first .. first + n, contiguous: in place, or gathered into the buffer."""
     if leaf.ndim == 0:
         return leaf.data + first * leaf.itemsize

@@ -94,6 +94,13 @@ cdef class Plan:
         for i in range(self.count):
             self.write[i].zero = sums.count != self.count or sums.nonfinite(i) > 0
 
+    def leave_out(self, Sums sums):
+        """Make all of a unit 0 that has an element that is not finite."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if sums.nonfinite(i):
+                self.write[i].kind, self.write[i].zero, self.write[i].factor = Kind.SCALE, True, Factor(0, 0, 0)
+
     def clamp(self, Py_ssize_t i, low, high):
         """Bring elements into [low, high]: four bounds each, one per kernel dtype."""
         cdef int t

@@ -6,8 +6,9 @@ cdef class Sums:
     cdef readonly double ord            # 0 stands for inf
     cdef readonly double grad_scale
     cdef readonly Py_ssize_t size       # elements
-    cdef readonly object first_nonfinite    # (path, flat index)
-    cdef readonly object first_value        # the element there, where it was seen here
+    cdef readonly Sums units            # by unit, where these are by owner
+    cdef public object first_nonfinite      # (path, flat index)
+    cdef public object first_value        # the element there, where it was seen here
     cdef object true_max                    # max_abs, where it was measured elsewhere
     cdef public bint finite_only        # whether norms leave NaN and Inf out
     cdef Sum *leaf

@@ -56,17 +56,18 @@ cdef class Sums:
         for i in range(self.count):
             merge(&sums.leaf[owner[i]], &self.leaf[i], self.ord)
         gc_fp_leave(saved)
+        sums.units = self
         sums.total = self.total
         sums.first_nonfinite, sums.first_value = self.first_nonfinite, self.first_value
         return sums
 
-    def first(self, Py_ssize_t count):
-        """The Sums of the first units alone."""
-        cdef Sums sums = Sums(count, self.size, self.ord, self.grad_scale)
+    def of_units(self, Py_ssize_t start, Py_ssize_t stop, double grad_scale):
+        """The Sums of some of the units alone."""
+        cdef Sums sums = Sums(stop - start, self.size, self.ord, grad_scale)
         cdef Py_ssize_t i
         cdef gc_fpenv saved = gc_fp_enter()
-        for i in range(count):
-            sums.leaf[i] = self.leaf[i]
+        for i in range(stop - start):
+            sums.leaf[i] = self.leaf[start + i]
             merge(&sums.total, &sums.leaf[i], self.ord)
         gc_fp_leave(saved)
         return sums

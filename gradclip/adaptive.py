@@ -1,0 +1,140 @@
+"""Adaptive gradient clipping (AGC): each unit's gradient against its own parameters."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ._arguments import Rule, number, spelled_out, whole
+from ._cpu.passes import measure
+from ._decide import decide
+from ._leaves import Leaves
+from .norm import result
+
+if TYPE_CHECKING:
+    from .report import ClipReport
+
+
+@spelled_out
+def clip_adaptive_(
+    grads: Any, params: Any, clip_factor: float = 0.01, *, eps: float = 1e-3, unit_axis: int = 0, **norm: Any
+) -> ClipReport:
+    """Clip each unit's gradient to a fraction of the norm of the unit's parameters, in place.
+
+    .. math:: g_i \\leftarrow g_i \\cdot \\frac{\\lambda \\max(\\lVert w_i \\rVert, \\epsilon)}{\\lVert g_i \\rVert}
+              \\quad\\text{where}\\quad \\lVert g_i \\rVert > \\lambda \\max(\\lVert w_i \\rVert, \\epsilon)
+
+    A unit is one index along `unit_axis`: the weights that lead to one output. Leaves of fewer than two
+    dimensions (biases, gains) are one unit.
+
+    Parameters
+    ----------
+    grads : array or nesting of arrays
+        Written in place: leaves as for `clip_by_global_norm_`.
+    params : nesting of arrays
+        Of the same nesting and shapes; only read. dtypes may differ.
+    clip_factor : float, default 0.01
+        The fraction lambda, > 0 and finite.
+    eps : float, default 1e-3
+        Least norm of parameters, so that units that start at zero can grow.
+    unit_axis : int, default 0
+        Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's.
+    **norm
+        As for `clip_by_global_norm_`.
+
+    Returns
+    -------
+    ClipReport
+        ``norms`` and ``scales`` by unit, leaf by leaf; ``norm`` is that of all gradients, ``scale`` the smallest
+        factor, ``max_norm`` the clip factor.
+
+    Raises
+    ------
+    NonFiniteGradientError, TypeError, ValueError
+        As `clip_by_global_norm_`; or `params` does not match.
+
+    Notes
+    -----
+    Gradients and parameters are read once, in one pass; only units that exceed their bound are written (units that
+    are columns: in panels of 256). A unit whose parameters hold a NaN or Inf is left alone. The method is that
+    of [1]_, which leaves the last linear layer out: pass the others.
+
+    References
+    ----------
+    .. [1] A. Brock, S. De, S. L. Smith, K. Simonyan, "High-performance large-scale image recognition without
+       normalization", ICML 2021.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip
+    >>> params = np.array([[30.0, 40.0], [0.0, 0.0]])
+    >>> grads = np.array([[0.3, 0.4], [0.3, 0.4]])
+    >>> report = gradclip.clip_adaptive_(grads, params, 0.01)
+    >>> report.scales
+    array([1.e+00, 2.e-05])
+    """
+    rule, clip_factor, eps, unit_axis = _checked(clip_factor, eps, unit_axis, norm)
+    leaves = Leaves(grads, True)
+    sums, goals = _measured(leaves, params, clip_factor, eps, unit_axis, rule)
+    return decide(sums, leaves, rule, goals, clip_factor)
+
+
+@spelled_out
+def clip_adaptive(
+    grads: Any,
+    params: Any,
+    clip_factor: float = 0.01,
+    *,
+    out: Any = None,
+    eps: float = 1e-3,
+    unit_axis: int = 0,
+    **norm: Any,
+) -> tuple[Any, ClipReport]:
+    """Like `clip_adaptive_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
+
+    Examples
+    --------
+    >>> import numpy as np, gradclip
+    >>> clipped, report = gradclip.clip_adaptive(np.array([3.0, 4.0]), np.array([0.0, 100.0]))
+    >>> clipped
+    array([0.6, 0.8])
+    """
+    rule, clip_factor, eps, unit_axis = _checked(clip_factor, eps, unit_axis, norm)
+    leaves = Leaves(grads)
+    sums, goals = _measured(leaves, params, clip_factor, eps, unit_axis, rule)
+    to = leaves.target(out)
+    report = decide(sums, to, rule, goals, clip_factor, keep_out=out is not None)
+    return result(leaves, to, out), report
+
+
+def _checked(clip_factor, eps, unit_axis, norm):
+    clip_factor, eps = number("clip_factor", clip_factor), number("eps", eps, 0.0)
+    if not 0.0 < clip_factor < math.inf:
+        raise ValueError(f"clip_factor must be positive and finite, not {clip_factor!r}")
+    if eps == math.inf:
+        raise ValueError("eps must be finite")
+    return Rule.of(norm), clip_factor, eps, whole("unit_axis", unit_axis)
+
+
+def _measured(leaves, params, clip_factor, eps, unit_axis, rule):
+    """Sums of the gradients by unit, and the bound of each."""
+    leaves.cut([_unit_axes(leaves, i, unit_axis) for i in range(leaves.count)])
+    both = measure(leaves.beside(params), rule.ord)
+    sums = both.of_units(0, leaves.units, rule.grad_scale)
+    if sums.nonfinite():
+        place, index = both.first_nonfinite
+        sums.first_nonfinite, sums.first_value = (leaves.path(int(place)), index), both.first_value
+    weights = both.of_units(leaves.units, 2 * leaves.units, 1.0).norms()
+    with np.errstate(over="ignore"):
+        return sums, clip_factor * np.maximum(weights, eps)
+
+
+def _unit_axes(leaves, i, unit_axis):
+    ndim = leaves.arrays[i].ndim
+    if ndim < 2:
+        return ()
+    if not -ndim <= unit_axis < ndim:
+        raise ValueError(f"{leaves.path(i)}: unit_axis {unit_axis} is out of bounds for an array of {ndim} dimensions")
+    return (unit_axis % ndim,)

@@ -105,6 +105,7 @@ setup(
         extension("gradclip._cpu.plan"),
         extension("gradclip._cpu.passes"),
         extension("gradclip._cpu.accumulate"),
+        extension("gradclip._cpu.limits"),
     ],
     cmdclass={"build_ext": Build, "sdist": Sdist},
 )

@@ -5,6 +5,7 @@ import os
 import sys
 
 from .config import show_config
+from .threads import get_num_threads
 
 
 class OptionError(Exception):
@@ -46,6 +47,15 @@ def _parser():
     suggest.add_argument("--plot", metavar="PATH", help="save a histogram with the thresholds")
     suggest.set_defaults(run=_suggest)
 
+    bench = commands.add_parser("bench", help="measure this machine, beside the memory limit, NumPy, SciPy and PyTorch")
+    bench.add_argument("--plot", metavar="PATH", help="where a picture is saved (none)")
+    bench.add_argument(
+        "--dtype", metavar="D", nargs="+", default=["float32"], help="float16, bfloat16, float32, float64 (float32)"
+    )
+    _add_number(bench, "--threads", "N", int, get_num_threads(), "threads of gradclip, the limit and PyTorch")
+    _add_number(bench, "--seconds", "S", float, 50.0, "about what it all may take")
+    bench.set_defaults(run=_bench)
+
     info = commands.add_parser("info", help="version, instruction set, threads and optional packages")
     info.set_defaults(run=_info)
     return parser
@@ -75,6 +85,13 @@ def _suggest(arguments):
     from . import suggest
 
     suggest.run(arguments.file, arguments.column, arguments.plot)
+    return 0
+
+
+def _bench(arguments):
+    from . import bench
+
+    bench.run(arguments.seconds, threads=arguments.threads, dtypes=arguments.dtype, plot=arguments.plot)
     return 0
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 import gradclip
+from gradclip import _peers as peers
 
-from . import peers
 from .common import COUNTS, DTYPES, MODELS, SIZES, THREADS, Bench, dtype, flat
 
 CLIPS = (False, True)

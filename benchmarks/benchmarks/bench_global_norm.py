@@ -1,13 +1,15 @@
 """The read pass: one norm over all leaves."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 import gradclip
+from gradclip import _leaves
+from gradclip import _peers as peers
+from gradclip._cpu import machine
+from gradclip._cpu.limits import Stream
+from gradclip.bench import best_in_turns
 
-from . import peers
-from .common import COUNTS, DTYPES, MODELS, SIZES, THREADS, Bench, best_in_turns, dtype, flat
+from .common import COUNTS, DTYPES, MODELS, SIZES, THREADS, Bench, dtype, flat
 
 
 class Size(Bench):
@@ -80,10 +82,8 @@ class Threads(Bench):
 class ReadLimit:
     """How near the norm of a large leaf comes to the speed of memory.
 
-    The limit is a plain read of the same bytes by as many threads: the bitwise or of 64-bit words, in
-    Python threads, since NumPy lets go of the interpreter in it. A reduction of whole words has neither
-    rounding nor NaN to mind, and no other of NumPy's was found to read faster. Both are measured in turns,
-    and the best of each counts."""
+    The limit is a plain read of the same bytes by as many threads. Both are measured in turns, and the best of
+    each counts."""
 
     params = (DTYPES, THREADS)
     param_names = ("dtype", "threads")
@@ -94,24 +94,22 @@ class ReadLimit:
             gradclip.set_num_threads(threads)
         self.leaf = np.zeros(self.size, np.uint8).view(dtype(name))
         self.leaf[...] = 1
-        self.parts = np.array_split(self.leaf.view(np.uint64), gradclip.get_num_threads())
+        self.stream = Stream(_leaves.Leaves(self.leaf))
 
     def seconds(self):
-        with ThreadPoolExecutor(len(self.parts)) as pool:
-            return best_in_turns(
-                lambda: gradclip.global_norm(self.leaf),
-                lambda: list(pool.map(np.bitwise_or.reduce, self.parts)),
-            )
+        team = machine.get_threads()
+        calls = {"norm": lambda: gradclip.global_norm(self.leaf), "read": lambda: self.stream.read(team)}
+        return best_in_turns(calls, rounds=20)
 
     def track_norm(self, name, threads):
-        return round(self.size / self.seconds()[0] / 1e9, 2)
+        return round(self.size / self.seconds()["norm"] / 1e9, 2)
 
     def track_plain_read(self, name, threads):
-        return round(self.size / self.seconds()[1] / 1e9, 2)
+        return round(self.size / self.seconds()["read"] / 1e9, 2)
 
     def track_norm_over_plain_read(self, name, threads):
-        norm, read = self.seconds()
-        return round(norm / read, 3)
+        seconds = self.seconds()
+        return round(seconds["norm"] / seconds["read"], 3)
 
     track_norm.unit = track_plain_read.unit = "GB/s"
     track_norm_over_plain_read.unit = "times as long"

@@ -2,11 +2,10 @@
 
 import math
 from functools import lru_cache
-from time import perf_counter
 
 import numpy as np
 
-from . import peers
+from gradclip import _peers as peers
 
 SEED = 20121
 SIZES = (10**3, 10**4, 10**5, 10**6, 10**7, 3 * 10**7)
@@ -95,14 +94,3 @@ class Bench:
         if clips is not None:
             now.refill()
             self.max_norm = math.sqrt(sum(map(math.prod, shapes))) * (0.4 if clips else 2.5)
-
-
-def best_in_turns(*functions, rounds=20):
-    """The shortest time of each, measured alternately, so that a busy moment meets them all."""
-    best = [math.inf] * len(functions)
-    for _ in range(rounds):
-        for i, function in enumerate(functions):
-            start = perf_counter()
-            function()
-            best[i] = min(best[i], perf_counter() - start)
-    return best

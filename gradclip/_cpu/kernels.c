@@ -257,6 +257,20 @@ static void scale_bf16(void *y, const void *x, ptrdiff_t n, double factor)
         q[i] = gc_to_bf16(gc_from_bf16(p[i]) * f);
 }
 
+static uint64_t read_words(const uint64_t *x, ptrdiff_t n)
+{
+    uint64_t total = 0;
+    for (ptrdiff_t i = 0; i < n; i++)
+        total += x[i];
+    return total;
+}
+
+static void rewrite_words(uint64_t *x, ptrdiff_t n, uint64_t add)
+{
+    for (ptrdiff_t i = 0; i < n; i++)
+        x[i] += add;
+}
+
 #define GC_BY_DTYPE(f) {f##_f16, f##_bf16, f##_f32, f##_f64}
 
 const gc_kernels GC_PASTE(gc_kernels_, GC_SET) = {
@@ -276,4 +290,6 @@ const gc_kernels GC_PASTE(gc_kernels_, GC_SET) = {
     GC_BY_DTYPE(scale_columns),
     GC_BY_DTYPE(count_nan),
     GC_BY_DTYPE(count_inf),
+    read_words,
+    rewrite_words,
 };

@@ -62,6 +62,9 @@ typedef struct {
     /* How many elements are NaN and Inf, of a block that amax found not finite. */
     ptrdiff_t (*count_nan[GC_DTYPES])(const void *x, ptrdiff_t n);
     ptrdiff_t (*count_inf[GC_DTYPES])(const void *x, ptrdiff_t n);
+    /* What memory allows, for limits.pyx: the sum of n words; x += add. */
+    uint64_t (*read_words)(const uint64_t *x, ptrdiff_t n);
+    void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add);
 } gc_kernels;
 
 /* The range of maxima under which bounds (up to 16 times as large), squares, their rounding errors and the sum of

@@ -1,4 +1,5 @@
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport uint64_t
 
 cdef extern from "kernels.h" nogil:
     int GC_F16, GC_BF16, GC_F32, GC_F64
@@ -25,6 +26,8 @@ cdef extern from "kernels.h" nogil:
                                  const double *factor) noexcept nogil
         ptrdiff_t (*count_nan[4])(const void *x, ptrdiff_t n) noexcept nogil
         ptrdiff_t (*count_inf[4])(const void *x, ptrdiff_t n) noexcept nogil
+        uint64_t (*read_words)(const uint64_t *x, ptrdiff_t n) noexcept nogil
+        void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add) noexcept nogil
 
 cdef const gc_kernels *kernels
 cdef int team_size(ptrdiff_t bytes, ptrdiff_t groups)

@@ -1,7 +1,7 @@
 """What is compared: gradclip, and the shortest good way to do the same with NumPy, SciPy and PyTorch.
 
-Peers have the same methods, so that asv draws them in one plot. Where a package is missing, `setup` raises
-NotImplementedError: so asv is told to skip."""
+Peers have the same methods: `gradclip bench` and the suite in benchmarks/ call them. Where a package is missing, or does
+not know a dtype, `load` or `prepare` raise NotImplementedError: so asv is told to skip."""
 
 import importlib
 import math
@@ -14,7 +14,7 @@ NAMES = ("gradclip", "numpy", "scipy", "torch")
 
 
 def module(name):
-    """An optional package, or asv's sign to skip."""
+    """An optional package, or the sign to skip."""
     try:
         return importlib.import_module(name)
     except ImportError:

@@ -1,0 +1,83 @@
+"""What ``gradclip bench`` shows of its results: a table, and a picture of speed over size."""
+
+from ._cpu import machine
+from ._version import __version__
+
+NAMES = {"limit": "limit", "gradclip": "gradclip", "numpy": "NumPy", "scipy": "SciPy", "torch": "PyTorch"}
+COLORS = {"gradclip": "#0072B2", "numpy": "#D55E00", "scipy": "#009E73", "torch": "#CC79A7"}
+
+
+def limits(results):
+    """The limits at the largest size, in words."""
+    read, rewrite = (max((r for r in results if r.clips == c and r.leaves == 1), key=lambda r: r.bytes) for c in (False, True))
+    speeds = f"read {read.speed('limit'):.1f} GB/s, read and rewrite {rewrite.speed('limit'):.1f} GB/s"
+    return f"{speeds} ({read.name} of {read.dtype})"
+
+
+def _contenders(results):
+    return [name for name in NAMES if any(name in r.seconds for r in results)]
+
+
+def show(results):
+    """The table: by rich where it is installed, else aligned with spaces."""
+    names = _contenders(results)
+    header = ["", *(NAMES[name] for name in names), "gradclip takes"]
+    rows = []
+    for r in results:
+        if [r.kind] not in (row[:1] for row in rows):
+            rows.append([r.kind, *[""] * (len(names) + 1)])
+        speeds = (f"{r.speed(name):.1f}" if name in r.seconds else "" for name in names)
+        rows.append([r.name, *speeds, f"{r.ratio:.2f} x limit"])
+    try:
+        from rich import box, console, table
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        for first, *cells in [header, *rows]:
+            print(first.ljust(widths[0]), *map(str.rjust, cells, widths[1:]), sep="  ")
+        return
+    wide = max(console.Console().width, 100)  # a number cut short would be a wrong one
+    grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        side = "right" if name else "left"
+        grid.add_column(name, justify=side, no_wrap=True, style="bold" if name.startswith("gradclip") else None)
+    for row in rows:
+        grid.add_row(*row, style=None if row[-1] else "bold")
+    console.Console(width=wide, highlight=False).print(grid)
+
+
+def draw(results):
+    """The rooflines, a row of two per dtype: a matplotlib figure, outside of pyplot's global state."""
+    from matplotlib.figure import Figure
+
+    lines = [r for r in results if r.leaves == 1]
+    kinds = list(dict.fromkeys(r.kind for r in lines))
+    figure = Figure(figsize=(10, 1.5 + 1.75 * len(kinds)), layout="constrained")
+    panels = figure.subplots(len(kinds) // 2, 2, sharex=True, sharey=True, squeeze=False)
+    for axes, kind in zip(panels.flat, kinds, strict=True):
+        shown = [r for r in lines if r.kind == kind]
+        sizes = [r.bytes for r in shown]
+        limit = [r.speed("limit") for r in shown]
+        axes.fill_between(sizes, limit, 1e6, color="0.93", linewidth=0)
+        axes.plot(sizes, limit, color="black", linewidth=2.5, label="memory limit")
+        for name in _contenders(shown)[:0:-1]:
+            ours = name == "gradclip"
+            style = {"linewidth": 2.5 if ours else 1.2, "marker": "o", "markersize": 6 if ours else 4}
+            axes.plot(sizes, [r.speed(name) for r in shown], color=COLORS[name], label=NAMES[name], **style)
+        axes.set(xscale="log", yscale="log", xlim=(sizes[0] / 1.3, sizes[-1] * 1.3))
+        axes.set_xticks(sizes, [r.name for r in shown], fontsize=8)
+        axes.set_xticks([], minor=True)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(color="0.85", linewidth=0.5)
+        axes.set_title(f"{kind}: at {shown[-1].name} gradclip takes {shown[-1].ratio:.2f} x limit", fontsize=10)
+    speeds = [s for r in lines for name in r.seconds if (s := r.speed(name)) > 0]
+    panels[0, 0].set_ylim(min(speeds) / 1.5, max(speeds) * 2)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("GB of gradient per second")
+    for axes in panels[-1]:
+        axes.set_xlabel("size of the leaf")
+    threads = f"{machine.get_threads()} thread{'s' if machine.get_threads() > 1 else ''}"
+    figure.suptitle(f"gradclip {__version__} beside its peers and the memory limit ({threads}, {machine.isa()})")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    order = [0, *range(len(handles) - 1, 0, -1)]
+    figure.legend([handles[i] for i in order], [labels[i] for i in order], loc="outside lower center", ncols=len(order))
+    return figure

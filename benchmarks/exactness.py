@@ -26,7 +26,7 @@ import numpy as np
 from benchmarks.common import dtype as dtype_of
 
 import gradclip
-from benchmarks import peers
+from gradclip import _peers as peers
 from gradclip._cpu import machine
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))

@@ -16,7 +16,8 @@ from gradclip._cpu.passes cimport alter, fetch
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 
 cdef enum:
-    STRIP = 1024            # elements: 16 KiB of sums
+    STRIP = 1024            # GC_STRIP: 16 KiB of sums
+    TOGETHER = 8            # samples whose sum stays in registers
 
 
 cdef struct Batch:          # one leaf
@@ -27,25 +28,17 @@ cdef struct Batch:          # one leaf
     const Write *write      # of its first sample
 
 
-cdef void contribute(const Batch *b, ptrdiff_t i, ptrdiff_t first, ptrdiff_t n, double *sums, double *errors) noexcept nogil:
-    """Add the strip of one sample, rounded to the dtype of the sum."""
-    cdef double space[2][STRIP]
-    cdef char *buffer = <char *>space[0]
-    cdef double *wide = space[1]
-    cdef gc_leaf sample = b.sample
-    cdef const Write *w = b.write + i
-    cdef const char *x
+cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n, double *sums, double *errors) noexcept nogil:
+    """Add a strip of one sample that needs more than one multiplication in its own dtype."""
+    cdef double space[STRIP]
+    cdef double wide[STRIP]
+    cdef double one = 1
+    cdef char *buffer = <char *>space
     cdef int half
-    sample.data += i * b.stride
-    x = fetch(&sample, first, n, buffer)
-    if w.kind == Kind.SCALE and w.factor.last == 0:
-        return              # a sample left out, whatever it holds
-    if sample.dtype == b.sum.dtype:
-        if w.kind != Kind.KEEP or w.zero:
-            alter(w, sample.dtype, buffer, &sample, x, n, buffer)
-            x = buffer
+    if b.sample.dtype == b.sum.dtype:
+        alter(w, b.sample.dtype, buffer, &b.sample, x, n, buffer)
     else:                   # the product is rounded once, to the dtype of the sum
-        kernels.widen[sample.dtype](wide, x, n)
+        kernels.widen[b.sample.dtype](wide, x, n)
         if w.kind == Kind.SCALE:
             if w.factor.shift:
                 half = w.factor.shift // 2
@@ -53,8 +46,35 @@ cdef void contribute(const Batch *b, ptrdiff_t i, ptrdiff_t first, ptrdiff_t n, 
                 kernels.scale[GC_F64](wide, wide, n, ldexp(1, w.factor.shift - half))
             kernels.scale[GC_F64](wide, wide, n, w.factor.last)
         kernels.narrow[b.sum.dtype](buffer, wide, n)
-        x = buffer
-    kernels.accumulate[b.sum.dtype](sums, errors, x, n)
+    kernels.add_samples[b.sum.dtype](sums, errors, buffer, 0, 1, n, &one)
+
+
+cdef void sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdiff_t n, double *sums,
+                         double *errors) noexcept nogil:
+    """Add a strip of every sample: plain ones several at a time, straight from memory."""
+    cdef double factor[TOGETHER]
+    cdef double space[STRIP]
+    cdef gc_leaf sample = b.sample
+    cdef const Write *w
+    cdef ptrdiff_t i = 0, together
+    while i < batch:
+        together = 0
+        while i < batch and together < TOGETHER and sample.ndim == 0 and sample.dtype == b.sum.dtype:
+            w = b.write + i
+            factor[together] = w.factor.last if w.kind == Kind.SCALE else 1
+            if w.zero or w.factor.shift or factor[together] == 0:
+                break
+            together += 1
+            i += 1
+        if together:
+            kernels.add_samples[sample.dtype](sums, errors, b.sample.data + (i - together) * b.stride + first * sample.itemsize,
+                                              b.stride, together, n, factor)
+            continue
+        w = b.write + i
+        if w.kind != Kind.SCALE or w.factor.last != 0:     # else left out, whatever it holds
+            sample.data = b.sample.data + i * b.stride
+            contribute(b, w, fetch(&sample, first, n, <char *>space), n, sums, errors)
+        i += 1
 
 
 cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip) noexcept nogil:
@@ -62,10 +82,9 @@ cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip) noexcept n
     cdef double errors[STRIP]
     cdef ptrdiff_t first = strip * STRIP, i, n = min(<ptrdiff_t>STRIP, b.sum.size - first)
     cdef gc_fpenv saved = gc_fp_enter()
-    memset(sums, 0, n * sizeof(double))
-    memset(errors, 0, n * sizeof(double))
-    for i in range(batch):
-        contribute(b, i, first, n, sums, errors)
+    memset(sums, 0, sizeof(sums))
+    memset(errors, 0, sizeof(errors))
+    sum_samples_of(b, batch, first, n, sums, errors)
     for i in range(n):
         sums[i] += errors[i]
     if b.sum.ndim == 0:

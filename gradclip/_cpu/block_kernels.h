@@ -9,8 +9,11 @@
  *   REAL         float where it holds every element, else double
  *   WIDE         1 where a square is not exact in float64 (float64 itself)
  *   PRODUCT      what x * factor is computed in: float for halves, else double
+ *   ROUND(v)     a vector of float64 rounded to the dtype, where squares are not short
  *   SHORT        bits of the significand where squares are short (float16, bfloat16), else 0
  */
+
+static void NAME(scale)(void *y, const void *x, ptrdiff_t n, double factor); /* in kernels.c */
 
 static double NAME(amax)(const void *x, ptrdiff_t n)
 {
@@ -308,83 +311,75 @@ static void NAME(narrow)(void *y, const double *x, ptrdiff_t n)
         q[i] = PUT(x[i]);
 }
 
-/* Adds by TwoSum: nothing is known of the order of magnitudes. */
-static inline void NAME(two_sum)(double *sum, double *error, vd x)
+/* GC_W elements, or fewer and zeros. */
+static inline const ELEMENT *NAME(whole_vector)(const void *p, ptrdiff_t n, ELEMENT padded[])
+{
+    if (n >= GC_W)
+        return (const ELEMENT *)p;
+    memset(padded, 0, GC_W * sizeof(ELEMENT));
+    memcpy(padded, p, (size_t)n * sizeof(ELEMENT));
+    return padded;
+}
+
+/* Some rows of GC_W columns. By TwoSum: nothing is known of the order of magnitudes. Several rows at a time keep the
+ * sums in registers; rows are too short for prefetchers. */
+static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
+                                  double *error, BITS *largest)
 {
     vd s, e;
+    BITS top[GC_W];
     memcpy(&s, sum, sizeof s);
     memcpy(&e, error, sizeof e);
-    vd t = s + x, part = t - s;
-    e += (s - (t - part)) + (x - part);
-    memcpy(sum, &t, sizeof t);
-    memcpy(error, &e, sizeof e);
-}
-
-static void NAME(accumulate)(double *sum, double *error, const void *x, ptrdiff_t n)
-{
-    const ELEMENT *p = x;
-    ptrdiff_t i = 0;
-    for (; i + GC_W <= n; i += GC_W)
-        NAME(two_sum)(sum + i, error + i, LOAD(p + i));
-    if (i < n) {
-        double s[GC_W] = {0}, e[GC_W] = {0};
-        ELEMENT padded[GC_W] = {0};
-        memcpy(s, sum + i, (size_t)(n - i) * sizeof *s);
-        memcpy(e, error + i, (size_t)(n - i) * sizeof *e);
-        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
-        NAME(two_sum)(s, e, LOAD(padded));
-        memcpy(sum + i, s, (size_t)(n - i) * sizeof *s);
-        memcpy(error + i, e, (size_t)(n - i) * sizeof *e);
-    }
-}
-
-/* One row into the sums of its columns; sum and error have room for whole vectors. */
-static inline void NAME(add_row)(const ELEMENT *p, ptrdiff_t n, int ord, double *sum, double *error, BITS *largest)
-{
-    for (ptrdiff_t j = 0; j < n; j++) {
-        BITS a;
-        memcpy(&a, p + j, sizeof a);
-        a &= ABS_MASK;
-        largest[j] = a > largest[j] ? a : largest[j];
-    }
-    for (ptrdiff_t j = 0; j + GC_W <= n; j += GC_W) {
-        vd x = LOAD(p + j);
-        if (ord == 1) {
-            NAME(two_sum)(sum + j, error + j, vd_abs(x));
+    memcpy(top, largest, sizeof top);
+    for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
+        ELEMENT padded[GC_W];
+        const ELEMENT *q = NAME(whole_vector)(p, n, padded);
+        GC_PREFETCH(p + 8 * stride);
+        for (int k = 0; k < GC_W; k++) {
+            BITS a;
+            memcpy(&a, q + k, sizeof a);
+            a &= ABS_MASK;
+            top[k] = a > top[k] ? a : top[k];
+        }
+        vd x = LOAD(q);
+#if GC_FMA && !WIDE /* squares are exact, and the fused units take work off those that add */
+        if (ord == 2) {
+            vd t = vd_fma(x, x, s), part = t - s;
+            e += (s - (t - part)) + vd_fma(x, x, -part);
+            s = t;
             continue;
         }
-        vd square = x * x;
-        NAME(two_sum)(sum + j, error + j, square);
-#if WIDE
-        vd e, rest = vd_where_above(square, 0x1p-960, gc_square_rest(x, square)); /* alike without fma */
-        memcpy(&e, error + j, sizeof e);
-        e += rest;
-        memcpy(error + j, &e, sizeof e);
 #endif
+        vd term = ord == 1 ? vd_abs(x) : x * x;
+        vd t = s + term, part = t - s;
+        e += (s - (t - part)) + (term - part);
+#if WIDE
+        if (ord != 1)
+            e += vd_where_above(term, 0x1p-960, gc_square_rest(x, term)); /* alike without fma */
+#endif
+        s = t;
     }
+    memcpy(sum, &s, sizeof s);
+    memcpy(error, &e, sizeof e);
+    memcpy(largest, top, sizeof top);
 }
 
 static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                               double *error, double *amax)
 {
-    const char *p = x;
-    const ptrdiff_t whole = n - n % GC_W;
-    double last_sum[GC_W] = {0}, last_error[GC_W] = {0};
-    BITS largest[GC_PANEL] = {0}, last_largest[GC_W] = {0};
-    for (ptrdiff_t j = 0; j < n; j++)
+    BITS largest[GC_PANEL] = {0};
+    for (ptrdiff_t j = 0; j < GC_PANEL; j++)
         sum[j] = error[j] = 0;
-    for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
-        NAME(add_row)((const ELEMENT *)p, whole, ord, sum, error, largest);
-        if (whole < n) {
-            ELEMENT padded[GC_W] = {0};
-            memcpy(padded, (const ELEMENT *)p + whole, (size_t)(n - whole) * sizeof(ELEMENT));
-            NAME(add_row)(padded, GC_W, ord, last_sum, last_error, last_largest);
+    for (ptrdiff_t i = 0; i < rows; i += 8) {
+        const char *p = (const char *)x + i * stride;
+        const ptrdiff_t few = rows - i < 8 ? rows - i : 8;
+        for (ptrdiff_t j = 0; j < n; j += GC_W) {
+            const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
+            if (few == 8 && n - j >= GC_W) /* constants, for the compiler to unroll */
+                NAME(add_rows)(q, stride, 8, GC_W, ord, sum + j, error + j, largest + j);
+            else
+                NAME(add_rows)(q, stride, few, n - j, ord, sum + j, error + j, largest + j);
         }
-    }
-    for (ptrdiff_t j = whole; j < n; j++) {
-        sum[j] = last_sum[j - whole];
-        error[j] = last_error[j - whole];
-        largest[j] = last_largest[j - whole];
     }
     for (ptrdiff_t j = 0; j < n; j++) {
         ELEMENT e;
@@ -393,12 +388,46 @@ static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, p
     }
 }
 
+static void NAME(add_samples)(double *sum, double *error, const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n,
+                              const double *factor)
+{
+    const char *p = x;
+#if SHORT
+    ELEMENT scaled[GC_STRIP];
+    for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
+        NAME(scale)(scaled, p, n, factor[i]);
+        for (ptrdiff_t j = 0; j < n; j++)
+            sum[j] += GET(scaled[j]);
+    }
+    (void)error;
+#else
+    for (ptrdiff_t j = 0; j < n; j += GC_W) {
+        const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
+        vd s, e;
+        memcpy(&s, sum + j, sizeof s);
+        memcpy(&e, error + j, sizeof e);
+        for (ptrdiff_t i = 0; i < rows; i++, q += stride) {
+            ELEMENT padded[GC_W];
+            vd term = ROUND(LOAD(NAME(whole_vector)(q, n - j, padded)) * vd_all(factor[i]));
+            vd t = s + term;
+#if WIDE
+            vd part = t - s;
+            e += (s - (t - part)) + (term - part);
+#endif
+            s = t;
+        }
+        memcpy(sum + j, &s, sizeof s);
+        memcpy(error + j, &e, sizeof e);
+    }
+#endif
+}
+
 static void NAME(scale_columns)(void *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, ptrdiff_t rows, ptrdiff_t n,
                                 const double *factor)
 {
     const char *from = x;
     char *to = y;
-    PRODUCT f[GC_PANEL];
+    PRODUCT f[GC_SCALED];
     for (ptrdiff_t j = 0; j < n; j++)
         f[j] = (PRODUCT)factor[j];
     for (ptrdiff_t i = 0; i < rows; i++, from += x_stride, to += y_stride) {

@@ -128,6 +128,23 @@ static inline int gc_fits_float(float f)
 #define LOAD(p) gc_load_f32(p)
 #define GET(e) ((double)(e))
 #define PUT(d) ((float)(d))
+#define ROUND(v) gc_round_f32(v)
+static inline vd gc_round_f32(vd v)
+{
+#if defined(GC_AVX512)
+    return (vd)_mm512_cvtps_pd(_mm512_cvtpd_ps((__m512d)v));
+#elif defined(GC_AVX2)
+    return (vd)_mm256_cvtps_pd(_mm256_cvtpd_ps((__m256d)v));
+#else
+    double a[GC_W];
+    memcpy(a, &v, sizeof v);
+    for (int j = 0; j < GC_W; j++)
+        a[j] = (float)a[j];
+    memcpy(&v, a, sizeof v);
+    return v;
+#endif
+}
+
 static inline vd gc_load_f32(const float *p)
 {
 #if defined(GC_AVX512)
@@ -161,6 +178,8 @@ static inline vd gc_load_f32(const float *p)
 #define LOAD(p) gc_load_f64(p)
 #define GET(e) (e)
 #define PUT(d) (d)
+#undef ROUND
+#define ROUND(v) (v)
 #define WIDE 1
 static inline vd gc_load_f64(const double *p)
 {
@@ -285,7 +304,7 @@ const gc_kernels GC_PASTE(gc_kernels_, GC_SET) = {
     GC_BY_DTYPE(step),
     GC_BY_DTYPE(widen),
     GC_BY_DTYPE(narrow),
-    GC_BY_DTYPE(accumulate),
+    GC_BY_DTYPE(add_samples),
     GC_BY_DTYPE(sum_columns),
     GC_BY_DTYPE(scale_columns),
     GC_BY_DTYPE(count_nan),

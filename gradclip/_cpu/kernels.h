@@ -16,8 +16,11 @@
  * same for every instruction set and thread count. */
 enum { GC_BLOCK = 4096, GC_LANES = 16 };
 
-/* Columns that are worked on together. */
-enum { GC_PANEL = 256 };
+/* Columns that are worked on together, and elements of a sample: with their sums they stay in the nearest cache. */
+enum { GC_PANEL = 256, GC_STRIP = 1024 };
+
+/* Columns that are scaled together: whole rows, which memory delivers twice as fast as pieces of rows. */
+enum { GC_SCALED = 16384 };
 
 enum { GC_F16, GC_BF16, GC_F32, GC_F64, GC_DTYPES };
 
@@ -49,14 +52,17 @@ typedef struct {
     /* To float64, and back, rounded (halves by way of float32). */
     void (*widen[GC_DTYPES])(double *y, const void *x, ptrdiff_t n);
     void (*narrow[GC_DTYPES])(void *y, const double *x, ptrdiff_t n);
-    /* sum + error += x, element by element, without loss. */
-    void (*accumulate[GC_DTYPES])(double *sum, double *error, const void *x, ptrdiff_t n);
+    /* sum + error += x * factor, element by element, over `rows` rows of n <= GC_STRIP elements that lie `stride` bytes
+     * apart, each with a factor; the product is rounded to the dtype. Sums are float64, and with what their additions
+     * lost in `error` for float64 elements. Both have room for whole vectors. */
+    void (*add_samples[GC_DTYPES])(double *sum, double *error, const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n,
+                                   const double *factor);
     /* Columns of a panel, `rows` rows of n <= GC_PANEL elements that lie `stride` bytes apart: each column's sum of squares
      * (ord 2) or magnitudes (ord 1) as sum + error, and its largest magnitude, not finite if some element is not.
-     * Sums of columns whose largest magnitude is outside GC_TINY .. GC_HUGE mean nothing. */
+     * Sums of columns whose largest magnitude is outside GC_TINY .. GC_HUGE mean nothing. sum and error have room for GC_PANEL. */
     void (*sum_columns[GC_DTYPES])(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                                    double *error, double *amax);
-    /* y = x * factor, column by column, as `scale` does it with one factor. y may be x. */
+    /* y = x * factor, column by column (n <= GC_SCALED), as `scale` does it with one factor. y may be x. */
     void (*scale_columns[GC_DTYPES])(void *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, ptrdiff_t rows,
                                      ptrdiff_t n, const double *factor);
     /* How many elements are NaN and Inf, of a block that amax found not finite. */

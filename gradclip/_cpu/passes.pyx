@@ -41,7 +41,8 @@ cdef enum:
     SETUP = 256             # elements that take as long as starting with a unit
     STEP = 512              # elements that a step widens at a time
     PANEL = 256             # GC_PANEL
-    PANEL_ROWS = 1024       # of a full panel, more of a narrow one
+    SCALED = 16384          # GC_SCALED
+    AREA = 1024 * PANEL     # elements of a panel, so rows: more of a narrow one
 
 
 # ---- blocks: what one thread does ---------------------------------------------------------------
@@ -265,7 +266,7 @@ cdef void measure_panel(const gc_leaf *leaf, const Group *group, double ord, Sum
 
 cdef bint write_panel(const gc_leaf *to, const gc_leaf *source, const Group *group, const Write *w, bint per_unit) noexcept nogil:
     """Scale some rows of some columns; False where a column needs more than that."""
-    cdef double factors[PANEL]
+    cdef double factors[SCALED]
     cdef ptrdiff_t j
     cdef bint idle = to.data == source.data
     cdef double largest = 3e38 if to.itemsize == 2 else INFINITY
@@ -296,9 +297,10 @@ cdef struct Work:
     int team
 
 
-cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint panels) except *:
+cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, ptrdiff_t panel) except *:
     """Groups of about GROUP elements: short units together, long ones in segments; shared out in chunks, a few
-    per thread, so that a thread that the system holds up does not hold up the others."""
+    per thread, so that a thread that the system holds up does not hold up the others. Units that are columns come
+    in panels of so many (0: one by one)."""
     cdef Work work
     cdef Group *g
     cdef Py_ssize_t i, n = 0, room = 1
@@ -307,8 +309,8 @@ cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint
     for i in range(count):
         room += leaf[i].units * (leaf[i].size // GROUP + 1) if leaf[i].size > GROUP else \
             (leaf[i].units * (leaf[i].size + SETUP)) // GROUP * 2 + 4
-        if panels and leaf[i].panel:
-            room += (leaf[i].units // PANEL + 1) * (leaf[i].size // PANEL_ROWS + 1)
+        if panel and leaf[i].panel:
+            room += (leaf[i].units // panel + 1) * (leaf[i].size * panel // AREA + 1)
         work.elements += leaf[i].units * leaf[i].size >> leaf[i].is_complex
         bytes += leaf[i].units * (leaf[i].size * leaf[i].itemsize + SETUP * 4)
     work.group = g = <Group *>PyMem_Malloc(room * sizeof(Group))
@@ -316,11 +318,11 @@ cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint
         raise MemoryError
     work.slots = 0
     for i in range(count):
-        if panels and leaf[i].panel and source[i].panel and leaf[i].units > 1:
+        if panel and leaf[i].panel and source[i].panel and leaf[i].units > 1:
             unit = 0
             while unit < leaf[i].units:
-                whole = min(<ptrdiff_t>PANEL, leaf[i].units - unit)
-                rows = PANEL_ROWS * PANEL // whole
+                whole = min(panel, leaf[i].units - unit)
+                rows = AREA // whole
                 first = 0
                 while first < leaf[i].size:
                     g[n] = Group(Part.COLUMNS, i, unit, whole, first, min(rows, leaf[i].size - first), work.slots)
@@ -405,7 +407,7 @@ cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept 
 
 
 cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
-    cdef ptrdiff_t i, k, unit, first, last
+    cdef ptrdiff_t i, k, unit, left, last
     cdef const Group *g
     cdef const Write *w
     cdef gc_leaf to, source
@@ -415,19 +417,18 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept no
         w = t.write + (t.leaf[g.leaf].first_unit + g.unit if t.per_unit else 0)
         if g.part == Part.COLUMNS and write_panel(&t.leaf[g.leaf], &t.source[g.leaf], g, w, t.per_unit):
             continue
-        k, unit = g.leaf, g.unit + g.count      # one past the last, then backwards
-        while unit > t.leaf[k].units:
-            unit -= t.leaf[k].units
-            k += 1
-        for first in range(g.count):
-            while unit == 0:
-                k -= 1
-                unit = t.leaf[k].units
-            unit -= 1
+        k, unit, left = g.leaf, g.unit, g.count
+        while left:
+            if unit == t.leaf[k].units:
+                k += 1
+                unit = 0
+                continue
             to, source = gc_unit(&t.leaf[k], unit), gc_unit(&t.source[k], unit)
             last = to.size if g.part == Part.WHOLE else g.first + g.rows
             w = t.write + to.first_unit if t.per_unit else t.write
             write_segment(&to, &source, g.first, last, w)
+            unit += 1
+            left -= 1
     gc_fp_leave(saved)
 
 
@@ -466,7 +467,8 @@ cdef void fold_groups(Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
 
 
 cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double grad_scale, const Write *bounds, Plan made):
-    cdef Work work = cut(leaf, leaf, leaves.count, made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2))
+    cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
+    cdef Work work = cut(leaf, leaf, leaves.count, PANEL if simple else 0)
     cdef Sums sums = Sums(leaves.units, work.elements, ord, grad_scale)
     cdef Task task
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
@@ -503,7 +505,7 @@ def measure_written(Leaves leaves, Plan plan, double ord):
 def write(Leaves leaves, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source."""
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
-    cdef Work work = cut(leaves.leaf, source, leaves.count, True)
+    cdef Work work = cut(leaves.leaf, source, leaves.count, SCALED)
     cdef Task task
     task.leaf, task.source, task.group, task.write, task.per_unit = leaves.leaf, source, work.group, plan.write, plan.count > 1
     with nogil:

@@ -1,6 +1,6 @@
 /* Powers and roots for norms of any order p. A power is t * 2**k with t near 1 and a whole k, so nothing can
  * leave the range; what an element adds is a function of that element alone, so order and split cannot matter.
- * Below p = 1 a root multiplies errors by 1 / p, and long double keeps them small. */
+ * Below p = 0.75 a root multiplies errors by 1 / p, and long double keeps them small. */
 #ifndef GRADCLIP_POWERS_H
 #define GRADCLIP_POWERS_H
 
@@ -26,8 +26,13 @@ static inline double gc_power(double x, int exponent, double p, double *k)
         m *= 2;
         e--;
     }
+    if (p == 0.5) { /* an exact root, of an even exponent */
+        int odd = e & 1;
+        *k = (e - odd) / 2;
+        return sqrt(odd ? 2 * m : m);
+    }
     *k = gc_whole(e, p, &left);
-    if (p < 1)
+    if (p < 0.75)
         return (double)(powl(m, p) * exp2l(left));
     if (p > 1000) { /* m**p itself may leave the range */
         double l = p * log2(m), whole = rint(l);

@@ -376,12 +376,15 @@ cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept 
     """A Sum of each group, and of each unit that lies whole in one."""
     cdef ptrdiff_t i, j, unit, left
     cdef const Group *g
+    cdef const Write *w
     cdef const gc_leaf *leaf
+    cdef const gc_leaf *view
     cdef gc_leaf one
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(begin, end):
         g = &t.group[i]
         leaf = &t.leaf[g.leaf]
+        w = t.write
         clear(&t.part[i])
         if g.part == Part.COLUMNS:
             measure_panel(leaf, g, t.ord, t.unit + leaf.first_unit + g.unit if g.rows == leaf.size else t.slot + g.slot, &t.part[i])
@@ -393,13 +396,17 @@ cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept 
                 unit = 0
                 continue
             j = leaf.first_unit + unit
-            one = gc_unit(leaf, unit)
+            view = leaf
+            if leaf.units > 1:
+                one = gc_unit(leaf, unit)
+                view = &one
+            if t.per_unit:
+                w = t.write + j
             if g.part == Part.SEGMENT:
-                measure_segment(&one, g.first, g.first + g.rows, t.ord, t.bounds, t.write + j if t.per_unit else t.write,
-                                t.slot + g.slot)
+                measure_segment(view, g.first, g.first + g.rows, t.ord, t.bounds, w, t.slot + g.slot)
                 t.part[i] = t.slot[g.slot]
             else:
-                measure_segment(&one, 0, one.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, t.unit + j)
+                measure_segment(view, 0, leaf.size, t.ord, t.bounds, w, t.unit + j)
                 merge(&t.part[i], t.unit + j, t.ord)
             unit += 1
             left -= 1

@@ -1,6 +1,7 @@
 """What ``gradclip bench`` shows of its results: a table, and a picture of speed over size."""
 
 from ._cpu import machine
+from ._terminal import show_table
 from ._version import __version__
 
 NAMES = {"limit": "limit", "gradclip": "gradclip", "numpy": "NumPy", "scipy": "SciPy", "torch": "PyTorch"}
@@ -19,7 +20,7 @@ def _contenders(results):
 
 
 def show(results):
-    """The table: by rich where it is installed, else aligned with spaces."""
+    """The table."""
     names = _contenders(results)
     header = ["", *(NAMES[name] for name in names), "gradclip takes"]
     rows = []
@@ -28,21 +29,7 @@ def show(results):
             rows.append([r.kind, *[""] * (len(names) + 1)])
         speeds = (f"{r.speed(name):.1f}" if name in r.seconds else "" for name in names)
         rows.append([r.name, *speeds, f"{r.ratio:.2f} x limit"])
-    try:
-        from rich import box, console, table
-    except ImportError:
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        for first, *cells in [header, *rows]:
-            print(first.ljust(widths[0]), *map(str.rjust, cells, widths[1:]), sep="  ")
-        return
-    wide = max(console.Console().width, 100)  # a number cut short would be a wrong one
-    grid = table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in header:
-        side = "right" if name else "left"
-        grid.add_column(name, justify=side, no_wrap=True, style="bold" if name.startswith("gradclip") else None)
-    for row in rows:
-        grid.add_row(*row, style=None if row[-1] else "bold")
-    console.Console(width=wide, highlight=False).print(grid)
+    show_table(header, rows, bold=("gradclip", "gradclip takes"))
 
 
 def draw(results):

@@ -7,7 +7,7 @@ the limit as for the others, so that one look at the picture (a roofline: speed 
 
 import math
 import os
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from ._cpu import machine
 from ._cpu.limits import Stream
 from ._leaves import Leaves
 from ._pictures import picture_format
+from ._terminal import progress
 
 SIZES = tuple(4**k for k in range(6, 15))  # bytes of one leaf: 4 KiB to 256 MiB
 MANY = ("1000 leaves x 1000", 1000), ("6 leaves x 1000", 6)  # leaves of 1000 elements
@@ -209,7 +210,7 @@ def _measure(kinds, end):
     # A call on a large leaf takes long, and cache and memory are shared with others: it gets more of the time.
     weights = [1 + count * elements * kinds[dtype].itemsize / 2**25 for dtype, _, _, count, elements in cases]
     results = []
-    with _progress(len(cases)) as advance:
+    with progress("measuring", len(cases)) as advance:
         for i, (dtype, clips, name, count, elements) in enumerate(cases):
             tile = np.random.default_rng(i).standard_normal(2**18, np.float32).astype(kinds[dtype])
             leaves = [np.resize(tile[:elements], elements) for _ in range(count)]
@@ -235,18 +236,3 @@ def _free_memory(meminfo=Path("/proc/meminfo"), group=Path("/sys/fs/cgroup")):
 def _size(nbytes):
     k = int(math.log2(nbytes)) // 10
     return f"{nbytes >> 10 * k} {('bytes', 'KiB', 'MiB')[k]}"
-
-
-@contextmanager
-def _progress(total):
-    """A function to call after every case; it moves a bar where rich is installed and somebody looks."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError:
-        yield lambda: None
-        return
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring", total=total)
-        yield lambda: progress.advance(task)

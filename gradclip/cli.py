@@ -5,6 +5,7 @@ import os
 import sys
 
 from .config import show_config
+from .errors import NonFiniteGradientError
 from .threads import get_num_threads
 
 
@@ -13,7 +14,8 @@ class OptionError(Exception):
 
 
 def main(argv=None):
-    """Run the command; return its exit status: 0, 2 after an error of the user's input, 130 after Ctrl-C."""
+    """Run the command; return its exit status: 0, 1 where NaN or Inf is an error, 2 after any other error of the user's
+    input, 130 after Ctrl-C."""
     try:
         try:
             arguments = _parser().parse_args(argv)
@@ -25,9 +27,9 @@ def main(argv=None):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         return 1
-    except (ImportError, OptionError, OSError, ValueError) as error:
+    except (ImportError, NonFiniteGradientError, OptionError, OSError, ValueError) as error:
         print(f"gradclip: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, NonFiniteGradientError) else 2
 
 
 def _parser():
@@ -40,6 +42,20 @@ def _parser():
     _add_number(demo, "--max-norm", "C", float, 0.75, "threshold of the global norm")
     _add_number(demo, "--seed", "N", int, 0, "of the first weights, the order of the text and the sample")
     demo.set_defaults(run=_demo)
+
+    clip = commands.add_parser("clip", help="clip a file of gradients by its global norm")
+    clip.add_argument("file", metavar="FILE", help=".npz, .safetensors, .csv or .txt")
+    _add_number(clip, "--max-norm", "C", float, None, "threshold of the norm of all arrays together")
+    clip.add_argument("--out", metavar="FILE", help="where the clipped gradients are written (nowhere); may be the same file")
+    clip.add_argument("--dry-run", action="store_true", help="measure only, in spite of --out")
+    _add_number(clip, "--ord", "P", float, 2.0, "which norm: any number above 0, or inf")
+    _add_number(clip, "--eps", "E", float, 0.0, "added to the norm; 1e-6 gives PyTorch's factor")
+    _add_number(clip, "--grad-scale", "S", float, 1.0, "the file holds the gradients times this; they are written without it")
+    clip.add_argument(
+        "--nonfinite", metavar="DO", default="raise", help="about NaN and Inf: raise, skip, zero or propagate (%(default)s)"
+    )
+    _add_number(clip, "--top", "N", int, 20, "leaves in the table, at most: those with the largest norms")
+    clip.set_defaults(run=_clip)
 
     suggest = commands.add_parser("suggest", help="thresholds from a file of logged norms")
     suggest.add_argument("file", metavar="FILE", help="CSV or text, a norm per line; lines that begin with # are comments")
@@ -62,7 +78,7 @@ def _parser():
 
 
 def _add_number(parser, name, metavar, kind, default, text):
-    """Add an option whose value is an int or a float."""
+    """Add an option whose value is an int or a float; without a default, it must be given."""
 
     def read(value):
         try:
@@ -71,13 +87,33 @@ def _add_number(parser, name, metavar, kind, default, text):
             words = {int: "a whole number", float: "a number"}[kind]
             raise OptionError(f"{name} must be {words}, not {value!r}") from None
 
-    parser.add_argument(name, metavar=metavar, type=read, default=default, help=f"{text} (%(default)s)")
+    if default is None:
+        parser.add_argument(name, metavar=metavar, type=read, required=True, help=text)
+    else:
+        parser.add_argument(name, metavar=metavar, type=read, default=default, help=f"{text} (%(default)s)")
 
 
 def _demo(arguments):
     from . import demo
 
     demo.run(arguments.plot, steps=arguments.steps, max_norm=arguments.max_norm, seed=arguments.seed)
+    return 0
+
+
+def _clip(arguments):
+    from . import clip_file
+
+    clip_file.run(
+        arguments.file,
+        arguments.max_norm,
+        arguments.out,
+        dry_run=arguments.dry_run,
+        top=arguments.top,
+        ord=arguments.ord,
+        eps=arguments.eps,
+        grad_scale=arguments.grad_scale,
+        nonfinite=arguments.nonfinite,
+    )
     return 0
 
 

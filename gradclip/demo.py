@@ -26,6 +26,7 @@ import gradclip
 
 from ._arguments import number
 from ._pictures import picture_format
+from ._terminal import show_table
 
 # Real text that comes with Python itself: some 450,000 characters of its standard library.
 SOURCES = "argparse", "csv", "difflib", "inspect", "json/decoder", "shutil", "statistics", "textwrap"
@@ -206,7 +207,7 @@ def run(plot="gradclip_demo.png", *, steps=1500, max_norm=0.75, seed=0):
     network = f"{UNITS} tanh units, SGD with learning rate {LEARNING_RATE}, seed {seed}"
     show.print(f"A recurrent network ({network})\nreads {len(text):,} characters of Python's standard library.\n")
     without, clipped = _train_both(show, text, steps, max_norm, seed)
-    show.print(_table(without, clipped, max_norm))
+    show_table(("", "without clipping", f"clipped at {max_norm:g}"), _rows(without, clipped))
     _draw(without, clipped, max_norm, network).savefig(plot, format=suffix, dpi=150)
     show.print(f"\nPicture saved as {plot}\n\nThe network trained with clipping writes:")
     show.print(clipped.network.sample(np.random.default_rng(seed), 250))
@@ -226,13 +227,9 @@ def _train_both(console, text, steps, max_norm, seed):
     return runs
 
 
-def _table(without, clipped, max_norm):
-    from rich.table import Table
-
-    table = Table("")
-    table.add_column("without clipping", justify="right")
-    table.add_column(f"clipped at {max_norm:g}", justify="right")
-    for name, cell in {
+def _rows(without, clipped):
+    """Of the table: what is compared, and of both trainings what came of it."""
+    cells = {
         "first loss, nats per character": lambda run: f"{run.losses[0]:.2f}",
         f"final loss, mean of last {min(AVERAGED, len(clipped.losses))} steps": lambda run: f"{run.final_loss:.2f}",
         "gradient norm, median": lambda run: f"{np.median(run.norms):.3g}",
@@ -242,9 +239,8 @@ def _table(without, clipped, max_norm):
         "time": lambda run: f"{run.seconds:.1f} s",
         "of it in clipping": lambda run: "-" if run is without else f"{run.clipping_seconds:.3f} s",
         "share of clipping": lambda run: "-" if run is without else f"{run.clipping_seconds / run.seconds:.2%}",
-    }.items():
-        table.add_row(name, cell(without), cell(clipped))
-    return table
+    }
+    return [(name, cell(without), cell(clipped)) for name, cell in cells.items()]
 
 
 def _draw(without, clipped, max_norm, network):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import errno
 import math
 import operator
 import os
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._arguments import number
+from ._replace import replacing
 from .errors import FrequentClippingWarning, VanishingScaleWarning
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ class ClipMonitor:
         Columns: step, norm, max_norm, scale, clipped, skipped (0 or 1) and nonfinite (elements). All are numbers,
         ``nan`` and ``inf`` among them, and read back as they were.
         """
-        with _replacing(path) as file, open(file, "w", encoding="utf-8", newline="") as text:
+        with replacing(path) as file, open(file, "w", encoding="utf-8", newline="") as text:
             writer = csv.writer(text)
             writer.writerow(["step", *COLUMNS])
             writer.writerows([step, *values] for step, values in zip(self._numbers(), self._window().tolist(), strict=True))
@@ -257,7 +256,7 @@ class ClipMonitor:
         except ImportError as error:
             raise ImportError(f'plot needs matplotlib: pip install "gradclip[plot]" ({error})') from error
         figure = _draw(self._numbers(), self._window(), self.steps)
-        with _replacing(path) as file:
+        with replacing(path) as file:
             figure.savefig(file, format=Path(path).suffix[1:].lower() or "png", dpi=120)
 
     def state_dict(self) -> dict[str, Any]:
@@ -371,20 +370,6 @@ def _vanishing(report, norm, max_norm, scale, nonfinite):
         return max(scale, max_norm / norm)
     largest = float(np.max(getattr(report, "scales", ()), initial=0.0))
     return scale / largest if 0.0 < scale < VANISHING * largest else None
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """A name beside `path` to write to; takes the place of `path` where all went well, and is removed if not."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(path))
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _draw(numbers, steps, total):

@@ -11,6 +11,8 @@ from itertools import chain, islice
 import numpy as np
 
 from ._pictures import picture_format
+from ._terminal import show_table
+from .files import delimiter_of, is_data, is_number
 from .thresholds import clip_rate, suggest_threshold
 
 PERCENTILES = {
@@ -59,7 +61,7 @@ def run(path: str | os.PathLike[str], column: str | None = None, plot: str | os.
     ]
     ignored = norms.size - finite.size
     print(f"{path}: {finite.size:,} norms in {name}; NaN, Inf or empty, and ignored: {ignored:,}\n")
-    _print_table(("percentile", "norm", "clip rate", ""), rows)
+    show_table(("percentile", "norm", "clip rate", ""), rows, words=-1)
     print(f"\nTry max_norm={thresholds[95]:.6g}: it would clip {clip_rate(finite, thresholds[95]):.1%} of such steps.")
     if plot is not None:
         _draw(finite, {percent: thresholds[percent] for percent in SUGGESTED}, path).savefig(plot, format=suffix, dpi=150)
@@ -94,9 +96,9 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple
     """
     norms = array("d")
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        lines = ((n, line.rstrip("\n")) for n, line in enumerate(file, 1) if line.strip() and not line.lstrip().startswith("#"))
+        lines = ((n, line.rstrip("\n")) for n, line in enumerate(file, 1) if is_data(line))
         top = list(islice(lines, 2))  # a header and the first line of data, or two of data
-        delimiter = next((mark for mark in ",;\t" if top and mark in top[0][1]), None)
+        delimiter = delimiter_of(top[0][1]) if top else None
         header = _fields(top[0][1], delimiter) if top else []
         if _is_header(header, column):
             del top[:1]
@@ -132,16 +134,8 @@ def _fields(line, delimiter):
     return [field.strip() for field in line.split(delimiter)]
 
 
-def _is_number(field):
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
-
-
 def _is_header(fields, column):
-    return "norm" in map(str.lower, fields) or column in fields or not any(map(_is_number, fields))
+    return "norm" in map(str.lower, fields) or column in fields or not any(map(is_number, fields))
 
 
 def _column(path, column, header, first, delimiter):
@@ -155,28 +149,10 @@ def _column(path, column, header, first, delimiter):
     if "norm" in lower:
         return lower.index("norm")
     n, line = first
-    numbers = [i for i, field in enumerate(_fields(line, delimiter)) if _is_number(field)]
+    numbers = [i for i, field in enumerate(_fields(line, delimiter)) if is_number(field)]
     if not numbers:
         raise ValueError(f"{path}, line {n}: no number in {line[:40]!r}")
     return numbers[-1]
-
-
-def _print_table(header, rows):
-    """By rich where it is installed, as plain text elsewhere. The last column holds words, the others numbers."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        for row in header, *rows:
-            print("  ".join(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)) + f"  {row[-1]}".rstrip())
-        return
-    table = Table(*header)
-    for column in table.columns[:-1]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 def _draw(norms, thresholds, path):

@@ -1,7 +1,8 @@
 """Time per element over sizes, dtypes, threads and awkward data: python benchmarks/cliffs.py [--plot docs/cliffs.png]
 
-`global_norm` of one leaf from 1 byte to a quarter of the free memory (at most 1 GB), best of many calls that take turns. A cliff is a step by
-which more elements, another thread, a layout or the values make an element several times dearer."""
+`global_norm` of one leaf from one element to 1 GB (at most a quarter of the free memory), best of many calls that take
+turns. A cliff is a step by which more elements, another thread, a layout or the values make an element several
+times dearer."""
 
 import argparse
 

@@ -1,7 +1,7 @@
 """What fused passes save, beside the same in two calls: python benchmarks/saved.py [--elements N] [--seconds S]
 
 Contenders take turns on arrays of their own; the fastest call of each counts. A pass is a read or an in-place rewrite
-of one array; `new` writes memory that was not read. The limit of `sgd_step_` is two plain reads of g and a plain rewrite of p."""
+of one array; `new` writes memory that was not read. The limit of `sgd_step_`: two plain reads of g, a plain rewrite of p."""
 
 import argparse
 

@@ -2,7 +2,7 @@
 
 Every technique ends here. `decide` settles what happens to NaN and Inf, compares norms with thresholds,
 fills a Plan, has it written and reports. A *unit* is what shares one norm and one factor: all leaves
-together (-1), or each leaf."""
+together (-1), each leaf, a slice of one, or a sample of all."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def decide(
             return ClipReport(sums, shown, to.units if owners is None else sums.count, skipped=True, norms=norms)
         together = type(target) is float
         plan = Plan(1 if together else len(target))
-        acts = None
+        decided = None
         if rule.strict and not normalize and rule.ord in RATIONAL:
-            acts = _acts(sums, to, rule, target, owners)
-        plan.settle(sums, target, rule.eps, normalize, rule.strict, acts)
+            decided = acts(sums, to, rule, target, owners)
+        plan.settle(sums, target, rule.eps, normalize, rule.strict, decided)
         if rule.strict and lr is not None:
             _shrink(plan, sums, rule, target)
         elif rule.strict and not plan.idle():
@@ -101,10 +101,18 @@ def _ask(threshold, sums, rule):
     return number(name, threshold.next_threshold(sums.norm()), 0.0)
 
 
-def _acts(sums, to, rule, target, owners):
-    """Whether the norm of each unit exceeds its threshold in exact arithmetic."""
-    units = [(-1, target)] if type(target) is float else enumerate(target.tolist())
-    return np.array([_exceeds(sums, to, unit, rule, goal, owners) for unit, goal in units], np.uint8)
+def acts(sums, to, rule, target, owners):
+    """Whether the norm of each unit exceeds its threshold in exact arithmetic. Norms are within an ulp: only of
+    those that lie at the threshold the sums are compared."""
+    if type(target) is float:
+        return np.array([_exceeds(sums, to, -1, rule, target, owners)], np.uint8)
+    norms = sums.norms()
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = (norms > target).astype(np.uint8)
+        near = np.flatnonzero(~(np.abs(norms - target) > 2.0**-50 * np.minimum(norms, target)))
+    for unit in near:
+        found[unit] = _exceeds(sums, to, unit, rule, float(target[unit]), owners)
+    return found
 
 
 def _exceeds(sums, to, unit, rule, goal, owners):

@@ -431,7 +431,7 @@ cdef class Leaves:
             for child in node:
                 yield from flat(child)
 
-        return list(flat(self.matched(self.tree, other, name, ())))
+        return list(flat(self.matched(self.tree, other, name, (), True)))
 
     def beside(self, params):
         """These leaves and those of `params`, which are only read, cut alike: leaf i goes with leaf count + i."""
@@ -462,12 +462,14 @@ cdef class Leaves:
             to.leaf[i].first_unit = to.source[i].first_unit = self.leaf[i].first_unit
         return 0
 
-    def matched(self, mine, other, str name, parts):
+    def matched(self, mine, other, str name, parts, bint spare=False):
         """Another nesting of the same shape, dicts brought into the order of these; or a ValueError
-        that names the path where they part."""
+        that names the path where they part. `spare`: it may have something where these have None."""
         path = "/".join(parts) or self.name
         inner = None if mine is None or isinstance(mine, np.ndarray) else self.children(mine)
         theirs = None if other is None or isinstance(other, np.ndarray) else self.children(other)
+        if mine is None and spare:
+            return None
         if (mine is None) != (other is None) or (inner is None) != (theirs is None):
             raise ValueError(f"{path}: {self.name} and {name} are nested in different ways")
         if inner is None:
@@ -481,10 +483,10 @@ cdef class Leaves:
             for key in other:
                 if key not in mine:
                     raise ValueError(f"{'/'.join((*parts, str(key)))}: {name} has an entry that {self.name} has not")
-            return {key: self.matched(child, other[key], name, (*parts, str(key))) for key, child in mine.items()}
+            return {key: self.matched(child, other[key], name, (*parts, str(key)), spare) for key, child in mine.items()}
         if len(inner) != len(theirs):
             raise ValueError(f"{path}: {self.name} has {len(inner)} entries, {name} has {len(theirs)}")
-        return [self.matched(a, b, name, (*parts, str(i))) for i, (a, b) in enumerate(zip(inner, theirs))]
+        return [self.matched(a, b, name, (*parts, str(i)), spare) for i, (a, b) in enumerate(zip(inner, theirs))]
 
     def check_alike(self, Leaves to, bint dtypes=True):
         """Shapes, sparsity and dtypes (or only real and complex) agree, or a ValueError that names the path."""

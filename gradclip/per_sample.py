@@ -11,7 +11,7 @@ from ._arguments import Rule, number, spelled_out
 from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
 from ._cpu.plan import Plan, StandardState
-from ._decide import _acts, decide, refused
+from ._decide import RATIONAL, acts, decide, refused
 from ._leaves import Leaves
 from .norm import result
 from .report import ClipReport
@@ -204,12 +204,12 @@ def _bounded(sums, leaves, to, rule, max_norm):
     goal = max(0.0, (max_norm - lost) / (1 + unit)) if max_norm < math.inf else math.inf
     norms = sums.norms()
     plan = Plan(sums.count)
-    if exact:  # unclipped samples are added as they are
-        over = (
-            _acts(sums, leaves, rule, np.full(sums.count, max_norm), True) if rule.ord in (0.0, 1.0, 2.0) else norms > max_norm
-        )
-    else:
+    if not exact:
         over = norms > goal
+    elif rule.ord in RATIONAL:  # unclipped samples are added as they are
+        over = acts(sums, leaves, rule, np.full(sums.count, max_norm), True)
+    else:
+        over = norms > max_norm
     plan.settle(sums, np.full(sums.count, goal), rule.eps, False, True, np.asarray(over, np.uint8))
     if sums.nonfinite() and rule.nonfinite == "zero":
         plan.leave_out(sums)

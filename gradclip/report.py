@@ -29,9 +29,9 @@ class ClipReport:
     max_abs : float
         Largest finite magnitude, of the true gradient.
     norms, scales : numpy.ndarray
-        Float64, one entry per leaf.
+        Float64, one entry per leaf, in order; per slice, unit or sample where these have factors of their own.
     clipped_count, size : int
-        How many of how many leaves (`clip_by_value`: elements) were clipped.
+        How many of how many of these (`clip_by_value`: elements) were clipped.
 
     Examples
     --------

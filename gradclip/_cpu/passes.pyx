@@ -22,9 +22,10 @@ from libc.string cimport memmove
 
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, gc_unit, lay_out
 from gradclip._cpu.fold cimport Sum, GC_SHIFT, clear, fold, merge
-from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, team_size, GC_F32, GC_F64, GC_TINY, GC_HUGE
+from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, GC_F32, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
+from gradclip._cpu.work cimport BLOCK, PANEL, SCALED, Group, Part, Work, cut
 
 cdef extern from "pairs.h" nogil:
     long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
@@ -35,14 +36,8 @@ cdef extern from "powers.h" nogil:
     gc_sum gc_sum_powers(const double *x, ptrdiff_t n, int exponent, double p, int shift, int *bin)
 
 cdef enum:
-    BLOCK = 4096            # GC_BLOCK
-    GROUP = 16 * BLOCK
     PROBE = 64              # elements that guess for a segment
-    SETUP = 256             # elements that take as long as starting with a unit
     STEP = 512              # elements that a step widens at a time
-    PANEL = 256             # GC_PANEL
-    SCALED = 16384          # GC_SCALED
-    AREA = 1024 * PANEL     # elements of a panel, so rows: more of a narrow one
 
 
 # ---- blocks: what one thread does ---------------------------------------------------------------
@@ -227,20 +222,6 @@ cdef void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t firs
             gc_move(to, end, n, buffer, 1)
 
 
-cdef enum Part:
-    WHOLE           # units, as many as there are, over leaves perhaps
-    SEGMENT         # some elements of one unit
-    COLUMNS         # some rows of some units that are columns
-
-
-cdef struct Group:
-    Part part
-    ptrdiff_t leaf, unit    # the first,
-    ptrdiff_t count         # of so many units
-    ptrdiff_t first, rows   # elements (rows) of a segment (of columns): from, how many
-    ptrdiff_t slot          # where the Sums of such parts stand
-
-
 # ---- panels: units that are the columns of a matrix ----------------------------------------------
 
 cdef void measure_panel(const gc_leaf *leaf, const Group *group, double ord, Sum *into, Sum *total) noexcept nogil:
@@ -288,76 +269,6 @@ cdef bint write_panel(const gc_leaf *to, const gc_leaf *source, const Group *gro
 
 
 # ---- groups: the list of work, and the region that does it --------------------------------------
-
-cdef struct Work:
-    Group *group
-    Py_ssize_t count, chunk, chunks
-    Py_ssize_t slots        # Sums that groups need beside those of whole units
-    ptrdiff_t elements      # a complex number is one
-    int team
-
-
-cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, ptrdiff_t panel) except *:
-    """Groups of about GROUP elements: short units together, long ones in segments; shared out in chunks, a few
-    per thread, so that a thread that the system holds up does not hold up the others. Units that are columns come
-    in panels of so many (0: one by one)."""
-    cdef Work work
-    cdef Group *g
-    cdef Py_ssize_t i, n = 0, room = 1
-    cdef ptrdiff_t unit, first, rows, whole, held = GROUP, bytes = 0
-    work.elements = 0
-    for i in range(count):
-        room += leaf[i].units * (leaf[i].size // GROUP + 1) if leaf[i].size > GROUP else \
-            (leaf[i].units * (leaf[i].size + SETUP)) // GROUP * 2 + 4
-        if panel and leaf[i].panel:
-            room += (leaf[i].units // panel + 1) * (leaf[i].size * panel // AREA + 1)
-        work.elements += leaf[i].units * leaf[i].size >> leaf[i].is_complex
-        bytes += leaf[i].units * (leaf[i].size * leaf[i].itemsize + SETUP * 4)
-    work.group = g = <Group *>PyMem_Malloc(room * sizeof(Group))
-    if g == NULL:
-        raise MemoryError
-    work.slots = 0
-    for i in range(count):
-        if panel and leaf[i].panel and source[i].panel and leaf[i].units > 1:
-            unit = 0
-            while unit < leaf[i].units:
-                whole = min(panel, leaf[i].units - unit)
-                rows = AREA // whole
-                first = 0
-                while first < leaf[i].size:
-                    g[n] = Group(Part.COLUMNS, i, unit, whole, first, min(rows, leaf[i].size - first), work.slots)
-                    if rows < leaf[i].size:
-                        work.slots += whole
-                    n += 1
-                    first += rows
-                unit += whole
-            held = GROUP
-        elif leaf[i].size > GROUP:
-            for unit in range(leaf[i].units):
-                first = 0
-                while first < leaf[i].size:
-                    g[n] = Group(Part.SEGMENT, i, unit, 1, first, min(<ptrdiff_t>GROUP, leaf[i].size - first), work.slots)
-                    work.slots += 1
-                    n += 1
-                    first += GROUP
-            held = GROUP
-        else:
-            unit = 0
-            while unit < leaf[i].units:
-                if held + leaf[i].size + SETUP > GROUP:
-                    g[n] = Group(Part.WHOLE, i, unit, 0, 0, 0, 0)
-                    n += 1
-                    held = 0
-                whole = min(max((GROUP - held) // (leaf[i].size + SETUP), 1), leaf[i].units - unit)
-                g[n - 1].count += whole
-                held += whole * (leaf[i].size + SETUP)
-                unit += whole
-    work.count = n
-    work.team = team_size(bytes, n)
-    work.chunk = n if work.team == 1 else max(1, n // (16 * work.team))
-    work.chunks = (n + work.chunk - 1) // work.chunk if n else 0
-    return work
-
 
 cdef struct Task:           # what the chunks of one pass share
     const gc_leaf *leaf     # what is read or written

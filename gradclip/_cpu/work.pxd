@@ -1,0 +1,99 @@
+# cython: cdivision=True
+"""The list of work of a pass: how units are cut and put together into groups, by position alone."""
+from cpython.mem cimport PyMem_Malloc
+from libc.stddef cimport ptrdiff_t
+
+from gradclip._cpu.machine cimport team_size
+from gradclip._leaves cimport gc_leaf
+
+cdef enum:
+    BLOCK = 4096            # GC_BLOCK
+    GROUP = 16 * BLOCK
+    SETUP = 256             # elements that take as long as starting with a unit
+    PANEL = 256             # GC_PANEL
+    SCALED = 16384          # GC_SCALED
+    AREA = 1024 * PANEL     # elements of a panel, so rows: more of a narrow one
+
+
+cdef enum Part:
+    WHOLE           # units, as many as there are, over leaves perhaps
+    SEGMENT         # some elements of one unit
+    COLUMNS         # some rows of some units that are columns
+
+
+cdef struct Group:
+    Part part
+    ptrdiff_t leaf, unit    # the first,
+    ptrdiff_t count         # of so many units
+    ptrdiff_t first, rows   # elements (rows) of a segment (of columns): from, how many
+    ptrdiff_t slot          # where the Sums of such parts stand
+
+
+cdef struct Work:
+    Group *group
+    Py_ssize_t count, chunk, chunks
+    Py_ssize_t slots        # Sums that groups need beside those of whole units
+    ptrdiff_t elements      # a complex number is one
+    int team
+
+
+cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, ptrdiff_t panel) except *:
+    """Groups of about GROUP elements: short units together, long ones in segments; shared out in chunks, a few
+    per thread, so that a thread that the system holds up does not hold up the others. Units that are columns come
+    in panels of so many (0: one by one)."""
+    cdef Work work
+    cdef Group *g
+    cdef Py_ssize_t i, n = 0, room = 1
+    cdef ptrdiff_t unit, first, rows, whole, held = GROUP, bytes = 0
+    work.elements = 0
+    for i in range(count):
+        room += leaf[i].units * (leaf[i].size // GROUP + 1) if leaf[i].size > GROUP else \
+            (leaf[i].units * (leaf[i].size + SETUP)) // GROUP * 2 + 4
+        if panel and leaf[i].panel:
+            room += (leaf[i].units // panel + 1) * (leaf[i].size * panel // AREA + 1)
+        work.elements += leaf[i].units * leaf[i].size >> leaf[i].is_complex
+        bytes += leaf[i].units * (leaf[i].size * leaf[i].itemsize + SETUP * 4)
+    work.group = g = <Group *>PyMem_Malloc(room * sizeof(Group))
+    if g == NULL:
+        raise MemoryError
+    work.slots = 0
+    for i in range(count):
+        if panel and leaf[i].panel and source[i].panel and leaf[i].units > 1:
+            unit = 0
+            while unit < leaf[i].units:
+                whole = min(panel, leaf[i].units - unit)
+                rows = AREA // whole
+                first = 0
+                while first < leaf[i].size:
+                    g[n] = Group(Part.COLUMNS, i, unit, whole, first, min(rows, leaf[i].size - first), work.slots)
+                    if rows < leaf[i].size:
+                        work.slots += whole
+                    n += 1
+                    first += rows
+                unit += whole
+            held = GROUP
+        elif leaf[i].size > GROUP:
+            for unit in range(leaf[i].units):
+                first = 0
+                while first < leaf[i].size:
+                    g[n] = Group(Part.SEGMENT, i, unit, 1, first, min(<ptrdiff_t>GROUP, leaf[i].size - first), work.slots)
+                    work.slots += 1
+                    n += 1
+                    first += GROUP
+            held = GROUP
+        else:
+            unit = 0
+            while unit < leaf[i].units:
+                if held + leaf[i].size + SETUP > GROUP:
+                    g[n] = Group(Part.WHOLE, i, unit, 0, 0, 0, 0)
+                    n += 1
+                    held = 0
+                whole = min(max((GROUP - held) // (leaf[i].size + SETUP), 1), leaf[i].units - unit)
+                g[n - 1].count += whole
+                held += whole * (leaf[i].size + SETUP)
+                unit += whole
+    work.count = n
+    work.team = team_size(bytes, n)
+    work.chunk = n if work.team == 1 else max(1, n // (16 * work.team))
+    work.chunks = (n + work.chunk - 1) // work.chunk if n else 0
+    return work

@@ -47,7 +47,7 @@ def decide(
         target = _ask(target, sums, rule)
     shown = target if max_norm is None else max_norm
     if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
-        return ClipReport(sums, shown, to.units, norms=norms)  # the usual step, kept short
+        return ClipReport(sums, shown, to.units, None, 0, False, norms)  # the usual step, kept short
     with StandardState():
         bad = sums.nonfinite()
         if bad and refused(sums, rule):

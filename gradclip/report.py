@@ -45,7 +45,7 @@ class ClipReport:
 
     __slots__ = ("_clipped_count", "_max_norm", "_norms", "_plan", "_size", "_skipped", "_sums")
 
-    def __init__(self, sums, max_norm, size, plan=None, clipped_count=0, *, skipped=False, norms=None):
+    def __init__(self, sums, max_norm, size, plan=None, clipped_count=0, skipped=False, norms=None):
         self._sums = sums
         self._max_norm = max_norm
         self._size = size

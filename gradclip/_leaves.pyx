@@ -197,7 +197,7 @@ cdef class Leaves:
         self._capacity = 0
         self.walk(tree, write, 0)
         if write and self.count > 1:
-            self.check_overlap([])
+            self.check_overlap()
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -284,7 +284,7 @@ cdef class Leaves:
         """After a write pass: leaves whose values were worked on in another arrangement get that one."""
         if self._foreign is not None:
             for node, original in self._foreign.values():
-                if original is not node and self.source == NULL:
+                if original is not node:
                     _foreign.rearrange(node, original)
 
     cdef int add(self, object node, bint write) except -1:
@@ -369,6 +369,9 @@ cdef class Leaves:
         self._unit_axes = unit_axes
         self.units = 0
         for i in range(self.count):
+            if self._foreign is not None and i in self._foreign and _foreign.is_sparse(self._foreign[i][0]):
+                raise TypeError(f"{self.path(i)}: a sparse array is clipped as a whole, not by slice, unit or sample; "
+                                "use .toarray()")
             PyMem_Free(self.leaf[i].axes)
             self.leaf[i].axes = NULL
             lay_out(self.arrays[i], None, &self.leaf[i], NULL, False, unit_axes[i])
@@ -407,7 +410,7 @@ cdef class Leaves:
             self.check_alike(to)
         self.pair(to)
         if out is not None:
-            to.check_overlap(self.arrays)
+            to.check_overlap(self)
         return to
 
     def onto(self, params):
@@ -415,7 +418,7 @@ cdef class Leaves:
         cdef Leaves to = Leaves(self.matched(self.tree, params, "params", ()), True, "params")
         self.check_alike(to, False)
         self.pair(to)
-        to.check_overlap(self.arrays, False)
+        to.check_overlap(self, False)
         return to
 
     def aligned(self, other, str name):
@@ -466,6 +469,8 @@ cdef class Leaves:
         """Another nesting of the same shape, dicts brought into the order of these; or a ValueError
         that names the path where they part. `spare`: it may have something where these have None."""
         path = "/".join(parts) or self.name
+        if mine is None and name == "params":   # of a frozen layer: no gradient, nothing to do
+            return None
         inner = None if mine is None or isinstance(mine, np.ndarray) else self.children(mine)
         theirs = None if other is None or isinstance(other, np.ndarray) else self.children(other)
         if mine is None and spare:
@@ -505,14 +510,14 @@ cdef class Leaves:
         """The arrays that a write pass reads."""
         return self.arrays if self._pair is None else self._pair.arrays
 
-    def check_overlap(self, list sources, bint same_view=True):
-        """No two leaves share an element; nor does one with a leaf of `sources`, unless (`same_view`) it is the
+    def check_overlap(self, Leaves others=None, bint same_view=True):
+        """No two leaves share an element; nor does one with a leaf of `others`, unless (`same_view`) it is the
         very same view at the same place in the nesting."""
-        found = find_overlap(self.arrays, sources, same_view)
+        found = find_overlap(self.arrays, [] if others is None else others.arrays, same_view)
         if found is None:
             return
         i, j = found
         if j < self.count:
             raise ValueError(f"{self.path(i)} and {self.path(j)} share memory: an element would be written twice")
-        raise ValueError(f"{self.path(i)}: {self.name} shares memory with {self._pair.path(j - self.count)} of the input"
+        raise ValueError(f"{self.path(i)}: {self.name} shares memory with {others.path(j - self.count)} of {others.name}"
                          + (", but is not the same view" if same_view else ""))

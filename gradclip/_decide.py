@@ -61,7 +61,7 @@ def decide(
             decided = acts(sums, to, rule, target, owners)
         plan.settle(sums, target, rule.eps, normalize, rule.strict, decided)
         if rule.strict and lr is not None:
-            _shrink(plan, sums, rule, target)
+            _shrink(plan, sums, rule, target, exact_order(rule.ord, to.sources))
         elif rule.strict and not plan.idle():
             _enforce(to, plan, rule, sums, target, share, owners)
         made = _by_unit(plan, sums, to, rule, owners)
@@ -144,10 +144,22 @@ def _power(value, ord):
     return Fraction(value) ** int(ord or 1)
 
 
-def _shrink(plan, sums, rule, target):
+def exact_order(ord, arrays):
+    """Whether the pass sums what the order asks for in rational arithmetic; magnitudes of complex numbers are not."""
+    return ord == 2 or (ord in RATIONAL and all(a.dtype.kind != "c" for a in arrays))
+
+
+def _shrink(plan, sums, rule, target, exact):
     """Shrink the factor of a step, whose products are not rounded to a gradient, until it keeps the bound."""
-    bound = target * (ULPS if rule.ord not in RATIONAL else 1 - 2.0**-53)
-    while plan.acting() and Fraction(plan.factor()) * Fraction(sums.norm()) * Fraction(rule.grad_scale) > Fraction(bound):
+    if target == math.inf or sums.shows_nonfinite():
+        return
+    if not plan.acting() and plan.exact_factor() * Fraction(rule.grad_scale) <= 1:
+        return
+    if not exact:
+        plan.shrink(0, ULPS - 2.0**-49)
+        return
+    bound, total = _power(target, rule.ord), sums.exact() * MARGIN
+    while _power(plan.exact_factor(), rule.ord) * total > bound:
         plan.shrink(0, 1 - 2.0**-53)
 
 

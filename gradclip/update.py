@@ -34,9 +34,9 @@ def sgd_step_(
     Parameters
     ----------
     params : array or nesting of arrays
-        Written in place: leaves as for `clip_by_global_norm_`.
+        Written in place: leaves as for `clip_by_global_norm_`. PyTorch's parameters as ``p.data``.
     grads : nesting of arrays
-        Of the same nesting and shapes; dtypes may differ. May be read-only.
+        Of the same nesting and shapes; dtypes may differ. May be read-only. None leaves its parameter alone.
     lr : float
         The learning rate, any finite number.
     max_norm, **norm
@@ -54,7 +54,8 @@ def sgd_step_(
 
     Notes
     -----
-    Each parameter is within 1 ulp of its dtype of the exact value, plus two roundings of the product.
+    Each parameter is within 1 ulp of its dtype of the exact value, plus two roundings of the product. `strict` bounds
+    the exact norm of ``scale * grads``, which is never rounded to a gradient.
 
     Examples
     --------

@@ -7,7 +7,7 @@ sum stands for ``(high + low) * 2**(shift * bin)``, bin being 0 but for float64 
 GC_TINY .. GC_HUGE. These functions run inside `gc_fp_enter`: the rounding mode is the standard one.
 """
 from libc.float cimport DBL_MIN
-from libc.math cimport sqrt, fma, ldexp, frexp, fabs, copysign, isfinite, INFINITY
+from libc.math cimport sqrt, fma, ldexp, frexp, fabs, copysign, isfinite, isnan, INFINITY
 from libc.stddef cimport ptrdiff_t
 
 cdef extern from "kernels.h" nogil:
@@ -184,3 +184,16 @@ cdef inline Factor factor_of(double target, Wide norm, double eps, double grad_s
         f.shift = et + 500 if et < 0 else et - 500
         f.last = ldexp(f.last, et - f.shift)
     return f
+
+
+cdef inline void multiply(Factor *f, double by) noexcept nogil:
+    """`last` times a number: what leaves the range of float64 goes to the shift."""
+    cdef int exponent = 0, more = 0
+    cdef double product
+    if f.last == 0 or by == 0 or isnan(f.last):
+        f.last *= by
+        return
+    product = frexp(f.last, &exponent) * frexp(by, &more)
+    exponent += more + f.shift
+    f.shift = 0 if -1020 < exponent < 1020 else exponent + 500 if exponent < 0 else exponent - 500
+    f.last = ldexp(product, exponent - f.shift)

@@ -21,7 +21,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.string cimport memmove
 
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, gc_unit, lay_out
-from gradclip._cpu.fold cimport Sum, GC_SHIFT, clear, fold, merge
+from gradclip._cpu.fold cimport Factor, Sum, GC_SHIFT, clear, fold, merge
 from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, GC_F32, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
@@ -54,7 +54,6 @@ cdef void alter(const Write *w, int dtype, char *y, const gc_leaf *leaf, const c
     """y = what the plan makes of n elements x of a leaf (contiguous; y may be x, and spare, one block, may be y
     unless there is a step). Only a step changes a y of another dtype."""
     cdef int t = leaf.dtype
-    cdef int half
     cdef ptrdiff_t ignored = 0
     cdef char *to = spare if w.kind == Kind.STEP else y
     if w.zero:
@@ -64,34 +63,41 @@ cdef void alter(const Write *w, int dtype, char *y, const gc_leaf *leaf, const c
         else:
             kernels.zero_nonfinite[t](to, x, n)
         x = to
-    if w.kind != Kind.KEEP and w.factor.shift:      # two exact steps: one could leave the range that both stay in
-        half = w.factor.shift // 2
-        kernels.scale[t](to, x, n, ldexp(1, half))
-        kernels.scale[t](to, to, n, ldexp(1, w.factor.shift - half))
-        x = to
     if w.kind == Kind.SCALE:
+        if w.factor.shift:
+            shift(t, y, x, n, w.factor.shift)
+            x = y
         kernels.scale[t](y, x, n, w.factor.last)
     elif w.kind == Kind.CLAMP:
         kernels.clamp[t](y, x, n, w.low[t], w.high[t])
     elif w.kind == Kind.STEP:
-        step(dtype, y, t, x, n, w.factor.last)
+        step(dtype, y, t, x, n, w.factor)
     elif x != y:
         memmove(y, x, n * leaf.itemsize)
 
 
-cdef void step(int dtype, char *y, int t, const char *x, ptrdiff_t n, double factor) noexcept nogil:
-    """y -= x * factor; elements of two dtypes meet in float64."""
+cdef void shift(int t, char *y, const char *x, ptrdiff_t n, int binades) noexcept nogil:
+    """y = x * 2**binades in two exact steps: one could leave the range that both stay in."""
+    cdef int half = binades // 2
+    kernels.scale[t](y, x, n, ldexp(1, half))
+    kernels.scale[t](y, y, n, ldexp(1, binades - half))
+
+
+cdef void step(int dtype, char *y, int t, const char *x, ptrdiff_t n, Factor factor) noexcept nogil:
+    """y -= x * factor; elements of two dtypes, or a factor beyond float64, meet in float64."""
     cdef double a[STEP]
     cdef double b[STEP]
     cdef ptrdiff_t i = 0, m
-    if t == dtype:
-        kernels.step[t](y, x, n, factor)
+    if t == dtype and factor.shift == 0:
+        kernels.step[t](y, x, n, factor.last)
         return
     while i < n:
         m = min(<ptrdiff_t>STEP, n - i)
         kernels.widen[dtype](a, y + i * itemsize_of(dtype), m)
         kernels.widen[t](b, x + i * itemsize_of(t), m)
-        kernels.step[GC_F64](a, b, m, factor)
+        if factor.shift:
+            shift(GC_F64, <char *>b, <char *>b, m, factor.shift)
+        kernels.step[GC_F64](a, b, m, factor.last)
         kernels.narrow[dtype](y + i * itemsize_of(dtype), a, m)
         i += m
 
@@ -205,7 +211,7 @@ cdef void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t firs
     cdef char *y
     if w.kind == Kind.KEEP and not w.zero and to.data == source.data:
         return
-    if to.ndim == 0 and source.ndim == 0 and (w.kind != Kind.STEP or not (w.zero or w.factor.shift)):
+    if to.ndim == 0 and source.ndim == 0 and (w.kind != Kind.STEP or not w.zero):
         # in one go: prefetchers follow a long run, not blocks backwards
         alter(w, to.dtype, to.data + first * to.itemsize, source, source.data + first * source.itemsize, end - first, NULL)
         return

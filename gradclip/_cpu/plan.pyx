@@ -3,9 +3,11 @@
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport INFINITY, NAN, isnan
 
+from fractions import Fraction
+
 import numpy as np
 
-from gradclip._cpu.fold cimport Factor, Wide, norm_of, factor_of
+from gradclip._cpu.fold cimport Factor, Wide, norm_of, factor_of, multiply
 from gradclip._cpu.sums cimport Sums
 
 
@@ -122,7 +124,7 @@ cdef class Plan:
         cdef Py_ssize_t i
         for i in range(self.count):
             self.write[i].kind = Kind.STEP
-            self.write[i].factor.last *= lr
+            multiply(&self.write[i].factor, lr)
         gc_fp_leave(saved)
 
     def by_owner(self, owners):
@@ -137,6 +139,10 @@ cdef class Plan:
     def factor(self, Py_ssize_t i=0):
         """The factor as float64."""
         return self.write[i].factor.value
+
+    def exact_factor(self):
+        """The first factor in rational arithmetic; its float64 may be rounded to a subnormal number, or to 0."""
+        return Fraction(self.write[0].factor.last) * Fraction(2) ** self.write[0].factor.shift
 
     def factors(self):
         """All factors."""

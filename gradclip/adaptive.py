@@ -9,6 +9,7 @@ import numpy as np
 
 from ._arguments import Rule, number, spelled_out, whole
 from ._cpu.passes import measure
+from ._cpu.plan import StandardState
 from ._decide import decide
 from ._leaves import Leaves
 from .norm import result
@@ -32,9 +33,10 @@ def clip_adaptive_(
     Parameters
     ----------
     grads : array or nesting of arrays
-        Written in place: leaves as for `clip_by_global_norm_`.
+        Written in place: leaves as for `clip_by_global_norm_`, but not sparse.
     params : nesting of arrays
-        Of the same nesting and shapes; only read. dtypes may differ.
+        Of the same nesting and shapes; dtypes may differ. Only read, and before anything is written, so they may be
+        read-only or share memory with `grads`. Where `grads` has None, they are not looked at.
     clip_factor : float, default 0.01
         The fraction lambda, > 0 and finite.
     eps : float, default 1e-3
@@ -42,7 +44,7 @@ def clip_adaptive_(
     unit_axis : int, default 0
         Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's.
     **norm
-        As for `clip_by_global_norm_`.
+        As for `clip_by_global_norm_`; `ord` holds for the parameters too.
 
     Returns
     -------
@@ -126,9 +128,21 @@ def _measured(leaves, params, clip_factor, eps, unit_axis, rule):
     if sums.nonfinite():
         place, index = both.first_nonfinite
         sums.first_nonfinite, sums.first_value = (leaves.path(int(place)), index), both.first_value
-    weights = both.of_units(leaves.units, 2 * leaves.units, 1.0).norms()
-    with np.errstate(over="ignore"):
-        return sums, clip_factor * np.maximum(weights, eps)
+    return sums, _bounds(both, leaves.units, clip_factor, eps)
+
+
+def _bounds(both, units, clip_factor, eps):
+    """clip_factor * max(norm of w, eps); inf where a parameter is not finite."""
+
+    def norms(unit):
+        return both.of_units(units, 2 * units, unit).norms()
+
+    with StandardState(), np.errstate(over="ignore"):
+        weights = norms(1.0)
+        bounds = clip_factor * np.maximum(weights, eps)
+        if np.isinf(weights).any():  # a norm beyond float64 still has a bound
+            bounds = np.where(np.isinf(weights), clip_factor * norms(2.0**64) * 2.0**64, bounds)
+        return np.where(np.isnan(weights), math.inf, bounds)
 
 
 def _unit_axes(leaves, i, unit_axis):

@@ -11,7 +11,7 @@ from ._arguments import Rule, number, spelled_out
 from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
 from ._cpu.plan import Plan, StandardState
-from ._decide import RATIONAL, acts, decide, refused
+from ._decide import ULPS, acts, decide, exact_order, refused
 from ._leaves import Leaves
 from .norm import result
 from .report import ClipReport
@@ -30,8 +30,8 @@ def clip_per_sample_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -
     Parameters
     ----------
     grads : array or nesting of arrays
-        Leaves of shape ``(batch, ...)``, the same batch for all: a sample is one index of the first axis, and its
-        norm runs over all leaves.
+        Leaves of shape ``(batch, ...)``, the same batch for all and none sparse: a sample is one index of the first
+        axis, and its norm runs over all leaves.
     max_norm : float
         The threshold >= 0 of each sample.
     **norm
@@ -97,9 +97,9 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
     ----------
     grads, max_norm, **norm
         As for `clip_per_sample_`. ``nonfinite``: ``"zero"`` leaves samples with NaN or Inf out of the sum,
-        ``"skip"`` returns zeros if there are any. `strict` changes nothing: the bound always holds exactly.
+        ``"skip"`` returns zeros (in `out` too) if there are any. `strict` changes nothing: the bound always holds exactly.
     out : nesting of arrays, optional
-        Where the sums go: leaves of the shapes without the batch, of any float dtype.
+        Where the sums go: leaves of the shapes without the batch, of any float dtype; no memory of `grads`.
 
     Returns
     -------
@@ -117,7 +117,9 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
     -----
     What a sample adds, rounded to the dtype of the sums, has a norm of at most `max_norm` in exact arithmetic: factors
     leave room for the rounding (half an ulp of the dtype, so 0.4 % for bfloat16; float64 sums by `out` need none
-    to speak of). These contributions are added in twice float64's precision, and the total is rounded once. So the
+    to speak of). A sample whose norm is at most `max_norm` is added as it is, if the sums hold its dtype and there is
+    nothing to unscale; norms of orders other than 1, 2 and inf are known to 4 ulp, so one that close to the
+    threshold is clipped. These contributions are added in twice float64's precision, and the total is rounded once. So the
     sensitivity of the sum before that last rounding is at most `max_norm`; the method is that of [1]_.
 
     Memory beyond inputs and sums: a few hundred bytes per leaf and sample.
@@ -180,37 +182,47 @@ def _sums_like(leaves, out):
             raise ValueError(
                 f"{leaves.path(i)}: samples have shape {a.shape[1:]} and dtype {a.dtype}, out has {b.shape} and {b.dtype}"
             )
-    to.check_overlap(leaves.arrays, False)
+    to.check_overlap(leaves, False)
     return to
 
 
-# Half an ulp of 1 and half the least subnormal, by the dtype of the real parts; 2**-20 more, for factors
-# and products that are rounded before.
+# Half an ulp of 1 and half the least subnormal, by the dtype of the real parts; twice the least of float64, where
+# norms and bounds are rounded too. 2**-20 more, for factors and products that are rounded before.
 _UNITS = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134), "float32": (2.0**-24, 2.0**-150)}
+_FLOAT64 = 2.0**-53, 2.0**-1073
 _ROOM = 1 + 2.0**-20
 
 
 def _bounded(sums, leaves, to, rule, max_norm):
     """Factors by sample, such that contributions keep the bound after their rounding."""
-    unit = tiny = parts = 0.0
-    exact = rule.grad_scale == 1.0
-    for a, b in zip(leaves.arrays, to.arrays, strict=True):
-        name = np.empty(0, b.dtype).real.dtype.name
-        half, least = _UNITS.get(name, (2.0**-53, 0.0))
-        unit, tiny = max(unit, half * _ROOM + 2.0**-50), max(tiny, least)
-        parts += a[:1].size * (2 if a.dtype.kind == "c" else 1)
-        exact = exact and np.can_cast(a.dtype, b.dtype)
-    lost = parts ** (1 / rule.ord if rule.ord else 0.0) * tiny * _ROOM
-    goal = max(0.0, (max_norm - lost) / (1 + unit)) if max_norm < math.inf else math.inf
+    goal = _goal(leaves, to, rule.ord, max_norm)
     norms = sums.norms()
-    plan = Plan(sums.count)
-    if not exact:
-        over = norms > goal
-    elif rule.ord in RATIONAL:  # unclipped samples are added as they are
-        over = acts(sums, leaves, rule, np.full(sums.count, max_norm), True)
+    if rule.grad_scale != 1.0 or not all(np.can_cast(a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True)):
+        over = ~(norms <= goal)
+    elif exact_order(rule.ord, leaves.arrays):  # unclipped samples are added as they are
+        over = acts(sums, leaves, rule, np.full(sums.count, max_norm), True) != 0
     else:
-        over = norms > max_norm
-    plan.settle(sums, np.full(sums.count, goal), rule.eps, False, True, np.asarray(over, np.uint8))
+        over = ~(norms <= max(max_norm * ULPS - 2.0**-1073, 0.0))
+    plan = Plan(sums.count)
+    plan.settle(sums, np.full(sums.count, goal), rule.eps, False, True, (over & (goal < math.inf)).astype(np.uint8))
     if sums.nonfinite() and rule.nonfinite == "zero":
         plan.leave_out(sums)
     return plan
+
+
+def _goal(leaves, to, ord, max_norm):
+    """The norm that stays within `max_norm` when each element is rounded up: by a relative part, and by a subnormal
+    part, whose norm over all elements is taken off (below order 1, where norms do not add, its power)."""
+    if max_norm == math.inf:
+        return math.inf
+    relative, absolute = 0.0, []
+    for a, b in zip(leaves.arrays, to.arrays, strict=True):
+        half, least = _UNITS.get(np.empty(0, b.dtype).real.dtype.name, _FLOAT64)
+        relative = max(relative, half)
+        absolute.append((a[:1].size, 1.5 * least if a.dtype.kind == "c" else least))
+    power = min(ord or 1.0, 1.0)
+    most = max((least for _, least in absolute), default=0.0)
+    count = sum(n * (least / most) ** ord for n, least in absolute)
+    lost = most**power * (count ** (power / ord) if ord else 1.0) * _ROOM
+    goal = max(max_norm**power - lost, 0.0) ** (1.0 / power)
+    return goal / (1.0 + relative * _ROOM + 2.0**-48 / power)

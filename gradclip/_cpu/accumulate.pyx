@@ -10,6 +10,8 @@ from libc.math cimport ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
+import numpy as np
+
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, lay_out
 from gradclip._cpu.machine cimport kernels, team_size, GC_F64
 from gradclip._cpu.passes cimport alter, fetch
@@ -106,7 +108,8 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch):
     try:
         for i in range(count):
             if batch:
-                lay_out(leaves.arrays[i][0, ...], to.arrays[i], &table[i].sample, &table[i].sum, False)
+                sums = np.broadcast_to(to.arrays[i], leaves.arrays[i].shape)    # walked alike, one for all samples
+                lay_out(leaves.arrays[i], sums, &table[i].sample, &table[i].sum, False, (0,))
                 table[i].stride = leaves.arrays[i].strides[0]
                 bytes += leaves.arrays[i].nbytes
             else:

@@ -79,9 +79,7 @@ def view(node, write):
 def _view_torch(tensor, write):
     torch = sys.modules["torch"]
     if write and tensor.requires_grad:
-        raise TypeError(
-            "it requires grad, so it is a parameter or part of a graph; pass p.grad, or p.data if it is to be changed"
-        )
+        raise TypeError("it requires grad: a parameter or part of a graph; pass p.grad, or p.data if it is to be changed")
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
         raise TypeError(f"layout {tensor.layout}; only strided tensors have plain memory")

@@ -11,7 +11,7 @@ from ._arguments import Rule, number, spelled_out
 from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
 from ._cpu.plan import Plan, StandardState
-from ._decide import ULPS, acts, decide, exact_order, refused
+from ._decide import acts, decide, exact_order, refused
 from ._leaves import Leaves
 from .norm import result
 from .report import ClipReport
@@ -115,12 +115,13 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
 
     Notes
     -----
-    What a sample adds, rounded to the dtype of the sums, has a norm of at most `max_norm` in exact arithmetic: factors
-    leave room for the rounding (half an ulp of the dtype, so 0.4 % for bfloat16; float64 sums by `out` need none
-    to speak of). A sample whose norm is at most `max_norm` is added as it is, if the sums hold its dtype and there is
-    nothing to unscale; norms of orders other than 1, 2 and inf are known to 4 ulp, so one that close to the
-    threshold is clipped. These contributions are added in twice float64's precision, and the total is rounded once. So the
-    sensitivity of the sum before that last rounding is at most `max_norm`; the method is that of [1]_.
+    What a sample adds, rounded to the dtype of the sums, has a norm of at most `max_norm` in exact arithmetic:
+    factors leave room for the rounding (half an ulp of the dtype, so 0.4 % for bfloat16; float64 sums by `out` need
+    none to speak of). A sample whose norm is at most `max_norm` is added as it is, if the sums hold its dtype and
+    there is nothing to unscale. Norms of orders other than 1, 2 and inf (complex: 2) are not decided exactly: a
+    sample as close to the threshold as that room is clipped. These contributions are added in twice float64's
+    precision, and the total is rounded once. So the sensitivity of the sum before that last rounding is at most
+    `max_norm`; the method is that of [1]_.
 
     Memory beyond inputs and sums: a few hundred bytes per leaf and sample.
 
@@ -195,14 +196,12 @@ _ROOM = 1 + 2.0**-20
 
 def _bounded(sums, leaves, to, rule, max_norm):
     """Factors by sample, such that contributions keep the bound after their rounding."""
-    goal = _goal(leaves, to, rule.ord, max_norm)
-    norms = sums.norms()
-    if rule.grad_scale != 1.0 or not all(np.can_cast(a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True)):
-        over = ~(norms <= goal)
-    elif exact_order(rule.ord, leaves.arrays):  # unclipped samples are added as they are
+    goal = _goal(leaves, to, rule, max_norm)
+    kept = rule.grad_scale == 1.0 and all(np.can_cast(a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True))
+    if kept and exact_order(rule.ord, leaves.arrays):  # unclipped samples are added as they are
         over = acts(sums, leaves, rule, np.full(sums.count, max_norm), True) != 0
     else:
-        over = ~(norms <= max(max_norm * ULPS - 2.0**-1073, 0.0))
+        over = ~(sums.norms() <= goal)
     plan = Plan(sums.count)
     plan.settle(sums, np.full(sums.count, goal), rule.eps, False, True, (over & (goal < math.inf)).astype(np.uint8))
     if sums.nonfinite() and rule.nonfinite == "zero":
@@ -210,7 +209,7 @@ def _bounded(sums, leaves, to, rule, max_norm):
     return plan
 
 
-def _goal(leaves, to, ord, max_norm):
+def _goal(leaves, to, rule, max_norm):
     """The norm that stays within `max_norm` when each element is rounded up: by a relative part, and by a subnormal
     part, whose norm over all elements is taken off (below order 1, where norms do not add, its power)."""
     if max_norm == math.inf:
@@ -219,7 +218,10 @@ def _goal(leaves, to, ord, max_norm):
     for a, b in zip(leaves.arrays, to.arrays, strict=True):
         half, least = _UNITS.get(np.empty(0, b.dtype).real.dtype.name, _FLOAT64)
         relative = max(relative, half)
-        absolute.append((a[:1].size, 1.5 * least if a.dtype.kind == "c" else least))
+        if a.dtype.kind == "c":
+            least = 1.5 * least + 2.0**-1073 / rule.grad_scale  # of two parts; and of the magnitude that was measured
+        absolute.append((a[:1].size, least))
+    ord = rule.ord
     power = min(ord or 1.0, 1.0)
     most = max((least for _, least in absolute), default=0.0)
     count = sum(n * (least / most) ** ord for n, least in absolute)

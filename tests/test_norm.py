@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from reference import BFLOAT16, REAL, gradient, power_sum, snapshot
+from reference import BFLOAT16, REAL, element_error, gradient, power_sum, snapshot
 
 import gradclip
 
@@ -118,6 +118,13 @@ def test_eps_gives_pytorchs_factor():
     a = np.array([3.0, 4.0])
     report = gradclip.clip_by_global_norm_(a, 1.0, eps=1e-6)
     assert report.scale == 1.0 / (5.0 + 1e-6)
+
+
+def test_factors_below_float32_keep_bfloat16(isa):
+    a = np.array([3e38, -2e38] * 20, BFLOAT16)
+    clipped, report = gradclip.clip_by_global_norm(a, 1e-12)  # by 1e-51
+    assert element_error(clipped, a, report.scale) <= 0.501
+    assert gradclip.global_norm(clipped) == pytest.approx(1e-12, rel=0.01)
 
 
 @pytest.mark.parametrize("ord", [1, 2, math.inf, np.inf, 1.0, np.int64(2)])

@@ -280,7 +280,7 @@ static void NAME(step)(void *y, const void *x, ptrdiff_t n, double factor)
     ELEMENT *q = y;
 #if SHORT
     const float f = (float)factor;
-    if (!gc_fits_float(f)) {
+    if (!gc_fits_float(factor)) {
         for (ptrdiff_t i = 0; i < n; i++)
             q[i] = PUT(GET(q[i]) - GET(p[i]) * factor);
         return;

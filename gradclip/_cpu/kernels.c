@@ -71,11 +71,11 @@ static inline vd gc_square_rest(vd x, vd square)
 #endif
 }
 
-/* Whether a factor may be rounded to float32 before it multiplies halves. */
-static inline int gc_fits_float(float f)
+/* Whether a factor may be rounded to float32 before it multiplies halves: not if it becomes subnormal, 0 or Inf. */
+static inline int gc_fits_float(double factor)
 {
-    float a = f < 0 ? -f : f;
-    return (a >= 0x1p-126f && a <= 0x1.fffffep127f) || f == 0;
+    double a = factor < 0 ? -factor : factor;
+    return (a >= 0x1p-126 && a <= 0x1.fffffep127) || a == 0;
 }
 
 #define SHORT 11
@@ -215,7 +215,7 @@ static void scale_f16(void *y, const void *x, ptrdiff_t n, double factor)
     uint16_t *q = y;
     const float f = (float)factor;
     ptrdiff_t i = 0;
-    if (!gc_fits_float(f)) {
+    if (!gc_fits_float(factor)) {
         for (; i < n; i++)
             q[i] = gc_to_f16((float)(gc_from_f16(p[i]) * factor));
         return;
@@ -256,7 +256,7 @@ static void scale_bf16(void *y, const void *x, ptrdiff_t n, double factor)
     const uint16_t *p = x;
     uint16_t *q = y;
     const float f = (float)factor;
-    if (!gc_fits_float(f)) {
+    if (!gc_fits_float(factor)) {
         for (ptrdiff_t i = 0; i < n; i++)
             q[i] = gc_to_bf16((float)(gc_from_bf16(p[i]) * factor));
         return;

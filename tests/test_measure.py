@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from reference import REAL, gradient, norm_error, power_sum
+from reference import REAL, gradient, norm_error, power_sum, snapshot
 
 import gradclip
 
@@ -57,10 +57,16 @@ def test_pickle_is_small():
 
 
 def test_across_processes():
-    parts = [gradient(np.float32, 5000, "lognormal", seed=s) for s in range(4)]
+    parts = [gradient(dtype, 5000, "lognormal", seed=s) for s, dtype in enumerate([*REAL, np.float32, np.float64])]
+    clipped, report = gradclip.clip_by_global_norm(parts, 0.7)
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        found = sum(pool.map(gradclip.measure, parts))
-    assert found.norm == gradclip.global_norm(parts)
+        found = list(pool.map(gradclip.measure, parts))
+    for order in (found, found[::-1], [found[4] + found[1], found[0], found[5] + (found[3] + found[2])]):
+        whole = sum(order)
+        assert whole.norm == report.norm
+        there = [p.copy() for p in parts]
+        assert [gradclip.apply_clip_(p, whole, 0.7).scale for p in there] == [report.scale] * len(parts)
+        assert snapshot(there) == snapshot(clipped)
 
 
 def test_only_alike_measures_merge():

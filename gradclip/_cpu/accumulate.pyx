@@ -6,7 +6,7 @@ two float64 strips (sum and what additions lost) that stay in its nearest cache.
 read once, the sum is written once, and threads cannot matter."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cython.parallel cimport prange
-from libc.math cimport ldexp
+from libc.math cimport isfinite, ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
@@ -64,7 +64,7 @@ cdef void sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdi
         while i < batch and together < TOGETHER and sample.ndim == 0 and sample.dtype == b.sum.dtype:
             w = b.write + i
             factor[together] = w.factor.last if w.kind == Kind.SCALE else 1
-            if w.zero or w.factor.shift or factor[together] == 0:
+            if w.zero or w.factor.shift:
                 break
             together += 1
             i += 1
@@ -73,7 +73,7 @@ cdef void sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdi
                                               b.stride, together, n, factor)
             continue
         w = b.write + i
-        if w.kind != Kind.SCALE or w.factor.last != 0:     # else left out, whatever it holds
+        if not (w.zero and w.factor.last == 0):     # else left out, whatever it holds
             sample.data = b.sample.data + i * b.stride
             contribute(b, w, fetch(&sample, first, n, <char *>space), n, sums, errors)
         i += 1
@@ -88,7 +88,8 @@ cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip) noexcept n
     memset(errors, 0, sizeof(errors))
     sum_samples_of(b, batch, first, n, sums, errors)
     for i in range(n):
-        sums[i] += errors[i]
+        if isfinite(sums[i]):   # the errors of a sum that is not are NaN
+            sums[i] += errors[i]
     if b.sum.ndim == 0:
         kernels.narrow[b.sum.dtype](b.sum.data + first * b.sum.itemsize, sums, n)
     else:

@@ -9,13 +9,14 @@ GC_TINY .. GC_HUGE. These functions run inside `gc_fp_enter`: the rounding mode 
 from libc.float cimport DBL_MIN
 from libc.math cimport sqrt, fma, ldexp, frexp, fabs, copysign, isfinite, isnan, INFINITY
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t
 
 cdef extern from "kernels.h" nogil:
     int GC_SHIFT
 
 
 cdef extern from "powers.h" nogil:
-    double gc_root(double head, double tail, int exponent, double p, int *root_exponent)
+    double gc_root(double head, double tail, int64_t bin, double p, int *exponent)
 
 
 cdef extern from "<math.h>" nogil:
@@ -25,11 +26,12 @@ cdef extern from "<math.h>" nogil:
 
 cdef enum:
     DENORMAL = -1074        # exponent of the smallest float64
+    FAR = 40                # bins, more than long double has
 
 
 cdef struct Sum:
     long double high, low   # of the finite elements
-    int bin
+    int64_t bin
     long double amax        # largest finite magnitude: of a complex number, beyond float64 perhaps
     ptrdiff_t nans, infs    # elements that are NaN, Inf
     ptrdiff_t outside       # elements beyond the bounds, where bounds are given
@@ -52,7 +54,7 @@ cdef inline int shift_of(double ord) noexcept nogil:
     return 2 * GC_SHIFT if ord == 2 else GC_SHIFT
 
 
-cdef inline void fold(Sum *into, long double high, long double low, int bin, double ord) noexcept nogil:
+cdef inline void fold(Sum *into, long double high, long double low, int64_t bin, double ord) noexcept nogil:
     """Add (high + low) in `bin`. The smaller bin is scaled up to the larger: what then
     underflows is beyond the last bit."""
     cdef long double total, part
@@ -63,11 +65,13 @@ cdef inline void fold(Sum *into, long double high, long double low, int bin, dou
         into.high, into.low, into.bin = high, low, bin
         return
     if bin < into.bin:
-        high = ldexpl(high, shift * (bin - into.bin))
-        low = ldexpl(low, shift * (bin - into.bin))
+        shift *= <int>max(bin - into.bin, <int64_t>-FAR)
+        high = ldexpl(high, shift)
+        low = ldexpl(low, shift)
     elif bin > into.bin:
-        into.high = ldexpl(into.high, shift * (into.bin - bin))
-        into.low = ldexpl(into.low, shift * (into.bin - bin))
+        shift *= <int>max(into.bin - bin, <int64_t>-FAR)
+        into.high = ldexpl(into.high, shift)
+        into.low = ldexpl(into.low, shift)
         into.bin = bin
     total = into.high + high
     part = total - into.high
@@ -90,7 +94,7 @@ cdef inline Wide wide_sum(const Sum *s, double ord) noexcept nogil:
     cdef double rest = <double>(s.high - head) + <double>s.low
     w.head = head + rest
     w.tail = rest - (w.head - head)
-    w.exponent = shift_of(ord) * s.bin
+    w.exponent = shift_of(ord) * <int>s.bin if ord == 1 or ord == 2 else 0     # other orders: gc_root knows the bin
     return w
 
 
@@ -111,7 +115,7 @@ cdef inline Wide norm_of(const Sum *s, double ord, double grad_scale) noexcept n
             w.tail = rest - (w.head - root)
             w.exponent //= 2
         elif ord != 1 and w.head > 0:
-            root = gc_root(w.head, w.tail, w.exponent, ord, &w.exponent)
+            root = gc_root(w.head, w.tail, s.bin, ord, &w.exponent)
             w.head, w.tail = root, 0
     if grad_scale != 1:
         w = divide(w, grad_scale)

@@ -35,6 +35,18 @@ static inline void gc_pair_abs(double *y, const void *x, ptrdiff_t n, int dtype)
     }
 }
 
+/* The same for pairs of which a part reaches 2**-500, or (small) none does, and 0 for the others; scaled by
+ * 2**-exponent so that none leaves the normal numbers. */
+static inline void gc_pair_abs_of(double *y, const void *x, ptrdiff_t n, int dtype, int small, int *exponent)
+{
+    *exponent = small ? -GC_SHIFT : 2;
+    const double scale = ldexp(1, -*exponent);
+    for (ptrdiff_t i = 0; i < n; i += 2) {
+        double a = fabs(gc_part(x, i, dtype)), b = fabs(gc_part(x, i + 1, dtype));
+        y[i / 2] = (a < 0x1p-500 && b < 0x1p-500) == small ? hypot(a * scale, b * scale) : 0;
+    }
+}
+
 /* Zeroes both parts of every pair that is not finite and counts it as NaN or, without one, as Inf. */
 static inline void gc_pair_zero(void *x, ptrdiff_t n, int dtype, ptrdiff_t *nan_count, ptrdiff_t *inf_count)
 {

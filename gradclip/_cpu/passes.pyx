@@ -18,6 +18,7 @@ from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from cython.parallel cimport prange
 from libc.math cimport INFINITY, isfinite, ldexp
 from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t
 from libc.string cimport memmove
 
 from gradclip._leaves cimport Leaves, gc_leaf, gc_move, gc_unit, lay_out
@@ -30,10 +31,11 @@ from gradclip._cpu.work cimport BLOCK, PANEL, SCALED, Group, Part, Work, cut
 cdef extern from "pairs.h" nogil:
     long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
     void gc_pair_abs(double *y, const void *x, ptrdiff_t n, int dtype)
+    void gc_pair_abs_of(double *y, const void *x, ptrdiff_t n, int dtype, bint small, int *exponent)
     void gc_pair_zero(void *x, ptrdiff_t n, int dtype, ptrdiff_t *nans, ptrdiff_t *infs)
 
 cdef extern from "powers.h" nogil:
-    gc_sum gc_sum_powers(const double *x, ptrdiff_t n, int exponent, double p, int shift, int *bin)
+    gc_sum gc_sum_powers(const double *x, ptrdiff_t n, int exponent, double p, int64_t *bin)
 
 cdef enum:
     PROBE = 64              # elements that guess for a segment
@@ -156,7 +158,7 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, doubl
     if amax == 0 or ord == 0:
         return
     if ord != 1 and ord != 2:
-        measure_powers(leaf, x, n, amax, ord, into)
+        measure_powers(leaf, x, n, ord, into)
         return
     if t == GC_F64 and not GC_TINY <= amax <= GC_HUGE:
         bin = 1 if amax > GC_HUGE else -1
@@ -173,22 +175,21 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, doubl
     fold(into, s.high, s.low, bin, ord)
 
 
-cdef void measure_powers(const gc_leaf *leaf, const char *x, ptrdiff_t n, double amax, double p, Sum *into) noexcept nogil:
+cdef void measure_powers(const gc_leaf *leaf, const char *x, ptrdiff_t n, double p, Sum *into) noexcept nogil:
     """Add the p-th powers of a block of finite elements."""
     cdef double wide[BLOCK]
-    cdef int bin = 0, exponent = 0
+    cdef int64_t bin = 0
+    cdef int exponent = 0, small
     cdef gc_sum s
-    if leaf.is_complex:
-        if leaf.dtype == GC_F64 and amax > GC_HUGE:     # a modulus could leave the range
-            exponent = 2
-            kernels.scale[leaf.dtype](wide, x, n, 0.25)
-            x = <const char *>wide
-        gc_pair_abs(wide, x, n, leaf.dtype)
-        n //= 2
-    else:
+    if not leaf.is_complex:
         kernels.widen[leaf.dtype](wide, x, n)
-    s = gc_sum_powers(wide, n, exponent, p, GC_SHIFT, &bin)
-    fold(into, s.high, s.low, bin, p)
+        s = gc_sum_powers(wide, n, 0, p, &bin)
+        fold(into, s.high, s.low, bin, p)
+        return
+    for small in range(2):
+        gc_pair_abs_of(wide, x, n, leaf.dtype, small, &exponent)
+        s = gc_sum_powers(wide, n // 2, exponent, p, &bin)
+        fold(into, s.high, s.low, bin, p)
 
 
 cdef void measure_segment(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end, double ord, const Write *bounds,

@@ -1,83 +1,112 @@
-/* Powers and roots for norms of any order p. A power is t * 2**k with t near 1 and a whole k, so nothing can
- * leave the range; what an element adds is a function of that element alone, so order and split cannot matter.
- * Below p = 0.75 a root multiplies errors by 1 / p, and long double keeps them small. */
+/* Powers and roots for norms of any order p. A power is t * 2**k * 2**(GC_SHIFT * bin) with whole k and bin, so nothing
+ * can leave the range; what an element adds is a function of that element alone, so order and split cannot matter.
+ * Below p = 1 a root multiplies errors by 1 / p: there t is a long double (x86-64: 11 bits more than a double). */
 #ifndef GRADCLIP_POWERS_H
 #define GRADCLIP_POWERS_H
 
 #include <math.h>
 #include <stddef.h>
+#include <stdint.h>
 #include "kernels.h"
 
-/* e * p as a whole number and what is left, exactly; |left| <= 1/2. */
-static inline double gc_whole(int e, double p, double *left)
+typedef struct {
+    double p, rest; /* p = bins * GC_SHIFT + rest, exactly */
+    int64_t bins;
+} gc_order;
+
+typedef struct {
+    long double t;
+    int k;
+    int64_t bin;
+} gc_power;
+
+/* Below 2**-12 two elements that are not 0 have a norm beyond float64, and clip to 0; from 2**60 on the norm is the
+ * maximum to the last bit: orders beyond change nothing. */
+static inline gc_order gc_order_of(double p)
 {
-    double whole = rint(e * p);
-    *left = fma(e, p, -whole);
-    return whole;
+    p = p < 0x1p-12 ? 0x1p-12 : p > 0x1p60 ? 0x1p60 : p;
+    gc_order o = {p, fmod(p, GC_SHIFT), 0};
+    o.bins = (int64_t)((p - o.rest) / GC_SHIFT);
+    return o;
 }
 
-/* (x * 2**exponent)**p = result * 2**k for x > 0. */
-static inline double gc_power(double x, int exponent, double p, double *k)
+/* (x * 2**exponent)**p for x > 0. */
+static inline gc_power gc_power_of(double x, int exponent, gc_order o)
 {
+    gc_power r;
     int e;
-    double left, m = frexp(x, &e);
+    double m = frexp(x, &e), l = 0;
     e += exponent;
     if (m < 0.7071067811865476) { /* around 1 the power stays small, whatever p is */
         m *= 2;
         e--;
     }
-    if (p == 0.5) { /* an exact root, of an even exponent */
-        int odd = e & 1;
-        *k = (e - odd) / 2;
-        return sqrt(odd ? 2 * m : m);
+    r.bin = e * o.bins;
+    double k = rint(e * o.rest), left = fma(e, o.rest, -k); /* |left| <= 1/2 */
+    if (o.p == 0.5) { /* an exact root, of an even exponent: 30 times faster */
+        const int odd = e & 1;
+        k = (e - odd) / 2;
+        r.t = sqrt(odd ? 2 * m : m);
+    } else if (o.p < 1)
+        r.t = powl(m, o.p) * exp2l((long double)e * o.rest - k); /* e * p has 64 bits */
+    else if (o.p <= GC_SHIFT)
+        r.t = left == 0 ? pow(m, o.p) : pow(m, o.p) * exp2(left);
+    else { /* m**p itself may leave the range */
+        l = o.p * log2(m);
+        double over = rint(l / GC_SHIFT);
+        r.bin += (int64_t)over;
+        l = fma(-GC_SHIFT, over, l);
+        k += rint(l);
+        r.t = exp2(l - rint(l)) * exp2(left);
     }
-    *k = gc_whole(e, p, &left);
-    if (p < 0.75)
-        return (double)(powl(m, p) * exp2l(left));
-    if (p > 1000) { /* m**p itself may leave the range */
-        double l = p * log2(m), whole = rint(l);
-        *k += whole;
-        return exp2(l - whole) * exp2(left);
-    }
-    return left == 0 ? pow(m, p) : pow(m, p) * exp2(left);
+    double over = rint(k / GC_SHIFT);
+    r.bin += (int64_t)over;
+    r.k = (int)(k - GC_SHIFT * over);
+    return r;
 }
 
-/* Sum of |x * 2**exponent|**p over n finite x, as (high + low) * 2**(shift * bin). */
-static inline gc_sum gc_sum_powers(const double *x, ptrdiff_t n, int exponent, double p, int shift, int *bin)
+/* Sum of |x * 2**exponent|**p over n finite x, as (high + low) * 2**(GC_SHIFT * bin). */
+static inline gc_sum gc_sum_powers(const double *x, ptrdiff_t n, int exponent, double p, int64_t *bin)
 {
+    const gc_order o = gc_order_of(p);
     gc_sum s = {0, 0, 0};
-    double largest = 0, k;
+    double largest = 0;
     for (ptrdiff_t i = 0; i < n; i++)
         largest = fabs(x[i]) > largest ? fabs(x[i]) : largest;
     if (largest == 0)
         return s;
-    gc_power(largest, exponent, p, &k);
-    *bin = (int)rint(k / shift);
+    *bin = gc_power_of(largest, exponent, o).bin;
     for (ptrdiff_t i = 0; i < n; i++) {
         if (x[i] == 0)
             continue;
-        double t = gc_power(fabs(x[i]), exponent, p, &k);
-        k -= (double)shift * *bin;
-        if (k < -1000) /* far beyond the last bit */
+        gc_power r = gc_power_of(fabs(x[i]), exponent, o);
+        if (r.bin < *bin - 1) /* far beyond the last bit */
             continue;
-        t = ldexp(t, (int)k);
-        double sum = s.high + t, part = sum - s.high;
-        s.low += (s.high - (sum - part)) + (t - part);
+        long double t = ldexpl(r.t, r.k + (int)(r.bin - *bin) * GC_SHIFT);
+        double head = (double)t, sum = s.high + head, part = sum - s.high;
+        s.low += (s.high - (sum - part)) + (head - part) + (double)(t - head);
         s.high = sum;
     }
     return s;
 }
 
-/* The p-th root of (head + tail) * 2**exponent, as result * 2**root_exponent. */
-static inline double gc_root(double head, double tail, int exponent, double p, int *root_exponent)
+/* The p-th root of (head + tail) * 2**(GC_SHIFT * bin), as result * 2**exponent. */
+static inline double gc_root(double head, double tail, int64_t bin, double p, int *exponent)
 {
+    const gc_order o = gc_order_of(p);
     int e;
     long double m = frexp(head, &e);
     m += ldexp(tail, -e);
-    double total = (double)e + exponent, whole = rint(total / p);
-    double left = fma(-whole, p, total); /* exact: total = whole * p + left */
-    *root_exponent = (int)whole;
-    return (double)(powl(m, 1 / (long double)p) * exp2l(left / (long double)p));
+    if (m < 0.7071067811865476L) {
+        m *= 2;
+        e--;
+    }
+    double whole = rint(((double)bin * GC_SHIFT + e) / o.p);
+    /* What is left of the exponent: the multiples of GC_SHIFT cancel in integers, the rest is exact. */
+    double left = fma(-whole, o.rest, (double)(bin - (int64_t)whole * o.bins) * GC_SHIFT + e);
+    long double l = (log2l(m) + left) / o.p, more = rintl(l);
+    *exponent = (int)(whole + (double)more);
+    return (double)exp2l(l - more);
 }
 
 #endif

@@ -27,11 +27,11 @@ cdef class Sums:
         PyMem_Free(self.leaf)
 
     @staticmethod
-    def from_exact(total, Py_ssize_t exponent, double ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs,
+    def from_exact(total, exponent, double ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs,
                    first_nonfinite):
         """Sums of no leaves of their own, whose total was measured elsewhere: the integer total * 2**exponent."""
         cdef Sums sums = Sums(0, 0, ord, grad_scale)
-        cdef Py_ssize_t size = total.bit_length() + exponent
+        size = total.bit_length() + exponent
         sums.total.nans, sums.total.infs = nans, infs
         sums.true_max, sums.first_nonfinite = max_abs, first_nonfinite
         sums.total.amax = 1 if total else 0
@@ -39,8 +39,8 @@ cdef class Sums:
             sums.total.amax = ldexpl(<double>float(Fraction(total) / Fraction(2) ** total.bit_length()), <int>size)
         elif total:
             if not -800 <= size <= 1000:
-                sums.total.bin = <int>round(size / shift_of(ord))
-            part = Fraction(total) * Fraction(2) ** (exponent - shift_of(ord) * sums.total.bin)
+                sums.total.bin = (size + shift_of(ord) // 2) // shift_of(ord)
+            part = Fraction(total) * Fraction(2) ** (exponent - shift_of(ord) * <object>sums.total.bin)
             sums.total.high = <double>float(part)
             sums.total.low = <double>float(part - Fraction(<double>sums.total.high))
         return sums
@@ -146,4 +146,4 @@ cdef class Sums:
             return Fraction(a), exponent
         a, c = <double>s.high, <double>s.low
         b, d = <double>(s.high - a), <double>(s.low - c)
-        return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), shift_of(self.ord) * s.bin
+        return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), shift_of(self.ord) * <object>s.bin

@@ -39,7 +39,8 @@ def decide(
     target: one threshold (a number or a rule), or float64 of one per unit of `sums`.
     max_norm: what the report shows as threshold, if not the target.
     keep_out: `to` is the caller's `out`, which a skipped step must not touch.
-    share: of the exact sum behind the norm, how much belongs to `to` (strict bounds that part).
+    share: how much of the exact sum behind the norm (for RATIONAL orders; of the norm itself for others) belongs to
+        `to`: strict bounds that part.
     norms: what the report shows as norms of the leaves, if not those of `sums`.
     owners: of each unit of `to`, the unit of `sums` that it belongs to, where these differ.
     lr: `to` takes a step by so much of its sources, instead of becoming them."""
@@ -177,7 +178,7 @@ def _enforce(to, plan, rule, sums, target, share, owners):
             written = written.by_owner(owners, plan.count)
         over = False
         for i, (unit, goal) in enumerate(units):
-            if goal == math.inf or sums.shows_nonfinite(unit):
+            if goal == math.inf or plan.keeps(i) or sums.shows_nonfinite(unit):
                 continue
             if written.nonfinite(unit):  # overflow to Inf is above any bound
                 ratio = 0.5
@@ -186,7 +187,7 @@ def _enforce(to, plan, rule, sums, target, share, owners):
                 total = written.exact(unit) * MARGIN if rule.ord else written.exact(unit)
                 ratio = float(bound / total) ** (1.0 / (rule.ord or 1)) if total > bound else None
             else:
-                bound = goal * share ** (1.0 / rule.ord) * ULPS
+                bound = goal * share * ULPS
                 ratio = bound / written.norm(unit) if written.norm(unit) > bound else None
             if ratio is not None:
                 over = True

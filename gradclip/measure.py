@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from .report import ClipReport
     from .thresholds import Threshold
 
+# Bits that a merged sum of other powers than 1 and 2 keeps: a norm is made of the first 106.
+KEPT = 4096
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Measure:
@@ -110,7 +113,9 @@ class Measure:
                 raise ValueError(f"measures of different {name} cannot be merged: {mine:g} and {theirs:g}")
         join = max if self.ord == math.inf else operator.add
         exponent = min(self._exponent, other._exponent)
-        mine, theirs = self._sum << self._exponent - exponent, other._sum << other._exponent - exponent
+        if self.ord not in (1.0, 2.0, math.inf):  # powers span more bits than memory has
+            exponent = max(exponent, self._top() - KEPT, other._top() - KEPT)
+        mine, theirs = self._in_units_of(exponent), other._in_units_of(exponent)
         return Measure(
             self.ord,
             self.grad_scale,
@@ -122,6 +127,13 @@ class Measure:
             self._infs + other._infs,
             *dyadic(Fraction(join(mine, theirs)), exponent),
         )
+
+    def _in_units_of(self, exponent):
+        shift = self._exponent - exponent
+        return self._sum << shift if shift >= 0 else self._sum >> min(-shift, self._sum.bit_length())
+
+    def _top(self):
+        return self._exponent + self._sum.bit_length() if self._sum else -math.inf
 
     def __radd__(self, other: int) -> Measure:
         return self if isinstance(other, int) and other == 0 else NotImplemented
@@ -260,5 +272,5 @@ def _apply(leaves, to, measure, rule, max_norm, keep_out):
         if rule.strict and rule.ord in (1.0, 2.0) and measure.exact():
             share = measure_leaves(leaves, rule.ord).exact() / measure.exact()
         elif rule.strict and rule.ord and measure.norm:
-            share = (measure_leaves(leaves, rule.ord, rule.grad_scale).norm() / measure.norm) ** rule.ord
+            share = measure_leaves(leaves, rule.ord, rule.grad_scale).norm() / measure.norm
     return decide(sums, to, rule, max_norm, keep_out=keep_out, share=share, norms=measure.norms)

@@ -157,6 +157,10 @@ cdef class Plan:
                 least = self.write[i].factor.value
         return least
 
+    def keeps(self, Py_ssize_t i):
+        """Whether unit i is left as it is, but perhaps for elements that are not finite."""
+        return self.write[i].kind == Kind.KEEP
+
     def acting(self):
         """How many units are brought to their goal."""
         cdef Py_ssize_t i, count = 0

@@ -26,7 +26,6 @@ MARGIN = 1 + Fraction(1, 2**60)
 # Orders (0: inf) whose sums are compared in rational arithmetic; the norms of others lie within 4 ulp.
 RATIONAL = (0.0, 1.0, 2.0)
 ULPS = 1 - 2.0**-49
-TINY = 1e-290
 
 # Half an ulp of 1, by dtype.
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "complex64": 2.0**-24}

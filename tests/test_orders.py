@@ -14,7 +14,7 @@ import gradclip
 
 ORDERS = [2.0**-11, 0.01, 0.25, 0.5, 0.7, 1.5, 2.5, 3, 4, 10, 100, 601.25, 1001.5, 1e5, 1e9, 2.0**53, 1e17]
 DIGITS = Context(prec=60, Emax=999999, Emin=-999999)
-ENORMOUS = Decimal(2) ** 1024 - Decimal(2) ** 970  # rounds to Inf
+ENORMOUS = Decimal("2") ** 1024 - Decimal(2) ** 970  # rounds to Inf
 
 
 def exact_norm(arrays, p):
@@ -27,7 +27,7 @@ def exact_norm(arrays, p):
             found += [(x * x + y * y).sqrt() if y else abs(x) for x, y in pairs]
         found = [x for x in found if x]
         if not found:
-            return Decimal(0)
+            return Decimal("0")
         largest, p = max(found), Decimal(p)
         logs = [p * (x / largest).ln() for x in found]
         return largest * (sum(log.exp() for log in logs if log > -200).ln() / p).exp()
@@ -166,7 +166,7 @@ def test_strict_holds_for_a_union_that_is_clipped_apart(p):
     threshold = whole.norm / 3
     for x in parts:
         gradclip.apply_clip_(x, whole, threshold, strict=True)
-    assert Decimal(threshold) * Decimal(0.98) <= exact_norm(parts, p) <= threshold
+    assert Decimal(threshold) * Decimal("0.98") <= exact_norm(parts, p) <= threshold
 
 
 @pytest.mark.parametrize("p", [0.25, 3, 1001.5])

@@ -351,13 +351,11 @@ static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t row
         }
 #endif
         vd term = ord == 1 ? vd_abs(x) : x * x;
-        vd t = s + term, part = t - s;
-        e += (s - (t - part)) + (term - part);
+        gc_two_sum(&s, &e, term);
 #if WIDE
         if (ord != 1)
             e += vd_where_above(term, 0x1p-960, gc_square_rest(x, term)); /* alike without fma */
 #endif
-        s = t;
     }
     memcpy(sum, &s, sizeof s);
     memcpy(error, &e, sizeof e);
@@ -393,13 +391,18 @@ static void NAME(add_samples)(double *sum, double *error, const void *x, ptrdiff
 {
     const char *p = x;
 #if SHORT
-    ELEMENT scaled[GC_STRIP];
+    ELEMENT scaled[GC_STRIP + GC_W] = {0};
     for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
         NAME(scale)(scaled, p, n, factor[i]);
-        for (ptrdiff_t j = 0; j < n; j++)
-            sum[j] += GET(scaled[j]);
+        for (ptrdiff_t j = 0; j < n; j += GC_W) {
+            vd s, e;
+            memcpy(&s, sum + j, sizeof s);
+            memcpy(&e, error + j, sizeof e);
+            gc_two_sum(&s, &e, LOAD(scaled + j));
+            memcpy(sum + j, &s, sizeof s);
+            memcpy(error + j, &e, sizeof e);
+        }
     }
-    (void)error;
 #else
     for (ptrdiff_t j = 0; j < n; j += GC_W) {
         const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
@@ -408,13 +411,7 @@ static void NAME(add_samples)(double *sum, double *error, const void *x, ptrdiff
         memcpy(&e, error + j, sizeof e);
         for (ptrdiff_t i = 0; i < rows; i++, q += stride) {
             ELEMENT padded[GC_W];
-            vd term = ROUND(LOAD(NAME(whole_vector)(q, n - j, padded)) * vd_all(factor[i]));
-            vd t = s + term;
-#if WIDE
-            vd part = t - s;
-            e += (s - (t - part)) + (term - part);
-#endif
-            s = t;
+            gc_two_sum(&s, &e, ROUND(LOAD(NAME(whole_vector)(q, n - j, padded)) * vd_all(factor[i])));
         }
         memcpy(sum + j, &s, sizeof s);
         memcpy(error + j, &e, sizeof e);

@@ -71,6 +71,19 @@ static inline vd gc_square_rest(vd x, vd square)
 #endif
 }
 
+/* sum + error += term, without loss. A third of the sums go through the fused units: the others have enough to do. */
+static inline void gc_two_sum(vd *sum, vd *error, vd term)
+{
+    vd t = *sum + term, part = t - *sum;
+#if GC_FMA
+    const vd one = vd_all(1.0);
+    *error += (*sum - vd_fma(one, t, -part)) + vd_fma(one, term, -part);
+#else
+    *error += (*sum - (t - part)) + (term - part);
+#endif
+    *sum = t;
+}
+
 /* Whether a factor may be rounded to float32 before it multiplies halves: not if it becomes subnormal, 0 or Inf. */
 static inline int gc_fits_float(double factor)
 {

@@ -53,8 +53,8 @@ typedef struct {
     void (*widen[GC_DTYPES])(double *y, const void *x, ptrdiff_t n);
     void (*narrow[GC_DTYPES])(void *y, const double *x, ptrdiff_t n);
     /* sum + error += x * factor, element by element, over `rows` rows of n <= GC_STRIP elements that lie `stride` bytes
-     * apart, each with a factor; the product is rounded to the dtype. Sums are float64, and with what their additions
-     * lost in `error` for float64 elements. Both have room for whole vectors. */
+     * apart, each with a factor; the product is rounded to the dtype. Sums are float64, with what their additions
+     * lost in `error`. Both have room for whole vectors. */
     void (*add_samples[GC_DTYPES])(double *sum, double *error, const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n,
                                    const double *factor);
     /* Columns of a panel, `rows` rows of n <= GC_PANEL elements that lie `stride` bytes apart: each column's sum of squares

@@ -30,6 +30,7 @@ int main(void)
         float single[GC_BLOCK];
         double full[GC_BLOCK];
     } x, y;
+    static double wide[GC_BLOCK], factor[GC_PANEL], total[GC_PANEL], rest[GC_PANEL], column_max[GC_PANEL];
     const gc_kernels *k = &gc_kernels_baseline;
     for (int t = 0; t < GC_DTYPES; t++) {
         hash = 14695981039346656037u;
@@ -65,6 +66,25 @@ int main(void)
             mix(&y, (size_t)n * size[t]);
             ptrdiff_t outside = k->count_outside[t](&x, n, -0.125, 0.25);
             mix(&outside, sizeof outside);
+            k->step[t](&y, &x, n, -0.3e-2);
+            mix(&y, (size_t)n * size[t]);
+            k->widen[t](wide, &x, n);
+            mix(wide, (size_t)n * sizeof *wide);
+            for (int i = 0; i < n; i++)
+                wide[i] *= 0.7;
+            k->narrow[t](&y, wide, n);
+            mix(&y, (size_t)n * size[t]);
+            ptrdiff_t width = 1 + n % GC_PANEL, rows = n / width, stride = width * (ptrdiff_t)size[t];
+            for (ptrdiff_t j = 0; j < width; j++)
+                factor[j] = 0.37e-3 * (double)(j + 1);
+            for (int ord = 1; ord <= 2; ord++) {
+                k->sum_columns[t](&x, stride, rows, width, ord, total, rest, column_max);
+                mix(total, (size_t)width * sizeof *total);
+                mix(rest, (size_t)width * sizeof *rest);
+                mix(column_max, (size_t)width * sizeof *column_max);
+            }
+            k->scale_columns[t](&y, stride, &x, stride, rows, width, factor);
+            mix(&y, (size_t)(rows * stride));
         }
         printf("%016llx\n", (unsigned long long)hash);
     }

@@ -172,7 +172,7 @@ def test_columns(dtype, shape):
         assert element_error(y[:300], x[:300], factor) <= 0.501
 
 
-@pytest.mark.parametrize("ord", [1, 2, math.inf, 3])
+@pytest.mark.parametrize("ord", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [*REAL, COMPLEX[1]], ids=str)
 def test_threads_and_sets_change_no_bit(dtype, threads, ord):
     leaves = [columns(dtype, shape, seed=4) for shape in [(3000, 70), (9, 700), (200, 300)]]

@@ -81,6 +81,11 @@ def test_thresholds_by_leaf_hold_for_slices():
     assert gradclip.clip_by_norm(grads, {"a": 2.5}, axis=1)[1].scales.tolist() == [0.5, 1.0, 1.0]
 
 
+def test_a_threshold_may_stand_where_a_gradient_is_none():
+    grads = {"weight": np.array([3.0, 4.0]), "frozen": None}
+    assert gradclip.clip_by_norm(grads, {"weight": 2.5, "frozen": 1.0})[1].scales.tolist() == [0.5]
+
+
 @pytest.mark.parametrize(
     ("thresholds", "error", "message"),
     [
@@ -88,7 +93,7 @@ def test_thresholds_by_leaf_hold_for_slices():
         ({"embed": 1, "layers": (1, None, [1]), "head": 1.0}, ValueError, "^head: grads and max_norm are nested"),
         ({"embed": [1], "layers": (1, None, [1]), "head": (1, 1)}, ValueError, "^embed: grads and max_norm are nested"),
         ({"embed": 1, "layers": (1, None), "head": (1, 1)}, ValueError, "^layers: grads has 3 entries, max_norm has 2"),
-        ({"embed": 1, "layers": (1, 1, [1]), "head": (1, 1)}, ValueError, "^layers/1: grads and max_norm are nested"),
+        ({"embed": 1, "layers": (None, 1, [1]), "head": (1, 1)}, ValueError, "^layers/0: grads and max_norm are nested"),
         ({"embed": None, "layers": (1, None, [1]), "head": (1, 1)}, ValueError, "^embed: grads and max_norm are nested"),
         ({"embed": 1, "layers": {"0": 1}, "head": (1, 1)}, ValueError, "^layers: grads is a tuple, max_norm a dict"),
         ({"embed": 1, "layers": (1, None, [-2]), "head": (1, 1)}, ValueError, "max_norm of layers/2/0 must be at least 0"),

@@ -95,7 +95,7 @@ def installed(names=peers.NAMES):
     for name in names:
         try:
             found[name] = peers.load(name)
-            found[name].prepare([np.ones(1)])
+            found[name].prepare([np.ones(1, np.float32)])
         except NotImplementedError:
             del found[name]
     return found

@@ -57,13 +57,13 @@ class Result:
         return self.seconds["gradclip"] / self.seconds["limit"]
 
 
-class _Gradient:
+class Gradient:
     """Leaves to be clipped again and again: thresholds fall by 2 %, more than any contender's norm can be wrong,
     so that every call has something to write. `refill` brings back the leaves and the first threshold."""
 
     def __init__(self, leaves):
         self.leaves, self.fresh = leaves, [leaf.copy() for leaf in leaves]
-        self.norm = self.threshold = gradclip.global_norm(leaves)
+        self.norm = self.threshold = gradclip.measure(leaves).norm  # of the finite elements
 
     def refill(self):
         self.threshold = self.norm
@@ -94,7 +94,7 @@ def fastest(peers, leaves, clips, **budget):
     stream = Stream(Leaves(leaves))
     refill, max_norm = None, lambda: math.inf
     if clips:
-        gradient = _Gradient(leaves)
+        gradient = Gradient(leaves)
         refill, max_norm = gradient.refill, gradient.next_threshold
 
     def limit(team):
@@ -201,7 +201,7 @@ def _dtype(name):
 
 def _measure(kinds, end):
     """The results of all cases, which share the time that is left until `end`."""
-    peers, room = installed_peers(), _free_memory() / 4
+    peers, room = installed_peers(), free_memory() / 4
     cases = []
     for dtype, kind in kinds.items():
         one = [(_size(n), 1, n // kind.itemsize) for n in SIZES if n <= room or n == SIZES[0]]
@@ -221,7 +221,7 @@ def _measure(kinds, end):
     return results
 
 
-def _free_memory(meminfo=Path("/proc/meminfo"), group=Path("/sys/fs/cgroup")):
+def free_memory(meminfo=Path("/proc/meminfo"), group=Path("/sys/fs/cgroup")):
     """Bytes that the system and the container's limit leave; infinity where neither can be asked."""
     free = math.inf
     try:

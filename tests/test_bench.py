@@ -234,16 +234,16 @@ def test_missing_package_names_the_extra(module, options, extra, capsys, monkeyp
 
 def test_free_memory_is_the_least_of_system_and_container(tmp_path):
     meminfo = tmp_path / "meminfo"
-    assert bench._free_memory(meminfo, tmp_path) == math.inf
+    assert bench.free_memory(meminfo, tmp_path) == math.inf
     meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:   4000 kB\n")
-    assert bench._free_memory(meminfo, tmp_path) == 4000 * 1024
+    assert bench.free_memory(meminfo, tmp_path) == 4000 * 1024
     (tmp_path / "memory.current").write_text("1000\n")
     for limit, free in ("max", 4000 * 1024), ("3000", 2000), (str(2**40), 4000 * 1024):
         (tmp_path / "memory.max").write_text(limit)
-        assert bench._free_memory(meminfo, tmp_path) == free
+        assert bench.free_memory(meminfo, tmp_path) == free
 
 
 @pytest.mark.usefixtures("small")
 def test_little_memory_leaves_the_small_sizes(monkeypatch, capsys):
-    monkeypatch.setattr(bench, "_free_memory", lambda: 4 * 4**6)
+    monkeypatch.setattr(bench, "free_memory", lambda: 4 * 4**6)
     assert {r.bytes for r in bench.run(0.1) if r.leaves == 1} == {4**6}

@@ -1,11 +1,6 @@
 """Clipping: the read pass and, where the norm is above the threshold, the write pass."""
 
-import numpy as np
-
-import gradclip
-from gradclip import _peers as peers
-
-from .common import COUNTS, DTYPES, MODELS, SIZES, THREADS, Bench, dtype, flat
+from .common import COUNTS, DTYPES, MODELS, SIZES, THREADS, Bench, flat, peers
 
 CLIPS = (False, True)
 
@@ -78,54 +73,39 @@ class Threads(Bench):
 
 
 class Functional(Bench):
-    """With `out=`, for ResNet-50 in float32. The gradient stays, so nothing needs to be given back."""
+    """The gradient of ResNet-50 stays, in float32, and the result is new, or goes into `out`."""
 
+    params = (CLIPS, ["gradclip", "numpy", "optax"])
+    param_names = ("clips", "peer")
+
+    def setup(self, clips, peer):
+        self.start(peer, MODELS["ResNet-50"](), clips=clips, refill=False)
+
+    def time_clip_by_global_norm(self, clips, peer):
+        self.peer.clip_by_global_norm(self.grads, self.max_norm)
+
+
+class Out(Bench):
     params = (CLIPS, ["gradclip", "numpy"])
     param_names = ("clips", "peer")
 
     def setup(self, clips, peer):
-        self.start(peer, MODELS["ResNet-50"](), clips=clips)
-        self.out = [leaf.copy() for leaf in self.grads]  # not zeros: their pages would first be mapped by the call
+        self.start(peer, MODELS["ResNet-50"](), clips=clips, refill=False)
+        self.out = self.work.fresh  # not zeros: their pages would first be mapped by the call
 
     def time_clip_by_global_norm(self, clips, peer):
         self.peer.clip_by_global_norm(self.grads, self.max_norm, out=self.out)
 
 
-class Others(Bench):
-    """The other ways to clip in place, acting on about a third of the elements or on every leaf."""
+class Unscale(Bench):
+    """A mixed-precision gradient, held times 2**16, is unscaled and clipped: GPT-2 small in float32. PyTorch unscales
+    first, as its GradScaler does."""
 
-    params = (["1 leaf of 10 million", "1000 leaves of 1000"], ["gradclip", "numpy", "torch"])
-    param_names = ("float32", "peer")
+    params = ("gradclip", "numpy", "torch")
+    param_names = ("peer",)
 
-    def setup(self, leaves, peer):
-        self.start(peer, flat(10**7) if leaves.startswith("1 ") else flat(1000, 1000), clips=True)
+    def setup(self, peer):
+        self.start(peer, MODELS["GPT-2 small"]())
 
-    def time_clip_by_value_(self, leaves, peer):
-        self.peer.clip_by_value_(self.grads, 1.0)
-
-    def time_clip_by_norm_(self, leaves, peer):
-        self.peer.clip_by_norm_(self.grads, 1.0)
-
-    def time_normalize_(self, leaves, peer):
-        self.peer.normalize_(self.grads)
-
-
-class Memory:
-    """The peak of the whole process with a leaf of 256 MiB: in place as much as for the leaf alone, whatever
-    the dtype, and one leaf more for a new result."""
-
-    params = (DTYPES,)
-    param_names = ("dtype",)
-
-    def setup(self, name):
-        self.leaf = np.zeros(2**28, np.uint8).view(dtype(name))
-        self.leaf[...] = 1
-
-    def peakmem_leaf_alone(self, name):
-        pass
-
-    def peakmem_clip_by_global_norm_(self, name):
-        gradclip.clip_by_global_norm_(self.leaf, 1.0)
-
-    def peakmem_clip_by_global_norm(self, name):
-        gradclip.clip_by_global_norm(self.leaf, 1.0)
+    def time_unscale_and_clip_(self, peer):
+        self.peer.unscale_and_clip_(self.grads, self.max_norm / 2**16, 2.0**16)

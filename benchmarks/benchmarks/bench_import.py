@@ -1,13 +1,24 @@
-"""What `import gradclip` costs a fresh interpreter: alone, and where NumPy is there already."""
+"""What importing costs a fresh interpreter: gradclip alone, where NumPy is there already, and the peers."""
+
+from .common import peers
+
+STATEMENTS = {
+    "gradclip": "import gradclip",
+    "gradclip, after numpy": ("import gradclip", "import numpy"),
+    "numpy": "import numpy",
+    "scipy": "import scipy.linalg.blas",
+    "torch": "import torch",
+    "optax": "import optax",
+}
 
 
-def timeraw_import_gradclip():
-    return "import gradclip"
+class Import:
+    params = tuple(STATEMENTS)
+    param_names = ("package",)
+    repeat = (3, 10, 2.0)
 
+    def setup(self, package):
+        peers.module(package.split(",")[0])
 
-def timeraw_import_gradclip_after_numpy():
-    return "import gradclip", "import numpy"
-
-
-def timeraw_import_numpy():
-    return "import numpy"
+    def timeraw_import(self, package):
+        return STATEMENTS[package]

@@ -1,0 +1,53 @@
+"""Clipping by leaf, by slice and by element, and normalising."""
+
+from .common import Bench, flat
+
+CASES = {"1 leaf of 10 million": flat(10**7), "1000 leaves of 1000": flat(1000, 1000)}
+MATRICES = {"1 of 3000 x 3000": ((3000, 3000),), "100 of 100 x 100": ((100, 100),) * 100}
+THRESHOLDS = {"one number": 1.0, "a list": [1.0] * 1000, "patterns": {"1*": 0.5, "[2-5]*": 2.0, "*": 1.0}}
+PEERS = ("gradclip", "numpy", "torch")
+
+
+class Leaf(Bench):
+    """Each leaf by its own norm, about a third of the elements by their magnitude, and all leaves to norm 1."""
+
+    params = (list(CASES), PEERS)
+    param_names = ("float32", "peer")
+
+    def setup(self, case, peer):
+        self.start(peer, CASES[case])
+
+    def time_clip_by_norm_(self, case, peer):
+        self.peer.clip_by_norm_(self.grads, 1.0)
+
+    def time_clip_by_value_(self, case, peer):
+        self.peer.clip_by_value_(self.grads, 1.0)
+
+    def time_normalize_(self, case, peer):
+        self.peer.normalize_(self.grads)
+
+
+class Axis(Bench):
+    """Every row (axis -1) or column (axis 0) of matrices by its own norm."""
+
+    params = (list(MATRICES), (0, -1), PEERS)
+    param_names = ("float32", "axis", "peer")
+
+    def setup(self, case, axis, peer):
+        self.start(peer, MATRICES[case])
+
+    def time_clip_by_norm_(self, case, axis, peer):
+        self.peer.clip_by_norm_(self.grads, 1.0, axis=axis)
+
+
+class Thresholds(Bench):
+    """What it costs to find the thresholds of 1000 leaves of 1000."""
+
+    params = tuple(THRESHOLDS)
+    param_names = ("thresholds",)
+
+    def setup(self, case):
+        self.start("gradclip", flat(1000, 1000))
+
+    def time_clip_by_norm_(self, case):
+        self.peer.clip_by_norm_(self.grads, THRESHOLDS[case])

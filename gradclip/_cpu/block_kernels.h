@@ -321,8 +321,12 @@ static inline const ELEMENT *NAME(whole_vector)(const void *p, ptrdiff_t n, ELEM
     return padded;
 }
 
-/* Some rows of GC_W columns. By TwoSum: nothing is known of the order of magnitudes. Several rows at a time keep the
- * sums in registers; rows are too short for prefetchers. */
+/* Rows at a time: so many that sums stay in registers for a while, and so few that rows whose distance is a power of two
+ * do not drive each other out of a cache of eight ways. Four times faster than row by row. */
+enum { NAME(ROWS) = 6 };
+
+/* Some rows of GC_W columns. By TwoSum: nothing is known of the order of magnitudes. The next rows are prefetched:
+ * these are too short for the processor to see them coming. */
 static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                                   double *error, BITS *largest)
 {
@@ -334,7 +338,7 @@ static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t row
     for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
         ELEMENT padded[GC_W];
         const ELEMENT *q = NAME(whole_vector)(p, n, padded);
-        GC_PREFETCH(p + 8 * stride);
+        GC_PREFETCH(p + NAME(ROWS) * stride);
         for (int k = 0; k < GC_W; k++) {
             BITS a;
             memcpy(&a, q + k, sizeof a);
@@ -368,13 +372,13 @@ static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, p
     BITS largest[GC_PANEL] = {0};
     for (ptrdiff_t j = 0; j < GC_PANEL; j++)
         sum[j] = error[j] = 0;
-    for (ptrdiff_t i = 0; i < rows; i += 8) {
+    for (ptrdiff_t i = 0; i < rows; i += NAME(ROWS)) {
         const char *p = (const char *)x + i * stride;
-        const ptrdiff_t few = rows - i < 8 ? rows - i : 8;
+        const ptrdiff_t few = rows - i < NAME(ROWS) ? rows - i : NAME(ROWS);
         for (ptrdiff_t j = 0; j < n; j += GC_W) {
             const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
-            if (few == 8 && n - j >= GC_W) /* constants, for the compiler to unroll */
-                NAME(add_rows)(q, stride, 8, GC_W, ord, sum + j, error + j, largest + j);
+            if (few == NAME(ROWS) && n - j >= GC_W) /* constants, for the compiler to unroll */
+                NAME(add_rows)(q, stride, NAME(ROWS), GC_W, ord, sum + j, error + j, largest + j);
             else
                 NAME(add_rows)(q, stride, few, n - j, ord, sum + j, error + j, largest + j);
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
+import reprlib
 from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal, TypedDict
@@ -38,7 +39,7 @@ def real(name: str, value: Any) -> float:
     """`value` as a float, which may be NaN."""
     if type(value) is not float:
         if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or _is_scalar_array(value)):
-            raise TypeError(f"{name} must be a real number, not {type(value).__name__} {value!r}")
+            raise TypeError(f"{name} must be a real number, not {type(value).__name__} {reprlib.repr(value)}")
         try:
             given, value = value, float(value)
         except OverflowError:

@@ -68,7 +68,7 @@ class Measure:
     grad_scale: float
     size: int
     max_abs: float
-    norms: np.ndarray
+    _parts: tuple[np.ndarray, ...]  # norms by leaf, of each measure that was merged: joined when asked for
     first_nonfinite: tuple[str, int] | None
     _nans: int
     _infs: int
@@ -89,8 +89,11 @@ class Measure:
         with StandardState():
             return root(self.exact() / Fraction(self.grad_scale) ** power, power)
 
-    def __post_init__(self):
-        self.norms.flags.writeable = False
+    @property
+    def norms(self) -> np.ndarray:
+        joined = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+        joined.flags.writeable = False
+        return joined
 
     def __repr__(self) -> str:
         text = f"norm={self.norm!r}, ord={self.ord:g}, size={self.size}, max_abs={self.max_abs!r}"
@@ -121,7 +124,7 @@ class Measure:
             self.grad_scale,
             self.size + other.size,
             max(self.max_abs, other.max_abs),
-            np.concatenate([self.norms, other.norms]),
+            self._parts + other._parts,
             self.first_nonfinite or other.first_nonfinite,
             self._nans + other._nans,
             self._infs + other._infs,
@@ -200,7 +203,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
         rule.grad_scale,
         sums.size,
         sums.max_abs(),
-        sums.norms(),
+        (sums.norms(),),
         sums.first_nonfinite,
         *sums.parts(),
         *dyadic(*sums.scaled()),

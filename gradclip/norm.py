@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -245,7 +246,8 @@ def _by_pattern(leaves, patterns):
         if not isinstance(pattern, str):
             raise ValueError(f"max_norm has the key {pattern!r}, which is neither in grads nor a pattern")
     found = [(p, number(f"max_norm[{p!r}]", value, 0.0)) for p, value in patterns.items()]
-    first = ((v for p, v in found if fnmatchcase(path, p)) for path in leaves.paths())
+    found = [(re.compile(translate(p)).match, value) for p, value in found]
+    first = ((value for match, value in found if match(path)) for path in leaves.paths())
     return np.array([next(values, math.inf) for values in first], np.float64)
 
 

@@ -177,5 +177,5 @@ def _draw(norms, thresholds, path):
     axes.set(xlabel="gradient norm", ylabel="steps")
     axes.xaxis.set_major_formatter(lambda exponent, _: f"{10.0 ** min(exponent, 308):.3g}")
     if positive.size:
-        figure.legend(loc="outside lower center", ncols=3)
+        figure.legend(loc="outside lower center")
     return figure

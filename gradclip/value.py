@@ -75,7 +75,7 @@ def clip_by_value(grads: Any, clip_min: float, clip_max: float | None = None, *,
 
 def _bounds(clip_min, clip_max):
     if clip_max is None:
-        high = number("clip_min", clip_min, 0.0)
+        high = number("clip_min, a single bound,", clip_min, 0.0)
         return -high, high
     low, high = number("clip_min", clip_min), number("clip_max", clip_max)
     if low > high:

@@ -428,9 +428,13 @@ static void NAME(scale_columns)(void *y, ptrdiff_t y_stride, const void *x, ptrd
 {
     const char *from = x;
     char *to = y;
-    PRODUCT f[GC_SCALED];
+#if SHORT
+    float f[GC_SCALED];
     for (ptrdiff_t j = 0; j < n; j++)
-        f[j] = (PRODUCT)factor[j];
+        f[j] = (float)factor[j];
+#else
+    const double *f = factor;
+#endif
     for (ptrdiff_t i = 0; i < rows; i++, from += x_stride, to += y_stride) {
         const ELEMENT *p = (const ELEMENT *)from;
         ELEMENT *q = (ELEMENT *)to;

@@ -36,8 +36,14 @@ static inline void gc_fp_leave(gc_fpenv saved)
 {
     _mm_setcsr(saved.mxcsr);
 #ifdef __GNUC__
-    if (!(saved.x87_status & GC_X87_FLAGS))
-        __asm__ volatile("fnclex");
+    uint16_t status;
+    __asm__ volatile("fnstsw %0" : "=m"(status));
+    if (status & ~saved.x87_status & GC_X87_FLAGS) { /* flags can be cleared all together alone */
+        uint32_t environment[7];
+        __asm__ volatile("fnstenv %0" : "=m"(environment));
+        environment[1] = (environment[1] & ~(uint32_t)GC_X87_FLAGS) | (saved.x87_status & GC_X87_FLAGS);
+        __asm__ volatile("fldenv %0" : : "m"(environment));
+    }
     if (saved.x87_control != GC_X87_CONTROL)
         __asm__ volatile("fldcw %0" : : "m"(saved.x87_control));
 #endif

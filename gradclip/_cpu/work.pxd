@@ -11,7 +11,7 @@ cdef enum:
     GROUP = 16 * BLOCK
     SETUP = 256             # elements that take as long as starting with a unit
     PANEL = 256             # GC_PANEL
-    SCALED = 16384          # GC_SCALED
+    SCALED = 4096           # GC_SCALED
     AREA = 1024 * PANEL     # elements of a panel, so rows: more of a narrow one
 
 

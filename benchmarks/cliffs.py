@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.common import dtype as dtype_of
 
 import gradclip
-from gradclip.bench import DTYPES, _free_memory, best_in_turns
+from gradclip.bench import DTYPES, best_in_turns, free_memory
 
 SIZES = [4**k for k in range(0, 15)] + [10**9]  # bytes
 LENGTH = 10**6  # elements of the awkward cases: beyond the nearest caches
@@ -47,7 +47,7 @@ def awkward(name):
 def by_size(name, threads, seconds):
     """ns per element of each size, and the sizes in bytes."""
     itemsize = np.dtype(dtype_of(name)).itemsize
-    sizes = [size for size in SIZES if itemsize <= size <= min(1e9, _free_memory() / 4)]
+    sizes = [size for size in SIZES if itemsize <= size <= min(1e9, free_memory() / 4)]
     found = []
     with gradclip.num_threads(threads):
         for size in sizes:

@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -93,11 +94,10 @@ def norm_error(norm, exact):
 def installed(names=peers.NAMES):
     found = {}
     for name in names:
-        try:
-            found[name] = peers.load(name)
-            found[name].prepare([np.ones(1, np.float32)])
-        except NotImplementedError:
-            del found[name]
+        with suppress(NotImplementedError):
+            peer = peers.load(name)
+            peer.prepare([np.ones(1, np.float32)])
+            found[name] = peer
     return found
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,12 @@ def test_errors_keep_the_promises(exactness):
     cell = cells["float64", "normal", 100]
     cell["norms"]["gradclip"], cell["written"] = 0.502, 0.5001
     assert len(exactness.broken(cells, {})) == 2
+
+
+def test_peers_that_are_not_installed_are_left_out(exactness, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.linalg.blas", None)  # which is missed by `prepare`
+    monkeypatch.setitem(sys.modules, "torch", None)  # and this by `load`
+    assert exactness.installed().keys() == {"gradclip", "numpy"}
 
 
 def test_an_error_is_measured_without_rounding(exactness):

@@ -7,9 +7,9 @@ import numpy as np
 import gradclip
 from gradclip.bench import Gradient, best_in_turns, free_memory
 
-from .common import DTYPES, SEED, THREADS, dtype
+from .common import DTYPES, SEED, THREADS, dtype, named
 
-BYTES = tuple(10**k for k in range(3, 10))
+BYTES = named(*(10**k for k in range(3, 10)))
 LARGE = 4 * 10**6  # bytes of the leaves of `Data`
 
 
@@ -38,10 +38,11 @@ class _Cliff:
 class Size(_Cliff):
     """From a kilobyte to a gigabyte (skipped where four would not fit into memory) of normal numbers."""
 
-    params = (BYTES, DTYPES, THREADS)
+    params = (list(BYTES), DTYPES, THREADS)
     param_names = ("bytes", "dtype", "threads")
 
-    def setup(self, nbytes, name, threads):
+    def setup(self, size, name, threads):
+        nbytes = BYTES[size]
         if 4 * nbytes > free_memory():
             raise NotImplementedError("too little memory")
         kind = np.dtype(dtype(name))

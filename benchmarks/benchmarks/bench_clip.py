@@ -8,11 +8,11 @@ CLIPS = (False, True)
 class Size(Bench):
     """One float32 leaf, from cache to memory."""
 
-    params = (SIZES, CLIPS, peers.NAMES)
+    params = (list(SIZES), CLIPS, peers.NAMES)
     param_names = ("elements", "clips", "peer")
 
     def setup(self, elements, clips, peer):
-        self.start(peer, flat(elements), clips=clips)
+        self.start(peer, flat(SIZES[elements]), clips=clips)
 
     def time_clip_by_global_norm_(self, elements, clips, peer):
         self.peer.clip_by_global_norm_(self.grads, self.max_norm)
@@ -21,11 +21,11 @@ class Size(Bench):
 class Leaves(Bench):
     """What a leaf costs: many of 1000 float32."""
 
-    params = (COUNTS, CLIPS, peers.NAMES)
+    params = (list(COUNTS), CLIPS, peers.NAMES)
     param_names = ("leaves", "clips", "peer")
 
     def setup(self, leaves, clips, peer):
-        self.start(peer, flat(1000, leaves), clips=clips)
+        self.start(peer, flat(1000, COUNTS[leaves]), clips=clips)
 
     def time_clip_by_global_norm_(self, leaves, clips, peer):
         self.peer.clip_by_global_norm_(self.grads, self.max_norm)

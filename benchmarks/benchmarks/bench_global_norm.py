@@ -6,11 +6,11 @@ from .common import COUNTS, DTYPES, MODELS, READERS, SIZES, THREADS, Bench, flat
 class Size(Bench):
     """One float32 leaf, from cache to memory."""
 
-    params = (SIZES, READERS)
+    params = (list(SIZES), READERS)
     param_names = ("elements", "peer")
 
     def setup(self, elements, peer):
-        self.start(peer, flat(elements), refill=False)
+        self.start(peer, flat(SIZES[elements]), refill=False)
 
     def time_global_norm(self, elements, peer):
         self.peer.global_norm(self.grads)
@@ -19,11 +19,11 @@ class Size(Bench):
 class Leaves(Bench):
     """What a leaf costs: many of 1000 float32. (JAX would compile for minutes.)"""
 
-    params = (COUNTS, peers.NAMES)
+    params = (list(COUNTS), peers.NAMES)
     param_names = ("leaves", "peer")
 
     def setup(self, leaves, peer):
-        self.start(peer, flat(1000, leaves), refill=False)
+        self.start(peer, flat(1000, COUNTS[leaves]), refill=False)
 
     def time_global_norm(self, leaves, peer):
         self.peer.global_norm(self.grads)

@@ -7,9 +7,9 @@ import numpy as np
 import gradclip
 from gradclip.bench import Gradient, best_in_turns, free_memory
 
-from .common import DTYPES, SEED, THREADS, dtype, named
+from .common import DTYPES, SEED, THREADS, dtype, ten_to
 
-BYTES = named(*(10**k for k in range(3, 10)))
+BYTES = tuple(range(3, 10))  # powers of ten
 LARGE = 4 * 10**6  # bytes of the leaves of `Data`
 
 
@@ -38,11 +38,11 @@ class _Cliff:
 class Size(_Cliff):
     """From a kilobyte to a gigabyte (skipped where four would not fit into memory) of normal numbers."""
 
-    params = (list(BYTES), DTYPES, THREADS)
-    param_names = ("bytes", "dtype", "threads")
+    params = (BYTES, DTYPES, THREADS)
+    param_names = ("log10_bytes", "dtype", "threads")
 
     def setup(self, size, name, threads):
-        nbytes = BYTES[size]
+        nbytes = ten_to(size)
         if 4 * nbytes > free_memory():
             raise NotImplementedError("too little memory")
         kind = np.dtype(dtype(name))

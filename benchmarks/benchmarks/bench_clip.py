@@ -1,6 +1,6 @@
 """Clipping: the read pass and, where the norm is above the threshold, the write pass."""
 
-from .common import COUNTS, DTYPES, MODELS, SIZES, THREADS, Bench, flat, peers
+from .common import COUNTS, DTYPES, MODELS, SIZES, THREADS, Bench, flat, peers, ten_to
 
 CLIPS = (False, True)
 
@@ -8,11 +8,11 @@ CLIPS = (False, True)
 class Size(Bench):
     """One float32 leaf, from cache to memory."""
 
-    params = (list(SIZES), CLIPS, peers.NAMES)
-    param_names = ("elements", "clips", "peer")
+    params = (SIZES, CLIPS, peers.NAMES)
+    param_names = ("log10_elements", "clips", "peer")
 
     def setup(self, elements, clips, peer):
-        self.start(peer, flat(SIZES[elements]), clips=clips)
+        self.start(peer, flat(ten_to(elements)), clips=clips)
 
     def time_clip_by_global_norm_(self, elements, clips, peer):
         self.peer.clip_by_global_norm_(self.grads, self.max_norm)
@@ -21,11 +21,11 @@ class Size(Bench):
 class Leaves(Bench):
     """What a leaf costs: many of 1000 float32."""
 
-    params = (list(COUNTS), CLIPS, peers.NAMES)
-    param_names = ("leaves", "clips", "peer")
+    params = (COUNTS, CLIPS, peers.NAMES)
+    param_names = ("log10_leaves", "clips", "peer")
 
     def setup(self, leaves, clips, peer):
-        self.start(peer, flat(1000, COUNTS[leaves]), clips=clips)
+        self.start(peer, flat(1000, ten_to(leaves)), clips=clips)
 
     def time_clip_by_global_norm_(self, leaves, clips, peer):
         self.peer.clip_by_global_norm_(self.grads, self.max_norm)

@@ -1,16 +1,16 @@
 """The read pass: one norm over all leaves."""
 
-from .common import COUNTS, DTYPES, MODELS, READERS, SIZES, THREADS, Bench, flat, peers
+from .common import COUNTS, DTYPES, MODELS, READERS, SIZES, THREADS, Bench, flat, peers, ten_to
 
 
 class Size(Bench):
     """One float32 leaf, from cache to memory."""
 
-    params = (list(SIZES), READERS)
-    param_names = ("elements", "peer")
+    params = (SIZES, READERS)
+    param_names = ("log10_elements", "peer")
 
     def setup(self, elements, peer):
-        self.start(peer, flat(SIZES[elements]), refill=False)
+        self.start(peer, flat(ten_to(elements)), refill=False)
 
     def time_global_norm(self, elements, peer):
         self.peer.global_norm(self.grads)
@@ -19,11 +19,11 @@ class Size(Bench):
 class Leaves(Bench):
     """What a leaf costs: many of 1000 float32. (JAX would compile for minutes.)"""
 
-    params = (list(COUNTS), peers.NAMES)
-    param_names = ("leaves", "peer")
+    params = (COUNTS, peers.NAMES)
+    param_names = ("log10_leaves", "peer")
 
     def setup(self, leaves, peer):
-        self.start(peer, flat(1000, COUNTS[leaves]), refill=False)
+        self.start(peer, flat(1000, ten_to(leaves)), refill=False)
 
     def time_global_norm(self, leaves, peer):
         self.peer.global_norm(self.grads)

@@ -15,6 +15,7 @@ import numpy as np
 from ._arguments import number
 from ._cpu.passes import measure_written, write
 from ._cpu.plan import Plan, StandardState
+from ._cpu.sums import Sums
 from .errors import NonFiniteGradientError
 from .report import ClipReport
 from .thresholds import Threshold
@@ -47,6 +48,12 @@ def decide(
     if type(target) is not float and isinstance(target, Threshold):
         target = _ask(target, sums, rule)
     shown = target if max_norm is None else max_norm
+    if type(sums) is not Sums:  # on a GPU, where they stay unless something here has to know them
+        options = dict(normalize=normalize, keep_out=keep_out, norms=norms, owners=owners, lr=lr)
+        report = sums.decide(to, rule, target, shown, **options)
+        if report is not None:
+            return report
+        sums, target = sums.host(), target if isinstance(target, float | np.ndarray) else target.get().view(np.float64)
     if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
         return ClipReport(sums, shown, to.units, None, 0, False, norms)  # the usual step, kept short
     with StandardState():
@@ -131,6 +138,8 @@ def _slow_sum(arrays, ord):
     """The sum of powers of the finite real parts in integers, without any error; a second for millions."""
     by_exponent = defaultdict(int)
     for array in arrays:
+        if not isinstance(array, np.ndarray | np.generic):
+            array = array.get()  # from a GPU
         for start in range(0, array.size, 4096):
             part = np.asarray(array.flat[start : start + 4096])
             part = np.stack([part.real, part.imag]) if part.dtype.kind == "c" else part

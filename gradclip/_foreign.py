@@ -21,6 +21,11 @@ def is_sparse(node):
     return sparse is not None and sparse.issparse(node)
 
 
+def _is_on_gpu(node):
+    """Something that offers memory of a CUDA device."""
+    return getattr(node, "is_cuda", False) is True or hasattr(node, "__cuda_array_interface__")
+
+
 def _is_buffer(node):
     try:
         memoryview(node)
@@ -65,6 +70,8 @@ def view(node, write):
     if not is_array(node):
         raise TypeError(f"{kind} {node!r:.80} is not an array")
     try:
+        if _is_on_gpu(node):
+            return _view_gpu(node, write), node
         if _library(node) == "torch":
             return _view_torch(node, write), node
         if hasattr(node, "__array_interface__") or _is_buffer(node):
@@ -76,19 +83,75 @@ def view(node, write):
         raise TypeError(f"{kind} gives NumPy no view of its memory on the CPU: {error}") from None
 
 
-def _view_torch(tensor, write):
+def _view_gpu(node, write):
+    """As a CuPy array."""
+    try:
+        import cupy
+    except ImportError:
+        raise ImportError('arrays on a GPU need CuPy: pip install "gradclip[cuda12]" or "gradclip[cuda13]"') from None
+    if isinstance(node, cupy.ndarray):
+        return node.view(cupy.ndarray)
+    if _library(node) == "torch":
+        node = _plain_torch(node, write)
+        if node.dtype == sys.modules["torch"].bfloat16:
+            return cupy.asarray(node.view(sys.modules["torch"].int16)).view(_brain())
+        return cupy.asarray(node)
+    if write and (_library(node) in ("jax", "jaxlib") or node.__cuda_array_interface__["data"][1]):
+        raise TypeError("read-only array, which cannot be written")
+    return cupy.from_dlpack(node) if hasattr(node, "__dlpack__") else cupy.asarray(node)
+
+
+class _Memory:
+    """What NumPy asks of something that offers memory."""
+
+    __slots__ = ("__array_interface__",)
+
+
+def addressed(array):
+    """An array of NumPy with the addresses, shape and strides of a CuPy array. Only they may be looked at: the memory
+    is not this processor's."""
+    if array.size == 0:
+        return np.empty(array.shape, array.dtype)
+    memory = _Memory()
+    plain = array.dtype.str if array.dtype.kind != "V" else f"<u{array.itemsize}"  # bfloat16 has no name for it
+    shown = {"data": (array.data.ptr, False), "shape": array.shape, "strides": array.strides, "typestr": plain, "version": 3}
+    memory.__array_interface__ = shown
+    return np.asarray(memory).view(array.dtype)
+
+
+def empty_like(array, shape=None):
+    """A new array of the same kind, dtype and (without `shape`) order; its elements are anything."""
+    if isinstance(array, np.ndarray):
+        return np.empty_like(array, subok=False, shape=shape)
+    cupy = sys.modules["cupy"]
+    with cupy.cuda.Device(array.data.device_id):
+        return cupy.empty_like(array, shape=shape)
+
+
+def _brain():
+    """bfloat16, which NumPy knows by ml_dtypes alone."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ImportError('bfloat16 tensors need ml_dtypes: pip install "gradclip[bfloat16]"') from None
+    return ml_dtypes.bfloat16
+
+
+def _plain_torch(tensor, write):
     torch = sys.modules["torch"]
     if write and tensor.requires_grad:
         raise TypeError("it requires grad: a parameter or part of a graph; pass p.grad, or p.data if it is to be changed")
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
         raise TypeError(f"layout {tensor.layout}; only strided tensors have plain memory")
-    if tensor.dtype == torch.bfloat16:  # NumPy knows it by ml_dtypes alone
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise ImportError('bfloat16 tensors need ml_dtypes: pip install "gradclip[bfloat16]"') from None
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor
+
+
+def _view_torch(tensor, write):
+    tensor = _plain_torch(tensor, write)
+    torch = sys.modules["torch"]
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(_brain())
     return tensor.numpy()
 
 
@@ -100,11 +163,13 @@ def wrap(original, array):
         return result
     if _library(original) == "torch":
         torch = sys.modules["torch"]
+        take = torch.from_numpy if isinstance(array, np.ndarray) else torch.from_dlpack
         if original.dtype == torch.bfloat16:
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
+            return take(array.view(np.int16)).view(torch.bfloat16)
+        return take(array)
     if _library(original) in ("jax", "jaxlib"):
-        return sys.modules["jax"].numpy.asarray(array)
+        jax = sys.modules["jax"]
+        return jax.numpy.asarray(array) if isinstance(array, np.ndarray) else jax.dlpack.from_dlpack(array)
     return array
 
 

@@ -4,7 +4,7 @@ cdef extern from "_cpu/leaf.h" nogil:
     ctypedef struct gc_leaf:
         char *data
         ptrdiff_t size
-        int dtype, itemsize, is_complex, ndim, unit_ndim, panel
+        int dtype, itemsize, is_complex, device, ndim, unit_ndim, panel
         ptrdiff_t units, first_unit
         ptrdiff_t *axes
     gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
@@ -16,16 +16,22 @@ cdef class Leaves:
     cdef readonly Py_ssize_t units  # what has a norm of its own: the leaves, until they are cut
     cdef gc_leaf *leaf              # what a write pass writes, and a read pass reads
     cdef gc_leaf *source            # what a write pass reads, in the walking order of `leaf`
-    cdef readonly list arrays       # the NumPy views behind `leaf`, None leaves left out
+    cdef readonly list arrays       # the NumPy views (CuPy arrays) behind `leaf`, None leaves left out
+    cdef readonly Py_ssize_t on_device  # how many leaves lie in the memory of a GPU
+    cdef public object tables       # what the GPU engine made of them
     cdef readonly object tree       # the nesting as it was given
     cdef readonly str name          # "grads", "out", ...: stands in paths and messages
     cdef dict _materialised         # id(iterator) -> list of what it yielded
     cdef dict _foreign              # index -> (leaf as given, the object whose memory is in `arrays`)
     cdef Py_ssize_t _capacity
     cdef list _unit_axes            # of each leaf, once they are cut
+    cdef Leaves _named              # whose paths the first leaves have
     cdef Leaves _pair               # keeps the arrays behind `source` alive
 
+    cdef gc_leaf *room(self) except NULL
+    cdef int keep(self, gc_leaf *leaf, object array) except -1
     cdef int add(self, object node, bint write) except -1
+    cdef int add_device(self, object array, bint write) except -1
     cdef int walk(self, object node, bint write, int depth) except -1
     cdef object children(self, object node)
     cdef int pair(self, Leaves to) except -1

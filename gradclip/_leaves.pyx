@@ -10,7 +10,7 @@ from cpython.dict cimport PyDict_CheckExact
 from cpython.list cimport PyList_Check
 from cpython.mem cimport PyMem_Malloc, PyMem_Realloc, PyMem_Free
 from cpython.tuple cimport PyTuple_Check
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memset
 
 import sys
@@ -32,15 +32,37 @@ cdef extern from "numpy/arrayobject.h":
 cdef extern from "_cpu/kernels.h":
     int GC_F16, GC_BF16, GC_F32, GC_F64
 
+cdef enum:
+    DEVICE_WORDS = 21       # of Leaf in _gpu/leaves.cu
+
 cdef int MAX_DEPTH = 200    # far above any model, far below what the C stack holds
 cdef int BFLOAT16 = -1      # NumPy's number for ml_dtypes.bfloat16, once somebody has imported it
+cdef object CUPY = None     # cupy.ndarray, once somebody has imported it
 cdef object MASKED = np.ma.MaskedArray
 
 
 cdef int dtype_of(cnp.ndarray a) except -2:
     """The kernel dtype of the real elements, or -1."""
+    return number_of(cnp.PyArray_TYPE(a))
+
+
+cdef bint is_cupy(object node):
+    """Whether a leaf is a CuPy array: not without CuPy, which is never imported here."""
+    global CUPY
+    if CUPY is None:
+        CUPY = getattr(sys.modules.get("cupy"), "ndarray", None)
+        if CUPY is None:
+            return False
+    return type(node) is CUPY
+
+
+cdef cnp.ndarray addressed(object array):
+    """An array itself; of a GPU's, an array of NumPy at the same addresses, which must never be read or written."""
+    return array if cnp.PyArray_Check(array) else _foreign.addressed(array)
+
+
+cdef inline int number_of(int number) except -2:
     global BFLOAT16
-    cdef int number = cnp.PyArray_TYPE(a)
     if number == cnp.NPY_FLOAT32 or number == cnp.NPY_COMPLEX64:
         return GC_F32
     if number == cnp.NPY_FLOAT64 or number == cnp.NPY_COMPLEX128:
@@ -65,7 +87,7 @@ cdef inline void fill(gc_leaf *leaf, cnp.ndarray a, int dtype, char *data) noexc
     for d in range(cnp.PyArray_NDIM(a)):
         leaf.size *= cnp.PyArray_DIM(a, d)
     leaf.data = data
-    leaf.ndim = leaf.unit_ndim = leaf.panel = 0
+    leaf.device = leaf.ndim = leaf.unit_ndim = leaf.panel = 0
     leaf.units = 1
     leaf.first_unit = 0
     leaf.axes = NULL
@@ -81,8 +103,9 @@ cdef int describe(gc_leaf *leaf, cnp.ndarray a, char *data, Axes *inner, Axes *u
     """Describe an array by the axes of a unit, already ordered and merged, and those along which units lie."""
     cdef int d
     cdef ptrdiff_t first = leaf.first_unit
+    cdef int device = leaf.device
     fill(leaf, a, dtype_of(a), data)
-    leaf.first_unit = first
+    leaf.first_unit, leaf.device = first, device
     for d in range(unit.count):
         leaf.units *= unit.length[d]
         if unit.length[d]:
@@ -115,7 +138,7 @@ cdef int describe(gc_leaf *leaf, cnp.ndarray a, char *data, Axes *inner, Axes *u
 cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order, object unit_axes=()) except -1:
     """Describe an array, or two of one shape walked in step (`secondary`, `s`; else None, NULL), in
     the memory order of the first, or with `keep_order` in index order."""
-    cdef cnp.ndarray a = primary, b = primary if secondary is None else secondary
+    cdef cnp.ndarray a = addressed(primary), b = a if secondary is None else addressed(secondary)
     cdef Axes x, y, ux, uy
     cdef ptrdiff_t n, i, j
     cdef int d, e
@@ -169,6 +192,14 @@ cdef void join(Axes *x, Axes *y) noexcept:
     x.count = y.count = min(e + 1, x.count)
     for d in range(x.count):
         y.length[d] = x.length[d]
+
+
+cdef void put_view(int64_t *row, const gc_leaf *leaf, list pool):
+    """Four words of a table for a GPU: data, dtype, ndim, place of the axes in the pool."""
+    cdef int d
+    row[0], row[1], row[2], row[3] = <int64_t><uintptr_t>leaf.data, leaf.dtype, leaf.ndim, len(pool)
+    for d in range(2 * (leaf.ndim + leaf.unit_ndim)):
+        pool.append(leaf.axes[d])
 
 
 cdef bint same_strides(cnp.ndarray a, cnp.ndarray b) noexcept:
@@ -252,6 +283,8 @@ cdef class Leaves:
         cdef object inner
         if cnp.PyArray_Check(node):
             self.add(node, write)
+        elif is_cupy(node):
+            self.add_device(node, write)
         elif node is not None:
             inner = self.children(node)
             if inner is None:
@@ -266,6 +299,8 @@ cdef class Leaves:
                 for child in inner:
                     if cnp.PyArray_Check(child):
                         self.add(child, write)
+                    elif is_cupy(child):
+                        self.add_device(child, write)
                     elif child is not None:
                         self.walk(child, write, depth + 1)
         return 0
@@ -275,7 +310,10 @@ cdef class Leaves:
             view, original = _foreign.view(node, write)
         except (TypeError, ImportError) as error:
             raise type(error)(f"{self.path(self.count)}: {error}") from None
-        self.add(view, write)
+        if cnp.PyArray_Check(view):
+            self.add(view, write)
+        else:
+            self.add_device(view, write)
         if self._foreign is None:
             self._foreign = {}
         self._foreign[self.count - 1] = (node, original)
@@ -287,37 +325,75 @@ cdef class Leaves:
                 if original is not node:
                     _foreign.rearrange(node, original)
 
+    def refuse_dtype(self, dtype):
+        raise TypeError(f"{self.path(self.count)}: dtype {dtype} cannot be clipped; "
+                        "float16, bfloat16, float32, float64, complex64 and complex128 can")
+
     cdef int add(self, object node, bint write) except -1:
         cdef cnp.ndarray a = node
         cdef gc_leaf *leaf
         cdef int dtype = dtype_of(a), flags = cnp.PyArray_FLAGS(a)
         cdef bint plain = cnp.PyArray_CheckExact(a)
         if dtype < 0:
-            raise TypeError(f"{self.path(self.count)}: dtype {node.dtype} cannot be clipped; "
-                            "float16, bfloat16, float32, float64, complex64 and complex128 can")
+            self.refuse_dtype(node.dtype)
         if not cnp.PyArray_ISNOTSWAPPED(a):
             raise TypeError(f"{self.path(self.count)}: byte order of {node.dtype!r} is not this machine's")
         if not plain and isinstance(node, MASKED):
             raise TypeError(f"{self.path(self.count)}: the mask of a masked array would be ignored; pass .data or .filled(0)")
         if write and not flags & cnp.NPY_ARRAY_WRITEABLE:
             raise ValueError(f"{self.path(self.count)}: read-only array, which cannot be written")
+        leaf = self.room()
+        if flags & (cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS) and flags & cnp.NPY_ARRAY_ALIGNED:
+            fill(leaf, a, dtype, <char *>cnp.PyArray_DATA(a))
+        else:
+            if write and overlaps_itself(a):
+                raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
+            leaf.device = 0
+            lay_out(a, None, leaf, NULL, False)
+        return self.keep(leaf, node if plain else node.view(np.ndarray))
+
+    cdef gc_leaf *room(self) except NULL:
+        """For one more leaf."""
+        cdef gc_leaf *leaf
         if self.count == self._capacity:
             self._capacity = 2 * self._capacity if self._capacity else 16
             leaf = <gc_leaf *>PyMem_Realloc(self.leaf, self._capacity * sizeof(gc_leaf))
             if leaf == NULL:
                 raise MemoryError
             self.leaf = leaf
-        leaf = &self.leaf[self.count]
-        if flags & (cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS) and flags & cnp.NPY_ARRAY_ALIGNED:
-            fill(leaf, a, dtype, <char *>cnp.PyArray_DATA(a))
-        else:
-            if write and overlaps_itself(a):
-                raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
-            lay_out(a, None, leaf, NULL, False)
+        return &self.leaf[self.count]
+
+    cdef int keep(self, gc_leaf *leaf, object array) except -1:
         leaf.first_unit = self.count
-        self.arrays.append(node if plain else node.view(np.ndarray))
+        self.arrays.append(array)
         self.count += 1
         self.units = self.count
+        return 0
+
+    cdef int add_device(self, object array, bint write) except -1:
+        """A CuPy array. It has no flag against writing, and its memory cannot be looked at: only addresses are."""
+        cdef gc_leaf *leaf
+        cdef object dtype = array.dtype
+        cdef int number = number_of(dtype.num)
+        if number < 0:
+            self.refuse_dtype(dtype)
+        leaf = self.room()
+        if array._c_contiguous or array._f_contiguous:
+            leaf.dtype = number
+            leaf.itemsize = 8 if number == GC_F64 else 4 if number == GC_F32 else 2
+            leaf.is_complex = dtype.kind == "c"
+            leaf.size = <ptrdiff_t>array.size << leaf.is_complex
+            leaf.data = <char *><uintptr_t>array.data.ptr
+            leaf.ndim = leaf.unit_ndim = leaf.panel = 0
+            leaf.units = 1
+            leaf.axes = NULL
+        else:
+            if write and overlaps_itself(addressed(array)):
+                raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
+            lay_out(array, None, leaf, NULL, False)
+        leaf.device = 1 + <int>array.data.device_id
+        self.keep(leaf, array)
+        self.on_device += 1
         return 0
 
     def each_path(self, node, parts=()):
@@ -336,6 +412,8 @@ cdef class Leaves:
 
     def path(self, Py_ssize_t index):
         """Where the leaf of this index stands: ``layers/3/weight``; a single array: the name."""
+        if self._named is not None and index < self._named.count:
+            return self._named.path(index)
         return next(islice(self.each_path(self.tree), index, None))
 
     def paths(self):
@@ -390,12 +468,57 @@ cdef class Leaves:
         while unit >= self.leaf[i].first_unit + self.leaf[i].units:
             i += 1
         axes = () if self.unit_axes is None else self.unit_axes[i]
-        array = np.moveaxis(self.sources[i], axes, range(len(axes)))
+        array = self.sources[i]
+        array = array.transpose((*axes, *(d for d in range(array.ndim) if d not in axes)))
         return [array[np.unravel_index(unit - self.leaf[i].first_unit, array.shape[: len(axes)])]]
+
+    def summed_into(self, Leaves to):
+        """Pairs of samples and their sum: every index of the first axis of these goes to the same leaf of `to`."""
+        cdef Leaves pairs = Leaves([])
+        cdef Py_ssize_t i
+        pairs.source = <gc_leaf *>PyMem_Malloc(max(self.count, 1) * sizeof(gc_leaf))
+        if pairs.source == NULL:
+            raise MemoryError
+        memset(pairs.source, 0, max(self.count, 1) * sizeof(gc_leaf))
+        for i in range(self.count):
+            sums = np.broadcast_to(addressed(to.arrays[i]), self.arrays[i].shape)
+            leaf = pairs.room()
+            leaf.axes = NULL
+            pairs.keep(leaf, to.arrays[i])
+            pairs.source[i].device = leaf.device = self.leaf[i].device
+            lay_out(self.arrays[i], sums, &pairs.source[i], leaf, False, (0,))
+        return pairs
 
     @property
     def unit_axes(self):
         return self._unit_axes if self._pair is None else self._pair._unit_axes
+
+    # ---- what lies on a GPU -------------------------------------------------------------------
+
+    def devices(self):
+        """The numbers of the GPUs that leaves lie on."""
+        return sorted({self.leaf[i].device - 1 for i in range(self.count) if self.leaf[i].device})
+
+    def described(self, int device):
+        """The leaves on one GPU: (indices of leaves; for each, the words of `Leaf` in _gpu/leaves.cu that say where its
+        elements are; the pool of axes). Words that cut the work stay 0."""
+        cdef Py_ssize_t i, n = 0
+        cdef const gc_leaf *leaf
+        cdef int64_t[:, ::1] row
+        cdef list pool = []
+        which = [i for i in range(self.count) if self.leaf[i].device == device + 1]
+        rows = np.zeros((len(which), DEVICE_WORDS), np.int64)
+        row = rows
+        for n, i in enumerate(which):
+            leaf = &self.leaf[i]
+            put_view(&row[n, 0], leaf, pool)
+            if self.source != NULL:
+                put_view(&row[n, 4], &self.source[i], pool)
+            else:
+                row[n, 4], row[n, 5], row[n, 6], row[n, 7] = row[n, 0], row[n, 1], row[n, 2], row[n, 3]
+            row[n, 8], row[n, 9], row[n, 10], row[n, 11] = leaf.size, leaf.units, leaf.first_unit, leaf.unit_ndim
+            row[n, 12], row[n, 13] = leaf.is_complex, leaf.panel
+        return which, rows, pool
 
     # ---- where results go -------------------------------------------------------------------
 
@@ -404,7 +527,7 @@ cdef class Leaves:
         cdef Leaves to
         cdef Py_ssize_t i
         if out is None:
-            to = Leaves([np.empty_like(a, subok=False) for a in self.arrays])
+            to = Leaves([_foreign.empty_like(a) for a in self.arrays])
         else:
             to = Leaves(self.matched(self.tree, out, "out", ()), True, "out")
             self.check_alike(to)
@@ -441,12 +564,14 @@ cdef class Leaves:
         cdef Leaves other = Leaves(self.matched(self.tree, params, "params", ()), False, "params")
         self.check_alike(other, False)
         cdef Leaves both = Leaves(self.arrays + other.arrays)
+        both._named = self
         both.cut(self.unit_axes + self.unit_axes)
         return both
 
     cdef int pair(self, Leaves to) except -1:
         """Let `to` receive what is made of these, walked in step."""
         cdef Py_ssize_t i
+        self.check_devices(to)
         to.source = <gc_leaf *>PyMem_Malloc(max(to.count, 1) * sizeof(gc_leaf))
         if to.source == NULL:
             raise MemoryError
@@ -455,11 +580,12 @@ cdef class Leaves:
         to.units = self.units
         for i in range(to.count):
             if self._unit_axes is None and self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and \
-                    same_strides(self.arrays[i], to.arrays[i]):
+                    same_strides(addressed(self.arrays[i]), addressed(to.arrays[i])):
                 to.source[i] = self.leaf[i]
             else:
                 PyMem_Free(to.leaf[i].axes)
                 to.leaf[i].axes = NULL
+                to.source[i].device = self.leaf[i].device
                 lay_out(to.arrays[i], self.arrays[i], &to.leaf[i], &to.source[i], False,
                         () if self._unit_axes is None else self._unit_axes[i])
             to.leaf[i].first_unit = to.source[i].first_unit = self.leaf[i].first_unit
@@ -505,6 +631,13 @@ cdef class Leaves:
             if not _foreign.same_pattern(mine[i][1] if i in mine else a, theirs[i][1] if i in theirs else b):
                 raise ValueError(f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
 
+    def check_devices(self, Leaves to):
+        """Each leaf lies where that of `to` does, or a ValueError that names the path."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.leaf[i].device != to.leaf[i].device:
+                raise ValueError(f"{self.path(i)}: {self.name} and {to.name} lie on different devices")
+
     @property
     def sources(self):
         """The arrays that a write pass reads."""
@@ -513,7 +646,10 @@ cdef class Leaves:
     def check_overlap(self, Leaves others=None, bint same_view=True):
         """No two leaves share an element; nor does one with a leaf of `others`, unless (`same_view`) it is the
         very same view at the same place in the nesting."""
-        found = find_overlap(self.arrays, [] if others is None else others.arrays, same_view)
+        mine, theirs = self.arrays, [] if others is None else others.arrays
+        if self.on_device:
+            mine, theirs = [addressed(a) for a in mine], [addressed(a) for a in theirs]
+        found = find_overlap(mine, theirs, same_view)
         if found is None:
             return
         i, j = found

@@ -10,6 +10,7 @@ import numpy as np
 from ._arguments import Rule, number, spelled_out, whole
 from ._cpu.passes import measure
 from ._cpu.plan import StandardState
+from ._cpu.sums import Sums
 from ._decide import decide
 from ._leaves import Leaves
 from .norm import result
@@ -125,9 +126,8 @@ def _measured(leaves, params, clip_factor, eps, unit_axis, rule):
     leaves.cut([_unit_axes(leaves, i, unit_axis) for i in range(leaves.count)])
     both = measure(leaves.beside(params), rule.ord)
     sums = both.of_units(0, leaves.units, rule.grad_scale)
-    if sums.nonfinite():
-        place, index = both.first_nonfinite
-        sums.first_nonfinite, sums.first_value = (leaves.path(int(place)), index), both.first_value
+    if type(both) is not Sums:
+        return sums, both.weigh(leaves.units, clip_factor, eps)
     return sums, _bounds(both, leaves.units, clip_factor, eps)
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import _foreign
 from ._arguments import Rule, number, spelled_out
 from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
 from ._cpu.plan import Plan, StandardState
+from ._cpu.sums import Sums
 from ._decide import acts, decide, exact_order, refused
 from ._leaves import Leaves
 from .norm import result
@@ -142,6 +144,11 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
     leaves = Leaves(grads)
     sums, owners = _by_sample(leaves, rule)
     to = _sums_like(leaves, out)
+    if type(sums) is not Sums:  # on a GPU
+        report = sums.add_up(leaves, to, rule, _goal(leaves, to, rule, max_norm), max_norm, _kept(leaves, to, rule))
+        if report is not None:
+            return result(leaves, to, out), report
+        sums = sums.host()
     with StandardState():
         if sums.nonfinite() and refused(sums, rule):
             for array in to.arrays:
@@ -176,13 +183,14 @@ def _by_sample(leaves, rule):
 def _sums_like(leaves, out):
     """Leaves for the sums: new ones, or those of `out`."""
     if out is None:
-        return Leaves([np.empty(a.shape[1:], a.dtype) for a in leaves.arrays])
+        return Leaves([_foreign.empty_like(a, a.shape[1:]) for a in leaves.arrays])
     to = Leaves(leaves.matched(leaves.tree, out, "out", ()), True, "out")
     for i, (a, b) in enumerate(zip(leaves.arrays, to.arrays, strict=True)):
         if b.shape != a.shape[1:] or (a.dtype.kind == "c") != (b.dtype.kind == "c"):
             raise ValueError(
                 f"{leaves.path(i)}: samples have shape {a.shape[1:]} and dtype {a.dtype}, out has {b.shape} and {b.dtype}"
             )
+    leaves.check_devices(to)
     to.check_overlap(leaves, False)
     return to
 
@@ -197,8 +205,7 @@ _ROOM = 1 + 2.0**-20
 def _bounded(sums, leaves, to, rule, max_norm):
     """Factors by sample, such that contributions keep the bound after their rounding."""
     goal = _goal(leaves, to, rule, max_norm)
-    kept = rule.grad_scale == 1.0 and all(np.can_cast(a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True))
-    if kept and exact_order(rule.ord, leaves.arrays):  # unclipped samples are added as they are
+    if _kept(leaves, to, rule):
         over = acts(sums, leaves, rule, np.full(sums.count, max_norm), True) != 0
     else:
         over = ~(sums.norms() <= goal)
@@ -207,6 +214,12 @@ def _bounded(sums, leaves, to, rule, max_norm):
     if sums.nonfinite() and rule.nonfinite == "zero":
         plan.leave_out(sums)
     return plan
+
+
+def _kept(leaves, to, rule):
+    """Whether samples that are not clipped are added as they are, so that it can be decided exactly which may be."""
+    kept = rule.grad_scale == 1.0 and all(np.can_cast(a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True))
+    return kept and exact_order(rule.ord, leaves.arrays)
 
 
 def _goal(leaves, to, rule, max_norm):

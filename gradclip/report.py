@@ -43,7 +43,7 @@ class ClipReport:
     5.0
     """
 
-    __slots__ = ("_clipped_count", "_max_norm", "_norms", "_plan", "_size", "_skipped", "_sums")
+    __slots__ = ("_clipped_count", "_fill", "_max_norm", "_norms", "_plan", "_size", "_skipped", "_sums")
 
     def __init__(self, sums, max_norm, size, plan=None, clipped_count=0, skipped=False, norms=None):
         self._sums = sums
@@ -53,6 +53,21 @@ class ClipReport:
         self._clipped_count = clipped_count
         self._skipped = skipped
         self._norms = norms  # where they were measured elsewhere
+
+    @classmethod
+    def pending(cls, fill, max_norm, norms=None):
+        """A report whose numbers are on a device yet: `fill` returns the other slots, when the first is read."""
+        report = cls.__new__(cls)
+        report._fill, report._max_norm, report._norms = fill, max_norm, norms
+        return report
+
+    def __getattr__(self, name):
+        if name not in ClipReport.__slots__ or name == "_fill":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        for slot, value in self._fill().items():
+            setattr(self, slot, value)
+        del self._fill  # and what it holds on the device
+        return getattr(self, name)
 
     @property
     def norm(self) -> float:
@@ -114,7 +129,7 @@ class ClipReport:
     def __reduce__(self):
         found = Found(self.norm, self.norms, self.nonfinite, self.first_nonfinite, self.max_abs)
         plan = None if self._plan is None else Factors(self.scale, self.scales)
-        slots = {name: getattr(self, name) for name in self.__slots__}
+        slots = {name: getattr(self, name) for name in self.__slots__ if name != "_fill"}
         return _restore, ({**slots, "_sums": found, "_plan": plan, "_norms": None},)
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from ._arguments import number
 from ._cpu.passes import measure, write
 from ._cpu.plan import Plan, StandardState
+from ._cpu.sums import Sums
 from ._leaves import Leaves
 from .norm import result
 from .report import ClipReport
@@ -90,6 +91,8 @@ def _clip(leaves, to, low, high):
     bounds, lows, highs = Plan(1), _rounded(low), _rounded(high)
     bounds.clamp(0, lows, highs)
     sums = measure(leaves, 2, bounds=bounds)
+    if type(sums) is not Sums:
+        return sums.clamp(to, bounds, high)
     plan = Plan(leaves.count)
     for i in range(leaves.count):
         if sums.outside(i):

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from gradclip._cpu import machine
@@ -19,3 +21,26 @@ def threads(request):
     machine.set_threads(request.param)
     yield request.param
     machine.set_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cupy():
+    """CuPy where there is a GPU; else its stand-in, which runs the same kernels on the processor (fake_cupy.py)."""
+    try:
+        import cupy as real
+
+        if real.cuda.is_available():
+            yield real
+            return
+    except ImportError:
+        real = None
+    import fake_cupy
+
+    if fake_cupy.COMPILER is None:
+        pytest.skip("no GPU, and no C++ compiler for the stand-in of CuPy")
+    sys.modules["cupy"] = fake_cupy
+    yield fake_cupy
+    if real is None:
+        del sys.modules["cupy"]
+    else:
+        sys.modules["cupy"] = real

@@ -106,8 +106,15 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch):
     cdef int team
     if table == NULL:
         raise MemoryError
+    if leaves.on_device:
+        from gradclip import _gpu
+
+        _gpu.sum_samples(leaves, to, plan, batch)
     try:
         for i in range(count):
+            if leaves.leaf[i].device:
+                table[i].first = strips
+                continue
             if batch:
                 sums = np.broadcast_to(to.arrays[i], leaves.arrays[i].shape)    # walked alike, one for all samples
                 lay_out(leaves.arrays[i], sums, &table[i].sample, &table[i].sum, False, (0,))

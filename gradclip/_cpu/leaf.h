@@ -18,6 +18,7 @@ typedef struct {
     ptrdiff_t size;        /* real elements of a unit */
     int dtype, itemsize;   /* of a real element */
     int is_complex;
+    int device;            /* 0: this is the processor's memory; else of GPU number device - 1, which the passes leave out */
     int ndim;              /* 0: units are contiguous and aligned */
     int unit_ndim;
     int panel;             /* units are the columns of a matrix: aligned, and adjacent */

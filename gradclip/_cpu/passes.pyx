@@ -395,6 +395,7 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
     cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
     cdef Work work = cut(leaf, leaf, leaves.count, PANEL if simple else 0)
     cdef Sums sums = Sums(leaves.units, work.elements, ord, grad_scale)
+    cdef Py_ssize_t i
     cdef Task task
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
     task.write = NULL if made is None else made.write
@@ -405,6 +406,9 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
     if task.part == NULL:
         PyMem_Free(work.group)
         raise MemoryError
+    if leaves.on_device:        # whose Sums are taken in afterwards
+        for i in range(sums.count):
+            clear(&sums.leaf[i])
     with nogil:
         run(&task, &work, False)
         fold_groups(&task, work.count, &sums.total)
@@ -416,6 +420,13 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
 
 def measure(Leaves leaves, double ord, double grad_scale=1.0, Plan bounds=None):
     """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
+    if leaves.on_device:
+        return gpu().measure(leaves, ord, grad_scale, bounds)
+    return measure_here(leaves, ord, grad_scale, bounds)
+
+
+cpdef Sums measure_here(Leaves leaves, double ord, double grad_scale=1.0, Plan bounds=None):
+    """The same of the leaves that the processor can read."""
     cdef Sums sums = run_measure(leaves.leaf, leaves, ord, grad_scale, NULL if bounds is None else bounds.write, None)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
@@ -424,11 +435,18 @@ def measure(Leaves leaves, double ord, double grad_scale=1.0, Plan bounds=None):
 
 def measure_written(Leaves leaves, Plan plan, double ord):
     """What `measure` would say of the elements that `write` would write; nothing is written."""
+    return gpu().measure_written(leaves, plan, ord) if leaves.on_device else measure_written_here(leaves, plan, ord)
+
+
+def measure_written_here(Leaves leaves, Plan plan, double ord):
+    """The same of the leaves that the processor can read."""
     return run_measure(leaves.leaf if leaves.source == NULL else leaves.source, leaves, ord, 1.0, NULL, plan)
 
 
 def write(Leaves leaves, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source."""
+    if leaves.on_device:
+        gpu().write(leaves, plan)       # begins there; errors come before anything is written here
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
     cdef Work work = cut(leaves.leaf, source, leaves.count, SCALED)
     cdef Task task
@@ -437,6 +455,13 @@ def write(Leaves leaves, Plan plan):
         run(&task, &work, True)
     PyMem_Free(work.group)
     leaves.written()
+
+
+cdef object gpu():
+    """The other engine, imported when a first leaf needs it."""
+    from gradclip import _gpu
+
+    return _gpu
 
 
 cdef object find_nonfinite(Sums sums, Leaves leaves):
@@ -450,6 +475,7 @@ cdef object find_nonfinite(Sums sums, Leaves leaves):
         unit += 1
     while unit >= leaves.leaf[i].first_unit + leaves.leaf[i].units:
         i += 1
+    sums.first_leaf = i
     leaf.first_unit = 0
     lay_out(leaves.arrays[i], None, &leaf, NULL, True)
     while first < leaf.size:

@@ -2,6 +2,7 @@
 """Plan: what a write pass is to do to each leaf; and the floating-point state in which it is decided."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport INFINITY, NAN, isnan
+from libc.stdint cimport int64_t
 
 from fractions import Fraction
 
@@ -140,6 +141,25 @@ cdef class Plan:
         """The factor as float64."""
         return self.write[i].factor.value
 
+    def records(self):
+        """What a GPU needs of this: words as in Write of _gpu/sums.cu, and the bounds of CLAMP (low, high by dtype)."""
+        cdef Py_ssize_t i
+        cdef int t
+        cdef const Write *w
+        words = np.empty((self.count, 6), np.int64)
+        bounds = np.zeros((2, 4))
+        cdef int64_t[:, ::1] word = words
+        cdef double[:, ::1] number = words.view(np.float64)
+        cdef double[:, ::1] bound = bounds
+        for i in range(self.count):
+            w = &self.write[i]
+            word[i, 0], word[i, 1], word[i, 2], word[i, 5] = w.kind, w.acts, w.zero, w.factor.shift
+            number[i, 3], number[i, 4] = w.factor.value, w.factor.last
+            if w.kind == Kind.CLAMP:
+                for t in range(4):
+                    bound[0, t], bound[1, t] = w.low[t], w.high[t]
+        return words, bounds
+
     def exact_factor(self):
         """The first factor in rational arithmetic; its float64 may be rounded to a subnormal number, or to 0."""
         return Fraction(self.write[0].factor.last) * Fraction(2) ** self.write[0].factor.shift
@@ -153,8 +173,9 @@ cdef class Plan:
         cdef double least = 1 if self.count == 0 else self.write[0].factor.value
         cdef Py_ssize_t i
         for i in range(self.count):
-            if not self.write[i].factor.value >= least:
-                least = self.write[i].factor.value
+            if isnan(self.write[i].factor.value):
+                return NAN
+            least = min(least, self.write[i].factor.value)
         return least
 
     def keeps(self, Py_ssize_t i):

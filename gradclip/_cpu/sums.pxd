@@ -5,9 +5,10 @@ cdef class Sums:
     cdef readonly Py_ssize_t count
     cdef readonly double ord            # 0 stands for inf
     cdef readonly double grad_scale
-    cdef readonly Py_ssize_t size       # elements
+    cdef public Py_ssize_t size         # elements
     cdef readonly Sums units            # by unit, where these are by owner
     cdef public object first_nonfinite      # (path, flat index)
+    cdef public Py_ssize_t first_leaf
     cdef public object first_value        # the element there, where it was seen here
     cdef object true_max                    # max_abs, where it was measured elsewhere
     cdef public bint finite_only        # whether norms leave NaN and Inf out

@@ -2,6 +2,7 @@
 """Sums: what one read pass found, and the questions that deciding and reporting ask of it."""
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from libc.math cimport INFINITY, NAN
+from libc.stdint cimport int64_t
 
 from fractions import Fraction
 
@@ -70,7 +71,25 @@ cdef class Sums:
             sums.leaf[i] = self.leaf[start + i]
             merge(&sums.total, &sums.leaf[i], self.ord)
         gc_fp_leave(saved)
+        if start == 0 and sums.total.nans + sums.total.infs:    # the first units hold the first of all
+            sums.first_nonfinite, sums.first_value = self.first_nonfinite, self.first_value
         return sums
+
+    def absorb(self, Py_ssize_t first, records):
+        """Take units from `first` on from what a GPU found: words as in Sum of _gpu/sums.cu."""
+        cdef const int64_t[:, ::1] word = records
+        cdef const double[:, ::1] number = records.view(np.float64)
+        cdef Py_ssize_t i
+        cdef Sum *s
+        cdef gc_fpenv saved = gc_fp_enter()
+        for i in range(number.shape[0]):
+            s = &self.leaf[first + i]
+            clear(s)
+            s.high, s.low, s.bin = number[i, 0], number[i, 1], word[i, 2]
+            s.amax = ldexpl(number[i, 3], <int>word[i, 4])
+            s.nans, s.infs, s.outside = word[i, 5], word[i, 6], word[i, 7]
+            merge(&self.total, s, self.ord)
+        gc_fp_leave(saved)
 
     cdef const Sum *at(self, Py_ssize_t leaf) noexcept:
         return &self.total if leaf < 0 else &self.leaf[leaf]

@@ -47,6 +47,8 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
     cdef ptrdiff_t unit, first, rows, whole, held = GROUP, bytes = 0
     work.elements = 0
     for i in range(count):
+        if leaf[i].device:
+            continue
         room += leaf[i].units * (leaf[i].size // GROUP + 1) if leaf[i].size > GROUP else \
             (leaf[i].units * (leaf[i].size + SETUP)) // GROUP * 2 + 4
         if panel and leaf[i].panel:
@@ -58,6 +60,9 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
         raise MemoryError
     work.slots = 0
     for i in range(count):
+        if leaf[i].device:      # units of a group stand side by side
+            held = GROUP
+            continue
         if panel and leaf[i].panel and source[i].panel and leaf[i].units > 1:
             unit = 0
             while unit < leaf[i].units:

@@ -1,0 +1,200 @@
+/* Where elements lie: the table of leaves, which has a row of 8-byte words per leaf (records.py) and behind the rows a
+ * pool of axes, and the dtypes. */
+struct View {               /* one array, walked unit by unit */
+    char *data;             /* of the first unit */
+    i64 dtype, ndim;        /* ndim 0: a unit is contiguous */
+    i64 axes;               /* place in the pool: ndim lengths, ndim strides, unit_ndim lengths, unit_ndim strides */
+};
+
+struct Leaf {
+    View to, from;          /* what a write pass writes, and what either pass reads; walked in step */
+    i64 size;               /* real elements of a unit */
+    i64 units, first_unit, unit_ndim;
+    i64 is_complex;
+    i64 narrow;             /* a thread, not a block of threads, for a segment of a unit */
+    i64 segment, segments;  /* elements of a segment, segments of a unit */
+    i64 first_block;        /* thread blocks of the leaf begin here, */
+    i64 first_slot;         /* Sums of its segments here: unit by unit */
+    char *origin;           /* lowest address; from it and these axes (length, stride, weight, reversed?) follow */
+    i64 index_ndim, index_axes; /* flat indices */
+};
+
+enum { F16, BF16, F32, F64 };
+
+__device__ u32 bits_of(float x) { return __float_as_uint(x); }
+
+#ifdef __CUDACC__
+__device__ float from_f16(u16 h)
+{
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+    return x;
+}
+
+__device__ u16 to_f16(float x)
+{
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+#else /* what compiles this for a processor has these */
+float from_f16(u16 h);
+u16 to_f16(float x);
+#endif
+
+__device__ u16 to_bf16(float x)
+{
+    u32 u = bits_of(x);
+    return (u & 0x7fffffff) > 0x7f800000 ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+
+/* The dtypes. PACK elements are 16 bytes, the most that a thread loads at once. EIGHT: the most binades over which eight
+ * squares add exactly (14 for 2 * 11 bits of a square, 17 for 2 * 8; 3 more for eight; 53 in all). */
+struct Half {
+    typedef u16 bits;
+    enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7c00, EIGHT = 14, MANTISSA = 10, SHORT = 1, WIDE = 0 };
+    static __device__ double wide(bits x) { return (double)from_f16(x); }
+    static __device__ bits narrow(double x) { return to_f16((float)x); }
+};
+
+struct Brain {
+    typedef u16 bits;
+    enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7f80, EIGHT = 17, MANTISSA = 7, SHORT = 1, WIDE = 0 };
+    static __device__ double wide(bits x) { return (double)__uint_as_float((u32)x << 16); }
+    static __device__ bits narrow(double x) { return to_bf16((float)x); }
+};
+
+struct Single {
+    typedef u32 bits;
+    enum { PACK = 4, MASK = 0x7fffffff, INFINITE = 0x7f800000, EIGHT = 0, MANTISSA = 23, SHORT = 0, WIDE = 0 };
+    static __device__ double wide(bits x) { return (double)__uint_as_float(x); }
+    static __device__ bits narrow(double x) { return bits_of((float)x); }
+};
+
+struct Double {
+    typedef u64 bits;
+    static const u64 MASK = 0x7fffffffffffffffULL, INFINITE = 0x7ff0000000000000ULL;
+    enum { PACK = 2, EIGHT = 0, MANTISSA = 52, SHORT = 0, WIDE = 1 };
+    static __device__ double wide(bits x) { return __longlong_as_double((i64)x); }
+    static __device__ bits narrow(double x) { return (u64)__double_as_longlong(x); }
+};
+
+__device__ int size_of(i64 dtype) { return dtype == F64 ? 8 : dtype == F32 ? 4 : 2; }
+
+__device__ double get(i64 dtype, const char *p)
+{
+    return dtype == F16  ? Half::wide(*(const u16 *)p)
+           : dtype == BF16 ? Brain::wide(*(const u16 *)p)
+           : dtype == F32  ? Single::wide(*(const u32 *)p)
+                           : Double::wide(*(const u64 *)p);
+}
+
+__device__ void put(i64 dtype, char *p, double x)
+{
+    if (dtype == F16)
+        *(u16 *)p = Half::narrow(x);
+    else if (dtype == BF16)
+        *(u16 *)p = Brain::narrow(x);
+    else if (dtype == F32)
+        *(u32 *)p = Single::narrow(x);
+    else
+        *(u64 *)p = Double::narrow(x);
+}
+
+/* The last leaf whose blocks begin at or before this one. Leaves without blocks share their beginning with the next. */
+__device__ const Leaf *leaf_of_block(const Leaf *leaf, i64 count, i64 block)
+{
+    i64 low = 0, high = count;
+    while (high - low > 1) {
+        i64 middle = (low + high) / 2;
+        if (leaf[middle].first_block <= block)
+            low = middle;
+        else
+            high = middle;
+    }
+    return leaf + low;
+}
+
+__device__ const i64 *pool_of(const Leaf *leaf, i64 count) { return (const i64 *)(leaf + count); }
+
+__noinline__ __device__ i64 walk(const i64 *axes, i64 ndim, i64 i)
+{
+    i64 offset = 0;
+    for (i64 d = ndim - 1; d > 0; d--) {
+        offset += i % axes[d] * axes[ndim + d];
+        i /= axes[d];
+    }
+    return ndim ? offset + i * axes[ndim] : 0;
+}
+
+__device__ char *unit_of(const View *view, const Leaf *leaf, const i64 *pool, i64 unit)
+{
+    return view->data + walk(pool + view->axes + 2 * view->ndim, leaf->unit_ndim, unit);
+}
+
+/* Element i of the unit at `base`. */
+__device__ char *element(const View *view, const i64 *pool, char *base, i64 i)
+{
+    return base + (view->ndim == 0   ? i * size_of(view->dtype)
+                   : view->ndim == 1 ? i * pool[view->axes + 1]
+                                     : walk(pool + view->axes, view->ndim, i));
+}
+
+template <class T>
+union Pack {                /* what a thread loads at once */
+    uint4 vector;
+    typename T::bits element[T::PACK];
+};
+
+/* Elements i .. i + n of a unit, wherever they lie. */
+template <class T>
+__noinline__ __device__ void load(typename T::bits *x, const View *view, const i64 *pool, char *base, i64 i, int n)
+{
+    for (int k = 0; k < T::PACK; k++)
+        x[k] = k < n ? *(const typename T::bits *)element(view, pool, base, i + k) : 0;
+}
+
+template <class T>
+__noinline__ __device__ void store(const typename T::bits *x, const View *view, const i64 *pool, char *base, i64 i, int n)
+{
+    for (int k = 0; k < n; k++)
+        *(typename T::bits *)element(view, pool, base, i + k) = x[k];
+}
+
+/* The flat index, in C order, of the element at an address. */
+__noinline__ __device__ i64 flat_index(const Leaf *leaf, const i64 *pool, const char *p)
+{
+    i64 offset = p - leaf->origin, index = 0;
+    const i64 *axis = pool + leaf->index_axes;
+    for (i64 d = 0; d < leaf->index_ndim; d++, axis += 4) {
+        i64 at = offset / axis[1];
+        offset -= at * axis[1];
+        index += (axis[3] ? axis[0] - 1 - at : at) * axis[2];
+    }
+    return index;
+}
+
+/* What this thread does in a pass over the leaves: elements first + lane * PACK, then every lanes * PACK, below end. */
+struct Job {
+    const Leaf *leaf;
+    const i64 *pool;
+    i64 unit, segment, first, end;
+    int lane, lanes;
+};
+
+/* False where there is nothing for this thread. */
+__device__ bool find_job(Job *job, const Leaf *leaf, i64 count)
+{
+    job->pool = pool_of(leaf, count);
+    job->leaf = leaf = leaf_of_block(leaf, count, blockIdx.x);
+    i64 local = blockIdx.x - leaf->first_block;
+    job->segment = local % leaf->segments;
+    job->unit = local / leaf->segments;
+    job->lane = leaf->narrow ? 0 : threadIdx.x;
+    job->lanes = leaf->narrow ? 1 : THREADS;
+    if (leaf->narrow)
+        job->unit = job->unit * THREADS + threadIdx.x;
+    job->first = job->segment * leaf->segment;
+    job->end = job->first + leaf->segment < leaf->size ? job->first + leaf->segment : leaf->size;
+    return job->unit < leaf->units;
+}

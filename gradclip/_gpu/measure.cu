@@ -1,0 +1,322 @@
+/* The read pass: a Sum for every segment of every unit; then units, and all of them, folded in order.
+ *
+ * Which thread adds what to what follows from positions alone, and nothing is added atomically: the same bits on every
+ * run and every device. Sums are taken by TwoSum, which needs no bound on the elements, and costs less than memory. */
+struct Bounds { /* low and high, rounded to each dtype */
+    double low[4], high[4];
+};
+
+/* The rare and the general are functions that are not inlined: the loops of the usual case keep few registers, so that many
+ * threads hide the distance of memory, and the source compiles in seconds. */
+#define APART static __noinline__ __device__
+
+struct Running {            /* of one thread: sum so far, and bits of the largest magnitude */
+    double high, low;
+    u64 top;
+};
+
+/* What is not finite is counted, and becomes 0. */
+template <class T>
+APART void drop_nonfinite(typename T::bits *x, Sum *sum, const Job *job, char *base, i64 i)
+{
+    const int step = job->leaf->is_complex ? 2 : 1;
+    for (int k = 0; k < T::PACK; k += step) {
+        typename T::bits a = x[k] & T::MASK, b = step == 2 ? x[k + 1] & T::MASK : 0;
+        if (a < T::INFINITE && b < T::INFINITE)
+            continue;
+        if (a > T::INFINITE || b > T::INFINITE)
+            sum->nans++;
+        else
+            sum->infs++;
+        i64 at = flat_index(job->leaf, job->pool, element(&job->leaf->from, job->pool, base, i + k));
+        sum->first = at < sum->first ? at : sum->first;
+        x[k] = 0;
+        if (step == 2)
+            x[k + 1] = 0;
+    }
+}
+
+/* A magnitude (times 2**exponent) whose square or sum float64 might not hold, in a bin of its own; or any power. */
+template <int ORD>
+APART void add_apart(Sum *sum, double x, int exponent, double ord)
+{
+    if (x == 0)
+        return;
+    if (ORD == 3) {
+        add_power(sum, x, exponent, order_of(ord), ord);
+        return;
+    }
+    const i64 bin = exponent > 0 || x > HUGE ? 1 : exponent < 0 || x < TINY ? -1 : 0;
+    x = ldexp(x, exponent - SHIFT * (int)bin);
+    if (ORD == 2)
+        fold(sum, x * x, fma(x, x, -(x * x)), bin, ord);
+    else
+        fold(sum, x, 0, bin, ord);
+}
+
+/* One finite magnitude. */
+template <int ORD, class T>
+__device__ void add(Running *r, double x, Sum *sum, double ord)
+{
+    if (ORD == 3 || (T::WIDE && !(x >= TINY && x <= HUGE))) {
+        add_apart<ORD>(sum, x, 0, ord);
+    } else if (ORD == 1) {
+        two_sum(&r->high, &r->low, x);
+    } else if (ORD == 2 && T::WIDE) {
+        const double square = x * x;
+        two_sum(&r->high, &r->low, square);
+        r->low += fma(x, x, -square);
+    } else if (ORD == 2) { /* the square is exact */
+        double t = fma(x, x, r->high), part = t - r->high;
+        r->low += (r->high - (t - part)) + fma(x, x, -part);
+        r->high = t;
+    }
+}
+
+/* Whether eight squares of a pack add without rounding; zeros do not matter. */
+template <class T>
+__device__ bool short_span(const typename T::bits *x)
+{
+    u32 largest = 0, least = T::MASK;
+    for (int k = 0; k < T::PACK; k++) {
+        u32 a = x[k] & T::MASK, b = (a - 1) & T::MASK; /* 0 becomes the largest */
+        largest = a > largest ? a : largest;
+        least = b < least ? b : least;
+    }
+    int high = largest >> T::MANTISSA, low = (least + 1) >> T::MANTISSA;
+    return high - (low > 1 ? low : 1) <= T::EIGHT; /* subnormal numbers have the unit of exponent 1 */
+}
+
+template <class T>
+__device__ u64 worst_of(const typename T::bits *x)
+{
+    typename T::bits worst = 0;
+    for (int k = 0; k < T::PACK; k++)
+        worst = (x[k] & T::MASK) > worst ? x[k] & T::MASK : worst;
+    return worst;
+}
+
+/* A pack of finite real elements, one by one. */
+template <int ORD, class T>
+__device__ void add_each(Running *r, const typename T::bits *x, Sum *sum, double ord)
+{
+    for (int k = 0; k < T::PACK; k++)
+        add<ORD, T>(r, fabs(T::wide(x[k])), sum, ord);
+}
+
+template <int ORD, class T>
+APART Running add_each_apart(Running r, typename T::bits a, typename T::bits b, typename T::bits c, typename T::bits d,
+                             typename T::bits e, typename T::bits f, typename T::bits g, typename T::bits h, Sum *sum, double ord)
+{
+    const typename T::bits x[8] = {a, b, c, d, e, f, g, h};
+    add_each<ORD, T>(&r, x, sum, ord);
+    return r;
+}
+
+/* A pack of finite real elements. */
+template <int ORD, class T>
+__device__ void add_pack(Running *r, const typename T::bits *x, Sum *sum, double ord)
+{
+    if constexpr (ORD == 2 && T::SHORT) {
+        if (short_span<T>(x)) { /* a third of the arithmetic */
+            double eight = 0;
+            for (int k = 0; k < T::PACK; k++) {
+                double v = T::wide(x[k]);
+                eight = fma(v, v, eight);
+            }
+            two_sum(&r->high, &r->low, eight);
+        } else
+            *r = add_each_apart<ORD, T>(*r, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], sum, ord);
+    } else if constexpr (ORD != 0)
+        add_each<ORD, T>(r, x, sum, ord);
+}
+
+template <int ORD, class T>
+__device__ void add_pairs(Running *r, const typename T::bits *x, Sum *sum, double ord)
+{
+    for (int k = 0; k < T::PACK; k += 2) {
+        double a = fabs(T::wide(x[k])), b = fabs(T::wide(x[k + 1]));
+        i64 exponent;
+        double z = modulus(a, b, &exponent);
+        raise_amax(sum, exponent < 0 ? ldexp(z, (int)exponent) : z, exponent < 0 ? 0 : exponent);
+        if (ORD == 2) {
+            add<2, T>(r, a, sum, ord);
+            add<2, T>(r, b, sum, ord);
+        } else if (ORD == 1 && exponent == 0 && z >= TINY && z <= HUGE)
+            two_sum(&r->high, &r->low, z);
+        else if (ORD != 0)
+            add_apart<ORD>(sum, z, (int)exponent, ord);
+    }
+}
+
+template <class T>
+APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype);
+
+/* Any pack, n of whose elements are there: from wherever they lie, as they are or as `made` would make them. */
+template <int ORD, class T>
+APART Running add_any(Running r, const Job *job, char *base, i64 i, int n, const Write *made, const Bounds *bounds, Sum *sum,
+                      double ord)
+{
+    const Leaf *leaf = job->leaf;
+    typename T::bits x[T::PACK];
+    load<T>(x, &leaf->from, job->pool, base, i, n);
+    if (made)
+        alter<T>(x, made, leaf->is_complex, 0, 0);
+    else if (bounds)
+        for (int k = 0; k < n; k++) {
+            double v = T::wide(x[k]);
+            sum->outside += v < bounds->low[leaf->from.dtype] || v > bounds->high[leaf->from.dtype];
+        }
+    u64 worst = worst_of<T>(x);
+    if (worst >= T::INFINITE) {
+        drop_nonfinite<T>(x, sum, job, base, i);
+        worst = worst_of<T>(x);
+    }
+    if (leaf->is_complex)
+        add_pairs<ORD, T>(&r, x, sum, ord);
+    else {
+        r.top = worst > r.top ? worst : r.top;
+        add_pack<ORD, T>(&r, x, sum, ord);
+    }
+    return r;
+}
+
+/* This thread's part of a segment. */
+template <int ORD, class T>
+__device__ void measure_run(const Job *job, const Write *made, const Bounds *bounds, double ord, Sum *sum)
+{
+    enum { AHEAD = 4 }; /* packs that are loaded before the first is added: memory is far */
+    const View *view = &job->leaf->from;
+    char *base = unit_of(view, job->leaf, job->pool, job->unit);
+    const i64 stride = (i64)job->lanes * T::PACK;
+    i64 i = job->first + job->lane * T::PACK;
+    Running r = {0, 0, 0};
+    if (view->ndim == 0 && (u64)base % 16 == 0 && !job->leaf->is_complex && !made && !bounds) {
+        const i64 last = job->end - T::PACK; /* from where a whole pack can be read */
+        for (; i + (AHEAD - 1) * stride <= last; i += AHEAD * stride) {
+            Pack<T> pack[AHEAD];
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++)
+                pack[j].vector = *(const uint4 *)(base + (i + j * stride) * sizeof(typename T::bits));
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) {
+                const u64 worst = worst_of<T>(pack[j].element);
+                if (worst >= T::INFINITE) {
+                    r = add_any<ORD, T>(r, job, base, i + j * stride, T::PACK, 0, 0, sum, ord);
+                    continue;
+                }
+                r.top = worst > r.top ? worst : r.top;
+                add_pack<ORD, T>(&r, pack[j].element, sum, ord);
+            }
+        }
+    }
+    for (; i < job->end; i += stride)
+        r = add_any<ORD, T>(r, job, base, i, job->end - i < T::PACK ? (int)(job->end - i) : (int)T::PACK, made, bounds, sum, ord);
+    fold(sum, r.high, r.low, 0, ord);
+    raise_amax(sum, T::wide((typename T::bits)r.top), 0);
+}
+
+template <int ORD>
+__device__ void measure(const Leaf *leaf, i64 count, const Write *writes, i64 modulo, const Bounds *bounds, double ord,
+                        Sum *slots)
+{
+    __shared__ Sum sums[THREADS];
+    Job job;
+    Sum *sum = &sums[threadIdx.x];
+    bool any = find_job(&job, leaf, count);
+    leaf = job.leaf;
+    clear(sum);
+    if (any) {
+        const Write *made = writes;
+        if (writes && modulo)
+            made += (leaf->first_unit + job.unit) % modulo;
+        if (leaf->from.dtype == F16)
+            measure_run<ORD, Half>(&job, made, bounds, ord, sum);
+        else if (leaf->from.dtype == BF16)
+            measure_run<ORD, Brain>(&job, made, bounds, ord, sum);
+        else if (leaf->from.dtype == F32)
+            measure_run<ORD, Single>(&job, made, bounds, ord, sum);
+        else
+            measure_run<ORD, Double>(&job, made, bounds, ord, sum);
+    }
+    if (!leaf->narrow)
+        merge_lanes(sums, THREADS, ord);
+    if (any && job.lane == 0)
+        if (leaf->narrow || threadIdx.x == 0)
+            slots[leaf->first_slot + job.unit * leaf->segments + job.segment] = *sum;
+}
+
+#define MEASURE(name, ORD)                                                                                                \
+    extern "C" __global__ __launch_bounds__(THREADS, 3) void name(const Leaf *leaf, i64 count, const Write *writes, i64 modulo, const Bounds *bounds,   \
+                                    double ord, Sum *slots)                                                               \
+    {                                                                                                                     \
+        measure<ORD>(leaf, count, writes, modulo, bounds, ord, slots);                                                    \
+    }
+MEASURE(measure_largest, 0)
+MEASURE(measure_magnitudes, 1)
+MEASURE(measure_squares, 2)
+MEASURE(measure_powers, 3)
+
+/* ---- folding ------------------------------------------------------------------------------------------------------- */
+
+/* Every `lanes` threads fold one unit; those of a thread block, its partial sum of all. from_leaves: of the segments in
+ * `from`; else unit i is the sum of i, i + units, i + 2 * units ... of the `count` Sums in `from`. */
+__device__ void fold_units(const Leaf *leaf, i64 count, const Sum *from, i64 units, bool from_leaves, i64 lanes, double ord,
+                           Sum *unit, Sum *partial)
+{
+    __shared__ Sum sums[THREADS];
+    Sum *sum = &sums[threadIdx.x];
+    const i64 index = ((i64)blockIdx.x * THREADS + threadIdx.x) / lanes, lane = threadIdx.x % lanes;
+    clear(sum);
+    if (index < units) {
+        i64 start = index, step = units, n = (count - index + units - 1) / units;
+        if (from_leaves) {
+            i64 low = 0, high = count;
+            while (high - low > 1) { /* leaves without units share their beginning with the next */
+                i64 middle = (low + high) / 2;
+                if (leaf[middle].first_unit <= index)
+                    low = middle;
+                else
+                    high = middle;
+            }
+            start = leaf[low].first_slot + (index - leaf[low].first_unit) * leaf[low].segments;
+            n = leaf[low].segments;
+            step = 1;
+        }
+        for (i64 k = lane; k < n; k += lanes)
+            merge(sum, &from[start + k * step], ord);
+    }
+    merge_lanes(sums, (int)lanes, ord);
+    if (index < units && lane == 0)
+        unit[index] = *sum;
+    if (lane != 0)
+        clear(sum); /* it is in that of lane 0 */
+    merge_lanes(sums, THREADS, ord);
+    if (threadIdx.x == 0)
+        partial[blockIdx.x] = *sum;
+}
+
+extern "C" __global__ void fold_segments(const Leaf *leaf, i64 count, const Sum *slots, i64 units, i64 lanes, double ord,
+                                         Sum *unit, Sum *partial)
+{
+    fold_units(leaf, count, slots, units, true, lanes, ord, unit, partial);
+}
+
+/* Units i, i + owners, i + 2 * owners ... belong to owner i. */
+extern "C" __global__ void fold_owners(const Sum *unit, i64 count, i64 owners, double ord, Sum *owner, Sum *partial)
+{
+    fold_units(0, count, unit, owners, false, 1, ord, owner, partial);
+}
+
+/* One thread block. */
+extern "C" __global__ void fold_total(const Sum *partial, i64 n, double ord, Sum *total)
+{
+    __shared__ Sum sums[THREADS];
+    Sum *sum = &sums[threadIdx.x];
+    clear(sum);
+    for (i64 i = threadIdx.x; i < n; i += THREADS)
+        merge(sum, &partial[i], ord);
+    merge_lanes(sums, THREADS, ord);
+    if (threadIdx.x == 0)
+        *total = *sum;
+}

@@ -1,0 +1,214 @@
+/* The write pass: the operations of the CPU's kernels, element by element, each rounded alike. */
+__device__ bool fits_float(double factor)
+{
+    double a = fabs(factor);
+    return (a >= 0x1p-126 && a <= 0x1.fffffep127) || a == 0;
+}
+
+template <class T>
+__device__ typename T::bits times(typename T::bits x, double factor)
+{
+    if (T::SHORT && fits_float(factor))
+        return T::narrow((float)T::wide(x) * (float)factor);
+    return T::narrow(T::wide(x) * factor);
+}
+
+/* x * 2**shift in two exact steps, then times `last`, rounded there. */
+template <class T>
+__device__ typename T::bits scaled(typename T::bits x, const Write *w)
+{
+    if (w->shift) {
+        const int half = (int)(w->shift / 2);
+        x = times<T>(x, ldexp(1.0, half));
+        x = times<T>(x, ldexp(1.0, (int)w->shift - half));
+    }
+    return times<T>(x, w->last);
+}
+
+/* A pack as the plan makes it; a step is left to `step`. */
+template <class T>
+APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype)
+{
+    if (w->zero)
+        for (int k = 0; k < T::PACK; k++) {
+            const int other = is_complex ? k ^ 1 : k; /* a complex number is zeroed whole */
+            if ((x[k] & T::MASK) >= T::INFINITE) {
+                x[k] = 0;
+                x[other] = 0;
+            } else if ((x[other] & T::MASK) >= T::INFINITE)
+                x[k] = 0;
+        }
+    if (w->kind == SCALE)
+        for (int k = 0; k < T::PACK; k++)
+            x[k] = scaled<T>(x[k], w);
+    else if (w->kind == CLAMP) {
+        const double low = bounds->low[dtype], high = bounds->high[dtype];
+        for (int k = 0; k < T::PACK; k++) {
+            double v = T::wide(x[k]);
+            x[k] = v < low ? T::narrow(low) : v > high ? T::narrow(high) : x[k];
+        }
+    }
+}
+
+/* y - x * factor: product and difference rounded each, in float32 for halves, then to the dtype of y. */
+template <class T>
+__device__ typename T::bits step(typename T::bits y, typename T::bits x, double factor)
+{
+    if (T::SHORT && fits_float(factor))
+        return T::narrow((float)T::wide(y) - (float)T::wide(x) * (float)factor);
+    return T::narrow(T::wide(y) - T::wide(x) * factor);
+}
+
+/* Of two dtypes, or by a factor beyond float64: in float64. */
+__device__ double wide_step(double y, double x, const Write *w)
+{
+    if (w->shift) {
+        const int half = (int)(w->shift / 2);
+        x = ldexp(1.0, half) * x * ldexp(1.0, (int)w->shift - half);
+    }
+    return y - x * w->last;
+}
+
+__device__ bool is_finite(double x) { return fabs(x) < INF; }
+
+APART void step_apart(const Job *job, const Write *w, char *from, char *to)
+{
+    const Leaf *leaf = job->leaf;
+    for (i64 i = job->first + job->lane; i < job->end; i += job->lanes) {
+        double x = get(leaf->from.dtype, element(&leaf->from, job->pool, from, i));
+        if (w->zero && leaf->is_complex) {
+            double other = get(leaf->from.dtype, element(&leaf->from, job->pool, from, i ^ 1));
+            x = is_finite(x) && is_finite(other) ? x : 0;
+        } else if (w->zero && !is_finite(x))
+            x = 0;
+        char *p = element(&leaf->to, job->pool, to, i);
+        put(leaf->to.dtype, p, wide_step(get(leaf->to.dtype, p), x, w));
+    }
+}
+
+/* Any pack, n of whose elements are there. */
+template <class T>
+APART void write_any(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to, i64 i, int n)
+{
+    const Leaf *leaf = job->leaf;
+    typename T::bits x[T::PACK], y[T::PACK];
+    load<T>(x, &leaf->from, job->pool, from, i, n);
+    alter<T>(x, w, leaf->is_complex, bounds, leaf->from.dtype);
+    if (w->kind == STEP) {
+        load<T>(y, &leaf->to, job->pool, to, i, n);
+        for (int k = 0; k < T::PACK; k++)
+            x[k] = step<T>(y[k], x[k], w->last);
+    }
+    store<T>(x, &leaf->to, job->pool, to, i, n);
+}
+
+template <class T>
+__device__ void write_run(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to)
+{
+    enum { AHEAD = 2 };
+    const Leaf *leaf = job->leaf;
+    const i64 stride = (i64)job->lanes * T::PACK, last = job->end - T::PACK;
+    i64 i = job->first + job->lane * T::PACK;
+    const bool usual = (w->kind == SCALE || w->kind == STEP) && !w->zero && !w->shift;
+    if (usual && leaf->from.ndim == 0 && leaf->to.ndim == 0 && ((u64)from | (u64)to) % 16 == 0) {
+        const double factor = w->last;
+        const bool steps = w->kind == STEP;
+        for (; i + (AHEAD - 1) * stride <= last; i += AHEAD * stride) {
+            Pack<T> x[AHEAD], y[AHEAD];
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) {
+                const i64 offset = (i + j * stride) * sizeof(typename T::bits);
+                x[j].vector = *(const uint4 *)(from + offset);
+                if (steps)
+                    y[j].vector = *(const uint4 *)(to + offset);
+            }
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) {
+                for (int k = 0; k < T::PACK; k++)
+                    x[j].element[k] = steps ? step<T>(y[j].element[k], x[j].element[k], factor) : times<T>(x[j].element[k], factor);
+                *(uint4 *)(to + (i + j * stride) * sizeof(typename T::bits)) = x[j].vector;
+            }
+        }
+    }
+    for (; i < job->end; i += stride)
+        write_any<T>(job, w, bounds, from, to, i, job->end - i < T::PACK ? (int)(job->end - i) : (int)T::PACK);
+}
+
+/* writes: one (modulo 0), or one for each unit number modulo so many. unit: the Sums of the read pass where there are,
+ * which spare the leaves that hold nothing to be zeroed. */
+extern "C" __global__ __launch_bounds__(THREADS, 3) void write_leaves(const Leaf *leaf, i64 count, const Write *writes, i64 modulo, const Bounds *bounds,
+                                 const Sum *unit)
+{
+    Job job;
+    if (!find_job(&job, leaf, count))
+        return;
+    leaf = job.leaf;
+    const i64 index = leaf->first_unit + job.unit;
+    const Write *w = writes + (modulo ? index % modulo : 0);
+    const bool in_place = leaf->to.data == leaf->from.data;
+    const bool zeroes = w->zero && (!unit || unit[index].nans + unit[index].infs > 0);
+    if (w->kind == LEAVE || (w->kind == KEEP && in_place && !zeroes))
+        return;
+    char *from = unit_of(&leaf->from, leaf, job.pool, job.unit);
+    char *to = unit_of(&leaf->to, leaf, job.pool, job.unit);
+    if (w->kind == STEP && (leaf->to.dtype != leaf->from.dtype || w->shift))
+        step_apart(&job, w, from, to);
+    else if (leaf->from.dtype == F16)
+        write_run<Half>(&job, w, bounds, from, to);
+    else if (leaf->from.dtype == BF16)
+        write_run<Brain>(&job, w, bounds, from, to);
+    else if (leaf->from.dtype == F32)
+        write_run<Single>(&job, w, bounds, from, to);
+    else
+        write_run<Double>(&job, w, bounds, from, to);
+}
+
+/* ---- the write pass of per_sample_clip_sum -------------------------------------------------------------------------- */
+
+__device__ double rounded(i64 dtype, double x)
+{
+    return dtype == F16    ? Half::wide(Half::narrow(x))
+           : dtype == BF16 ? Brain::wide(Brain::narrow(x))
+           : dtype == F32  ? Single::wide(Single::narrow(x))
+                           : x;
+}
+
+/* What one sample adds: an element scaled in its own dtype, or rounded once to that of the sum. */
+__device__ double contribution(const Leaf *leaf, const char *p, const Write *w)
+{
+    const i64 dtype = leaf->from.dtype;
+    if (w->kind != SCALE)
+        return rounded(leaf->to.dtype, get(dtype, p));
+    if (dtype != leaf->to.dtype) {
+        double x = get(dtype, p);
+        if (w->shift) {
+            const int half = (int)(w->shift / 2);
+            x = ldexp(1.0, half) * x * ldexp(1.0, (int)w->shift - half);
+        }
+        return rounded(leaf->to.dtype, x * w->last);
+    }
+    return dtype == F16    ? Half::wide(scaled<Half>(*(const u16 *)p, w))
+           : dtype == BF16 ? Brain::wide(scaled<Brain>(*(const u16 *)p, w))
+           : dtype == F32  ? Single::wide(scaled<Single>(*(const u32 *)p, w))
+                           : Double::wide(scaled<Double>(*(const u64 *)p, w));
+}
+
+/* Units are samples; `to` is one sum for all. A thread adds all samples of an element, in order. Under SKIP with an
+ * element that is not finite, sums are 0. */
+extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, const Write *writes, i64 batch, const Sum *total, i64 flags)
+{
+    const i64 *pool = pool_of(leaf, count);
+    leaf = leaf_of_block(leaf, count, blockIdx.x);
+    const i64 i = (blockIdx.x - leaf->first_block) * THREADS + threadIdx.x;
+    if (i >= leaf->size)
+        return;
+    const bool none = flags & SKIP && total && total->nans + total->infs > 0;
+    double high = 0, low = 0;
+    for (i64 sample = 0; sample < batch && !none; sample++) {
+        const Write *w = writes + sample;
+        if (w->zero && w->last == 0)
+            continue;
+        two_sum(&high, &low, contribution(leaf, element(&leaf->from, pool, unit_of(&leaf->from, leaf, pool, sample), i), w));
+    }
+    put(leaf->to.dtype, element(&leaf->to, pool, leaf->to.data, i), is_finite(high) ? high + low : high);
+}

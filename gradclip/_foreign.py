@@ -90,7 +90,7 @@ def _view_gpu(node, write):
     except ImportError:
         raise ImportError('arrays on a GPU need CuPy: pip install "gradclip[cuda12]" or "gradclip[cuda13]"') from None
     if isinstance(node, cupy.ndarray):
-        return node.view(cupy.ndarray)
+        return node
     if _library(node) == "torch":
         node = _plain_torch(node, write)
         if node.dtype == sys.modules["torch"].bfloat16:

@@ -113,7 +113,9 @@ class RawModule:
     def __init__(self, *, code, options=(), backend="nvrtc"):
         names = re.findall(r'extern "C" __global__ (?:__launch_bounds__\(.*?\) )?void (\w+)\(', code)
         names = [n for n in names if n != "name"] + re.findall(r"^MEASURE\((\w+),", code, re.M)
-        launchers = [f'extern "C" void launch_{n}(unsigned blocks, void **args) {{ launch({n}, blocks, args); }}' for n in names]
+        launchers = [
+            f'extern "C" void launch_{n}(unsigned blocks, void **args) {{ launch({n}, blocks, args); }}' for n in names
+        ]
         self.folder = tempfile.TemporaryDirectory()
         folder = Path(self.folder.name)
         header = (Path(__file__).parent / "fake_cuda.h").read_text()

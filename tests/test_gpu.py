@@ -78,7 +78,11 @@ def model(dtype=np.float32, seed=0):
     """A nesting of contiguous and strided leaves, one of more than one segment, an empty one and a 0-d one."""
     g = [gradient(dtype, n, seed=seed) for n in (5000, 33, 600, 40_000, 0, 1)]
     return {
-        "layers": [Layer(g[0].reshape(50, 100), g[1]), None, Layer(g[2].reshape(20, 30).T, gradient(dtype, 4000, seed=seed + 7)[::7])],
+        "layers": [
+            Layer(g[0].reshape(50, 100), g[1]),
+            None,
+            Layer(g[2].reshape(20, 30).T, gradient(dtype, 4000, seed=seed + 7)[::7]),
+        ],
         "big": g[3],
         "rest": [g[4], g[5].reshape(())],
     }
@@ -134,7 +138,13 @@ def test_norms_are_exact_and_those_of_the_processor(cupy, dtype, kind, size):
     exact = power_sum([a])
     assert math.isinf(gradclip.global_norm(gpu)) if exact > MOST**2 else norm_error(gradclip.global_norm(gpu), exact) <= 0.501
     assert gradclip.global_norm(gpu) == gradclip.global_norm(a)
-    for ord, ulps in ((1, 0 if dtype.kind == "f" else 2), (math.inf, 0 if dtype.kind == "f" else 1), (3, 4), (0.5, 8), (2.5, 4)):
+    for ord, ulps in (
+        (1, 0 if dtype.kind == "f" else 2),
+        (math.inf, 0 if dtype.kind == "f" else 1),
+        (3, 4),
+        (0.5, 8),
+        (2.5, 4),
+    ):
         want, got = gradclip.global_norm(a, ord), gradclip.global_norm(gpu, ord)
         assert want == got or abs(want - got) <= ulps * math.ulp(want), (ord, want, got)
     here, gpu = [a.copy()], [gpu]
@@ -260,7 +270,10 @@ def test_adaptive(cupy, dtype, unit_axis):
 
 @pytest.mark.parametrize("axis", [0, 1, -1, (0, 1), (0, 2), (1, 2)])
 def test_slices(cupy, axis):
-    here = [gradient(np.float32, 3 * 50 * 40).reshape(3, 50, 40), gradient(np.float64, 600).reshape(2, 3, 100).transpose(2, 0, 1)]
+    here = [
+        gradient(np.float32, 3 * 50 * 40).reshape(3, 50, 40),
+        gradient(np.float64, 600).reshape(2, 3, 100).transpose(2, 0, 1),
+    ]
     gpu = there(cupy, here)
     same_report(gradclip.clip_by_norm_(here, 3.0, axis=axis), gradclip.clip_by_norm_(gpu, 3.0, axis=axis))
     same_bits(here, gpu)
@@ -319,7 +332,9 @@ def test_a_sample_at_the_threshold(cupy):
     assert report.scale < 0.5
 
 
-@pytest.mark.parametrize("pair", [("float32", "float32"), ("float16", "float16"), ("float32", "float16"), ("float64", "float32")])
+@pytest.mark.parametrize(
+    "pair", [("float32", "float32"), ("float16", "float16"), ("float32", "float16"), ("float64", "float32")]
+)
 def test_sgd_step(cupy, pair):
     of = [gradient(np.dtype(pair[0]), n, seed=1) for n in (3000, 40)]
     g = [gradient(np.dtype(pair[1]), n) for n in (3000, 40)]
@@ -398,17 +413,17 @@ def test_nothing_is_waited_for_until_the_report_is_read(cupy, policy):
     before = cupy.waits
     reports = [
         gradclip.clip_by_global_norm_(g, 1.0, nonfinite=policy),
-        gradclip.clip_by_global_norm(g, 1.0, nonfinite=policy)[1],
+        gradclip.clip_by_global_norm(g, 0.5, nonfinite=policy)[1],
         gradclip.clip_by_norm_(g, 0.1, nonfinite=policy),
         gradclip.normalize_(g, nonfinite=policy),
         gradclip.clip_adaptive_(g, params, 1e-6, nonfinite=policy),
         gradclip.clip_per_sample_(samples, 1.0, nonfinite=policy),
         gradclip.per_sample_clip_sum(samples, 1.0, nonfinite=policy)[1],
-        gradclip.sgd_step_(params, g, 0.1, 0.2, nonfinite=policy),
+        gradclip.sgd_step_(params, g, 0.1, 1e-9, nonfinite=policy),
         gradclip.clip_by_value_(g, 1e-3),
     ]
     assert cupy.waits == before
-    assert all(report.clipped for report in reports)
+    assert [report.clipped for report in reports] == [True] * len(reports)
     assert cupy.waits > before
 
 

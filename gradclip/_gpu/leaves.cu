@@ -23,23 +23,41 @@ enum { F16, BF16, F32, F64 };
 
 __device__ u32 bits_of(float x) { return __float_as_uint(x); }
 
+/* All that is done in float32, in instructions that keep subnormal numbers: CuPy compiles with -ftz=true, under which the
+ * operators of C do not. */
 #ifdef __CUDACC__
-__device__ float from_f16(u16 h)
+#define INSTRUCTION(name, text, out_type, out, in_type, in) \
+    __device__ out_type name(in_type x)                     \
+    {                                                       \
+        out_type y;                                         \
+        asm(text " %0, %1;" : "=" out(y) : in(x));          \
+        return y;                                           \
+    }
+INSTRUCTION(from_f16, "cvt.f32.f16", float, "f", u16, "h")
+INSTRUCTION(to_f16, "cvt.rn.f16.f32", u16, "h", float, "f")
+INSTRUCTION(widen, "cvt.f64.f32", double, "d", float, "f")
+INSTRUCTION(to_f32, "cvt.rn.f32.f64", float, "f", double, "d")
+
+__device__ float times_f32(float x, float y)
 {
-    float x;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
-    return x;
+    float z;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
 }
 
-__device__ u16 to_f16(float x)
+__device__ float minus_f32(float x, float y)
 {
-    u16 h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
-    return h;
+    float z;
+    asm("sub.rn.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
 }
-#else /* what compiles this for a processor has these */
+#else /* what compiles this for a processor has the first two */
 float from_f16(u16 h);
 u16 to_f16(float x);
+double widen(float x) { return x; }
+float to_f32(double x) { return (float)x; }
+float times_f32(float x, float y) { return x * y; }
+float minus_f32(float x, float y) { return x - y; }
 #endif
 
 __device__ u16 to_bf16(float x)
@@ -53,22 +71,26 @@ __device__ u16 to_bf16(float x)
 struct Half {
     typedef u16 bits;
     enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7c00, EIGHT = 14, MANTISSA = 10, SHORT = 1, WIDE = 0 };
-    static __device__ double wide(bits x) { return (double)from_f16(x); }
-    static __device__ bits narrow(double x) { return to_f16((float)x); }
+    static __device__ float single(bits x) { return from_f16(x); }
+    static __device__ bits narrowed(float x) { return to_f16(x); }
+    static __device__ double wide(bits x) { return widen(from_f16(x)); }
+    static __device__ bits narrow(double x) { return to_f16(to_f32(x)); }
 };
 
 struct Brain {
     typedef u16 bits;
     enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7f80, EIGHT = 17, MANTISSA = 7, SHORT = 1, WIDE = 0 };
-    static __device__ double wide(bits x) { return (double)__uint_as_float((u32)x << 16); }
-    static __device__ bits narrow(double x) { return to_bf16((float)x); }
+    static __device__ float single(bits x) { return __uint_as_float((u32)x << 16); }
+    static __device__ bits narrowed(float x) { return to_bf16(x); }
+    static __device__ double wide(bits x) { return widen(single(x)); }
+    static __device__ bits narrow(double x) { return to_bf16(to_f32(x)); }
 };
 
 struct Single {
     typedef u32 bits;
     enum { PACK = 4, MASK = 0x7fffffff, INFINITE = 0x7f800000, EIGHT = 0, MANTISSA = 23, SHORT = 0, WIDE = 0 };
-    static __device__ double wide(bits x) { return (double)__uint_as_float(x); }
-    static __device__ bits narrow(double x) { return bits_of((float)x); }
+    static __device__ double wide(bits x) { return widen(__uint_as_float(x)); }
+    static __device__ bits narrow(double x) { return bits_of(to_f32(x)); }
 };
 
 struct Double {
@@ -140,11 +162,46 @@ __device__ char *element(const View *view, const i64 *pool, char *base, i64 i)
                                      : walk(pool + view->axes, view->ndim, i));
 }
 
-template <class T>
-union Pack {                /* what a thread loads at once */
-    uint4 vector;
-    typename T::bits element[T::PACK];
-};
+/* The elements of 16 bytes, and back: by shifts, since what is indexed through a union ends up in memory. */
+__device__ void unpack(u16 *x, uint4 v)
+{
+    const u32 word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int k = 0; k < 8; k++)
+        x[k] = (u16)(word[k / 2] >> 16 * (k % 2));
+}
+
+__device__ void unpack(u32 *x, uint4 v)
+{
+    x[0] = v.x;
+    x[1] = v.y;
+    x[2] = v.z;
+    x[3] = v.w;
+}
+
+__device__ void unpack(u64 *x, uint4 v)
+{
+    x[0] = (u64)v.y << 32 | v.x;
+    x[1] = (u64)v.w << 32 | v.z;
+}
+
+__device__ uint4 packed(const u16 *x)
+{
+    uint4 v = {x[0] | (u32)x[1] << 16, x[2] | (u32)x[3] << 16, x[4] | (u32)x[5] << 16, x[6] | (u32)x[7] << 16};
+    return v;
+}
+
+__device__ uint4 packed(const u32 *x)
+{
+    uint4 v = {x[0], x[1], x[2], x[3]};
+    return v;
+}
+
+__device__ uint4 packed(const u64 *x)
+{
+    uint4 v = {(u32)x[0], (u32)(x[0] >> 32), (u32)x[1], (u32)(x[1] >> 32)};
+    return v;
+}
 
 /* Elements i .. i + n of a unit, wherever they lie. */
 template <class T>

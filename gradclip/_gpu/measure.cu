@@ -54,23 +54,32 @@ APART void add_apart(Sum *sum, double x, int exponent, double ord)
         fold(sum, x, 0, bin, ord);
 }
 
-/* One finite magnitude. */
+__device__ bool in_range(double x) { return (x >= TINY) & (x <= HUGE); }
+
+/* One finite magnitude, of which neither square nor sum leaves the range. */
 template <int ORD, class T>
-__device__ void add(Running *r, double x, Sum *sum, double ord)
+__device__ void add_usual(Running *r, double x)
 {
-    if (ORD == 3 || (T::WIDE && !(x >= TINY && x <= HUGE))) {
-        add_apart<ORD>(sum, x, 0, ord);
-    } else if (ORD == 1) {
+    if (ORD == 1) {
         two_sum(&r->high, &r->low, x);
-    } else if (ORD == 2 && T::WIDE) {
+    } else if (T::WIDE) {
         const double square = x * x;
         two_sum(&r->high, &r->low, square);
         r->low += fma(x, x, -square);
-    } else if (ORD == 2) { /* the square is exact */
+    } else { /* the square is exact */
         double t = fma(x, x, r->high), part = t - r->high;
         r->low += (r->high - (t - part)) + fma(x, x, -part);
         r->high = t;
     }
+}
+
+template <int ORD, class T>
+__device__ void add(Running *r, double x, Sum *sum, double ord)
+{
+    if (ORD == 3 || (T::WIDE && !in_range(x)))
+        add_apart<ORD>(sum, x, 0, ord);
+    else if (ORD != 0)
+        add_usual<ORD, T>(r, x);
 }
 
 /* Whether eight squares of a pack add without rounding; zeros do not matter. */
@@ -78,6 +87,7 @@ template <class T>
 __device__ bool short_span(const typename T::bits *x)
 {
     u32 largest = 0, least = T::MASK;
+#pragma unroll
     for (int k = 0; k < T::PACK; k++) {
         u32 a = x[k] & T::MASK, b = (a - 1) & T::MASK; /* 0 becomes the largest */
         largest = a > largest ? a : largest;
@@ -91,44 +101,50 @@ template <class T>
 __device__ u64 worst_of(const typename T::bits *x)
 {
     typename T::bits worst = 0;
+#pragma unroll
     for (int k = 0; k < T::PACK; k++)
         worst = (x[k] & T::MASK) > worst ? x[k] & T::MASK : worst;
     return worst;
 }
 
-/* A pack of finite real elements, one by one. */
+/* Whether a pack can be added without functions that are apart. */
 template <int ORD, class T>
-__device__ void add_each(Running *r, const typename T::bits *x, Sum *sum, double ord)
+__device__ bool is_usual(const typename T::bits *x)
 {
-    for (int k = 0; k < T::PACK; k++)
-        add<ORD, T>(r, fabs(T::wide(x[k])), sum, ord);
+    bool usual = (ORD != 3) & (worst_of<T>(x) < T::INFINITE);
+    if constexpr (T::WIDE && ORD != 0) {
+#pragma unroll
+        for (int k = 0; k < T::PACK; k++)
+            usual &= ((x[k] & T::MASK) == 0) | in_range(fabs(T::wide(x[k])));
+    }
+    return usual;
 }
 
-template <int ORD, class T>
-APART Running add_each_apart(Running r, typename T::bits a, typename T::bits b, typename T::bits c, typename T::bits d,
-                             typename T::bits e, typename T::bits f, typename T::bits g, typename T::bits h, Sum *sum, double ord)
-{
-    const typename T::bits x[8] = {a, b, c, d, e, f, g, h};
-    add_each<ORD, T>(&r, x, sum, ord);
-    return r;
-}
-
-/* A pack of finite real elements. */
+/* A pack of real elements that is usual, or (sum given) only finite. */
 template <int ORD, class T>
 __device__ void add_pack(Running *r, const typename T::bits *x, Sum *sum, double ord)
 {
-    if constexpr (ORD == 2 && T::SHORT) {
+    const u64 worst = worst_of<T>(x);
+    r->top = worst > r->top ? worst : r->top;
+    if constexpr (ORD == 2 && T::SHORT)
         if (short_span<T>(x)) { /* a third of the arithmetic */
             double eight = 0;
+#pragma unroll
             for (int k = 0; k < T::PACK; k++) {
                 double v = T::wide(x[k]);
                 eight = fma(v, v, eight);
             }
             two_sum(&r->high, &r->low, eight);
-        } else
-            *r = add_each_apart<ORD, T>(*r, x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], sum, ord);
-    } else if constexpr (ORD != 0)
-        add_each<ORD, T>(r, x, sum, ord);
+            return;
+        }
+    if constexpr (ORD != 0) {
+#pragma unroll
+        for (int k = 0; k < T::PACK; k++)
+            if (sum)
+                add<ORD, T>(r, fabs(T::wide(x[k])), sum, ord);
+            else
+                add_usual<ORD, T>(r, fabs(T::wide(x[k])));
+    }
 }
 
 template <int ORD, class T>
@@ -167,17 +183,12 @@ APART Running add_any(Running r, const Job *job, char *base, i64 i, int n, const
             double v = T::wide(x[k]);
             sum->outside += v < bounds->low[leaf->from.dtype] || v > bounds->high[leaf->from.dtype];
         }
-    u64 worst = worst_of<T>(x);
-    if (worst >= T::INFINITE) {
+    if (worst_of<T>(x) >= T::INFINITE)
         drop_nonfinite<T>(x, sum, job, base, i);
-        worst = worst_of<T>(x);
-    }
     if (leaf->is_complex)
         add_pairs<ORD, T>(&r, x, sum, ord);
-    else {
-        r.top = worst > r.top ? worst : r.top;
+    else
         add_pack<ORD, T>(&r, x, sum, ord);
-    }
     return r;
 }
 
@@ -194,19 +205,27 @@ __device__ void measure_run(const Job *job, const Write *made, const Bounds *bou
     if (view->ndim == 0 && (u64)base % 16 == 0 && !job->leaf->is_complex && !made && !bounds) {
         const i64 last = job->end - T::PACK; /* from where a whole pack can be read */
         for (; i + (AHEAD - 1) * stride <= last; i += AHEAD * stride) {
-            Pack<T> pack[AHEAD];
+            uint4 pack[AHEAD];
+            bool usual = true;
 #pragma unroll
             for (int j = 0; j < AHEAD; j++)
-                pack[j].vector = *(const uint4 *)(base + (i + j * stride) * sizeof(typename T::bits));
+                pack[j] = *(const uint4 *)(base + (i + j * stride) * sizeof(typename T::bits));
 #pragma unroll
             for (int j = 0; j < AHEAD; j++) {
-                const u64 worst = worst_of<T>(pack[j].element);
-                if (worst >= T::INFINITE) {
+                typename T::bits x[T::PACK];
+                unpack(x, pack[j]);
+                usual &= is_usual<ORD, T>(x); /* all four, or loads would wait for branches */
+            }
+            if (!usual) { /* they are read again, so that none is held in registers across a call */
+                for (int j = 0; j < AHEAD; j++)
                     r = add_any<ORD, T>(r, job, base, i + j * stride, T::PACK, 0, 0, sum, ord);
-                    continue;
-                }
-                r.top = worst > r.top ? worst : r.top;
-                add_pack<ORD, T>(&r, pack[j].element, sum, ord);
+                continue;
+            }
+#pragma unroll
+            for (int j = 0; j < AHEAD; j++) {
+                typename T::bits x[T::PACK];
+                unpack(x, pack[j]);
+                add_pack<ORD, T>(&r, x, 0, ord);
             }
         }
     }

@@ -99,7 +99,9 @@ class DeviceSums:
         if rule.strict or (rule.nonfinite == "raise" and self.seen_nonfinite()):
             return None
         together = isinstance(target, float)
-        flags = self._flags(rule) | (NORMALIZE if normalize else 0) | (KEEP_OUT if keep_out else 0) | (0 if lr is None else STEPS)
+        flags = (
+            self._flags(rule) | (NORMALIZE if normalize else 0) | (KEEP_OUT if keep_out else 0) | (0 if lr is None else STEPS)
+        )
         goals, goal = self._goals(target)
         writes = self._settled(1 if together else self.count, together, goals, goal, rule, flags, lr=lr)
         modulo = 0 if together else max(self.count, 1)

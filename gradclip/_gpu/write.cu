@@ -8,8 +8,9 @@ __device__ bool fits_float(double factor)
 template <class T>
 __device__ typename T::bits times(typename T::bits x, double factor)
 {
-    if (T::SHORT && fits_float(factor))
-        return T::narrow((float)T::wide(x) * (float)factor);
+    if constexpr (T::SHORT)
+        if (fits_float(factor))
+            return T::narrowed(times_f32(T::single(x), to_f32(factor)));
     return T::narrow(T::wide(x) * factor);
 }
 
@@ -54,8 +55,9 @@ APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bou
 template <class T>
 __device__ typename T::bits step(typename T::bits y, typename T::bits x, double factor)
 {
-    if (T::SHORT && fits_float(factor))
-        return T::narrow((float)T::wide(y) - (float)T::wide(x) * (float)factor);
+    if constexpr (T::SHORT)
+        if (fits_float(factor))
+            return T::narrowed(minus_f32(T::single(y), times_f32(T::single(x), to_f32(factor))));
     return T::narrow(T::wide(y) - T::wide(x) * factor);
 }
 
@@ -114,19 +116,23 @@ __device__ void write_run(const Job *job, const Write *w, const Bounds *bounds, 
         const double factor = w->last;
         const bool steps = w->kind == STEP;
         for (; i + (AHEAD - 1) * stride <= last; i += AHEAD * stride) {
-            Pack<T> x[AHEAD], y[AHEAD];
+            uint4 from_pack[AHEAD], to_pack[AHEAD];
 #pragma unroll
             for (int j = 0; j < AHEAD; j++) {
                 const i64 offset = (i + j * stride) * sizeof(typename T::bits);
-                x[j].vector = *(const uint4 *)(from + offset);
+                from_pack[j] = *(const uint4 *)(from + offset);
                 if (steps)
-                    y[j].vector = *(const uint4 *)(to + offset);
+                    to_pack[j] = *(const uint4 *)(to + offset);
             }
 #pragma unroll
             for (int j = 0; j < AHEAD; j++) {
+                typename T::bits x[T::PACK], y[T::PACK];
+                unpack(x, from_pack[j]);
+                unpack(y, to_pack[j]);
+#pragma unroll
                 for (int k = 0; k < T::PACK; k++)
-                    x[j].element[k] = steps ? step<T>(y[j].element[k], x[j].element[k], factor) : times<T>(x[j].element[k], factor);
-                *(uint4 *)(to + (i + j * stride) * sizeof(typename T::bits)) = x[j].vector;
+                    x[k] = steps ? step<T>(y[k], x[k], factor) : times<T>(x[k], factor);
+                *(uint4 *)(to + (i + j * stride) * sizeof(typename T::bits)) = packed(x);
             }
         }
     }

@@ -16,6 +16,7 @@ from ._arguments import number
 from ._cpu.passes import measure_written, write
 from ._cpu.plan import Plan, StandardState
 from ._cpu.sums import Sums
+from ._foreign import brought
 from .errors import NonFiniteGradientError
 from .report import ClipReport
 from .thresholds import Threshold
@@ -49,8 +50,7 @@ def decide(
         target = _ask(target, sums, rule)
     shown = target if max_norm is None else max_norm
     if type(sums) is not Sums:  # on a GPU, where they stay unless something here has to know them
-        options = dict(normalize=normalize, keep_out=keep_out, norms=norms, owners=owners, lr=lr)
-        report = sums.decide(to, rule, target, shown, **options)
+        report = sums.decide(to, rule, target, shown, normalize=normalize, keep_out=keep_out, norms=norms, owners=owners, lr=lr)
         if report is not None:
             return report
         sums, target = sums.host(), target if isinstance(target, float | np.ndarray) else target.get().view(np.float64)
@@ -137,9 +137,7 @@ def _exceeds(sums, to, unit, rule, goal, owners):
 def _slow_sum(arrays, ord):
     """The sum of powers of the finite real parts in integers, without any error; a second for millions."""
     by_exponent = defaultdict(int)
-    for array in arrays:
-        if not isinstance(array, np.ndarray | np.generic):
-            array = array.get()  # from a GPU
+    for array in map(brought, arrays):
         for start in range(0, array.size, 4096):
             part = np.asarray(array.flat[start : start + 4096])
             part = np.stack([part.real, part.imag]) if part.dtype.kind == "c" else part

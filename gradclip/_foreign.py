@@ -119,6 +119,11 @@ def addressed(array):
     return np.asarray(memory).view(array.dtype)
 
 
+def brought(array):
+    """An array of NumPy: from a GPU, a copy."""
+    return array if isinstance(array, np.ndarray | np.generic) else array.get()
+
+
 def empty_like(array, shape=None):
     """A new array of the same kind, dtype and (without `shape`) order; its elements are anything."""
     if isinstance(array, np.ndarray):

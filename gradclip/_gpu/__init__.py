@@ -11,7 +11,7 @@ import numpy as np
 from .._cpu.passes import measure_here, measure_written_here
 from .program import launch, upload
 from .sums import DeviceSums, first_of
-from .table import SAMPLES, table_of
+from .table import sample_tables, table_of
 
 KERNELS = {0.0: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squares"}
 WORDS_OF_SUM = 9
@@ -46,7 +46,7 @@ def write(leaves, plan):
 def sum_samples(leaves, to, plan, batch):
     """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample, on every GPU."""
     for device in leaves.devices():
-        for i, table in table_of(leaves, device, SAMPLES, to).items():
+        for i, table in sample_tables(leaves, device, to):
             if batch == 0:
                 to.arrays[i].fill(0)
                 continue

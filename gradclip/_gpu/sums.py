@@ -7,7 +7,7 @@ import numpy as np
 from .._cpu.sums import Sums
 from ..report import ClipReport, Factors
 from .program import THREADS, empty, launch, upload
-from .table import SAMPLES, table_of
+from .table import sample_tables, table_of
 
 WORDS_OF_SUM, WORDS_OF_WRITE = 9, 6
 NANS, INFS, FIRST = 5, 6, 8  # words of a Sum
@@ -117,7 +117,7 @@ class DeviceSums:
 
         def fill():
             sums = self.host()
-            return dict(_sums=sums, _plan=None, _clipped_count=sums.outside(), _skipped=False, _size=sums.size)
+            return {"_sums": sums, "_plan": None, "_clipped_count": sums.outside(), "_skipped": False, "_size": sums.size}
 
         return ClipReport.pending(fill, shown)
 
@@ -128,7 +128,7 @@ class DeviceSums:
             return None
         flags = self._flags(rule) | BOUNDS | (KEPT if kept else 0)
         writes = self._settled(self.count, False, 0, goal, rule, flags, limit=max_norm)
-        for table in table_of(leaves, self.table.device, SAMPLES, to).values():
+        for _, table in sample_tables(leaves, self.table.device, to):
             launch(table.device, "sum_samples", table.blocks, (*table.args, writes, self.count, self.total, flags))
         return self._report(writes, max_norm, self.count, rule, False, None)
 
@@ -166,7 +166,7 @@ class DeviceSums:
             acting = int(words[:, 1].sum())
             plan = None if skipped else Factors(float(np.min(factors)) if len(factors) else 1.0, factors)
             count = (size if acting else 0) if together else acting
-            return dict(_sums=sums, _plan=plan, _clipped_count=count, _skipped=skipped, _size=size)
+            return {"_sums": sums, "_plan": plan, "_clipped_count": count, "_skipped": skipped, "_size": size}
 
         return ClipReport.pending(fill, shown, norms)
 

@@ -17,9 +17,8 @@ NARROW_SEGMENT = 1024  # of a thread
 SEGMENTS = 4096
 NARROW = 128  # elements of a unit up to which one thread takes it
 FEW = 32  # columns below which they are read one by one
-ROW = dict(size=8, units=9, first_unit=10, is_complex=12, narrow=13, segment=14, segments=15, first_block=16,
-           first_slot=17, origin=18, index_ndim=19, index_axes=20)  # fmt: skip
-SAMPLES = "samples"
+WORDS = ("size", "units", "first_unit", "unit_ndim", "is_complex", "narrow", "segment", "segments", "first_block", "first_slot")
+ROW = {name: 8 + k for k, name in enumerate((*WORDS, "origin", "index_ndim", "index_axes"))}  # after two views: see leaves.cu
 REMEMBERED = 64  # tables kept on devices: gradients lie where they lay a step ago
 
 
@@ -42,7 +41,7 @@ class Table:
             self.lanes *= 2
         self.partials = -(-self.units * self.lanes // THREADS)
         self.blocks = int(_blocks(row).sum())
-        self.args = (_remembered(device, np.concatenate([row.ravel(), np.array(pool, np.int64)])), len(row))
+        self.args = (upload(device, np.concatenate([row.ravel(), np.array(pool, np.int64)])), len(row))
 
     def empty(self, *shape):
         return empty(self.device, shape)
@@ -53,34 +52,53 @@ class Table:
         return list(zip(np.cumsum([0, *counts[:-1]]).tolist(), counts, strict=True))
 
 
-def table_of(leaves, device, kind="pass", to=None):
-    """The table of the leaves on a device, made once for each Leaves."""
-    if kind == SAMPLES:
-        return _sample_tables(leaves, device, to)
+def table_of(leaves, device):
+    """The table of the leaves on a device: of this call, or of a step before in which they lay there too."""
     if leaves.tables is None:
         leaves.tables = {}
     if device not in leaves.tables:
-        which, row, pool = leaves.described(device)
-        places = list(zip(row[:, ROW["first_unit"]].tolist(), row[:, ROW["units"]].tolist(), strict=True))
-        row[:, ROW["first_unit"]] = _before(row[:, ROW["units"]])
-        _cut(row)
-        for i, words in zip(which, row, strict=True):
-            _index(leaves.sources[i], words, pool)
-        leaves.tables[device] = Table(device, which, row, pool, places)
+        leaves.tables[device] = _remembered(leaves, device)
     return leaves.tables[device]
 
 
-def _sample_tables(leaves, device, to):
-    """By leaf on a device: a table of one, whose units are samples and whose threads are their elements."""
-    paired = leaves.summed_into(to)
-    which, row, pool = paired.described(device)
+_tables: OrderedDict[tuple, tuple] = OrderedDict()
+
+
+def _remembered(leaves, device):
+    """A table that is on the device already needs no copy, and no wait for one."""
+    which, row, pool = leaves.described(device)
+    arrays = leaves.sources
+    turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
+    exact = which, pool, turned
+    key = device, len(row), int(row[:, 0].sum()), int(row[:, 4].sum())
+    found = _tables.pop(key, None)
+    if found is None or found[1] != exact or not np.array_equal(found[0], row):
+        found = row.copy(), exact, _made(device, which, row, list(pool), arrays)
+        if len(_tables) >= REMEMBERED:
+            _tables.popitem(last=False)
+    _tables[key] = found
+    return found[2]
+
+
+def _made(device, which, row, pool, arrays):
+    places = list(zip(row[:, ROW["first_unit"]].tolist(), row[:, ROW["units"]].tolist(), strict=True))
+    row[:, ROW["first_unit"]] = _before(row[:, ROW["units"]])
+    _cut(row)
+    for i, words in zip(which, row, strict=True):
+        _index(arrays[i], words, pool)
+    return Table(device, which, row, pool, places)
+
+
+def sample_tables(leaves, device, to):
+    """For each leaf on a device, with its index: a table of it alone, whose units are samples and whose threads are
+    their elements, and where the sum of all samples is written."""
+    which, row, pool = leaves.summed_into(to).described(device)
     row[:, ROW["first_unit"]] = row[:, ROW["first_block"]] = 0
     row[:, ROW["segments"]] = -(-row[:, ROW["size"]] // THREADS)
-    tables = {}
     for i, words in zip(which, row, strict=True):
-        tables[i] = Table(device, [i], words[None], pool, [])
-        tables[i].blocks = int(words[ROW["segments"]])
-    return tables
+        table = Table(device, [i], words[None], pool, [])
+        table.blocks = int(words[ROW["segments"]])
+        yield i, table
 
 
 def _before(counts):
@@ -122,18 +140,3 @@ def _index(array, words, pool):
     words[ROW["index_ndim"]] = len(axes)
     for axis in axes:
         pool += axis
-
-
-_tables: OrderedDict[tuple[int, bytes], object] = OrderedDict()
-
-
-def _remembered(device, words):
-    """The words on the device, from the last steps if they are the same: no copy then, and no wait for one."""
-    key = device, words.tobytes()
-    found = _tables.pop(key, None)
-    if found is None:
-        found = upload(device, words)
-        if len(_tables) >= REMEMBERED:
-            _tables.popitem(last=False)
-    _tables[key] = found
-    return found

@@ -1,4 +1,4 @@
-"""Fast, exact and safe gradient clipping for NumPy arrays."""
+"""Fast, exact and safe gradient clipping for NumPy and CuPy arrays."""
 
 try:
     from ._cpu.passes import measure as _measure  # noqa: F401

@@ -23,7 +23,12 @@ def is_sparse(node):
 
 def _is_on_gpu(node):
     """Something that offers memory of a CUDA device."""
-    return getattr(node, "is_cuda", False) is True or hasattr(node, "__cuda_array_interface__")
+    if _library(node) == "torch":
+        return node.is_cuda
+    if hasattr(node, "__cuda_array_interface__"):
+        return True
+    device = getattr(node, "__dlpack_device__", None)
+    return device is not None and device()[0] in (2, 13)  # CUDA, and what it manages
 
 
 def _is_buffer(node):

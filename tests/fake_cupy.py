@@ -144,4 +144,4 @@ def _argument(value):
     return np.array([value], np.int64 if isinstance(value, int) else np.float64)
 
 
-cuda = types.SimpleNamespace(Device=_device)
+cuda = types.SimpleNamespace(Device=_device, get_current_stream=lambda: types.SimpleNamespace(ptr=0))

@@ -37,6 +37,14 @@ def on(device):
     return cupy.cuda.Device(device)
 
 
+def current_stream(device):
+    """What stream a device works on now, as a number."""
+    import cupy
+
+    with on(device):
+        return cupy.cuda.get_current_stream().ptr
+
+
 def launch(device, name, blocks, args):
     """Put a kernel onto the current stream of a device; nothing where there is nothing to do. Arrays go as pointers, 0 is
     none of them."""

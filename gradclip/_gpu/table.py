@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from .program import THREADS, empty, upload
+from .program import THREADS, current_stream, empty, upload
 
 SEGMENT = 16384  # elements at least
 NARROW_SEGMENT = 1024  # of a thread
@@ -65,12 +65,12 @@ _tables: OrderedDict[tuple, tuple] = OrderedDict()
 
 
 def _remembered(leaves, device):
-    """A table that is on the device already needs no copy, and no wait for one."""
+    """A table that was put on the device in this stream needs no copy, and no wait for one."""
     which, row, pool = leaves.described(device)
     arrays = leaves.sources
     turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
     exact = which, pool, turned
-    key = device, len(row), int(row[:, 0].sum()), int(row[:, 4].sum())
+    key = device, current_stream(device), len(row), int(row[:, 0].sum()), int(row[:, 4].sum())
     found = _tables.pop(key, None)
     if found is None or found[1] != exact or not np.array_equal(found[0], row):
         found = row.copy(), exact, _made(device, which, row, list(pool), arrays)

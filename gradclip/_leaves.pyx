@@ -49,10 +49,8 @@ cdef int dtype_of(cnp.ndarray a) except -2:
 cdef bint is_cupy(object node):
     """Whether a leaf is a CuPy array: not without CuPy, which is never imported here."""
     global CUPY
-    if CUPY is None:
+    if CUPY is None or type(node) is not CUPY:
         CUPY = getattr(sys.modules.get("cupy"), "ndarray", None)
-        if CUPY is None:
-            return False
     return type(node) is CUPY
 
 

@@ -144,4 +144,13 @@ def _argument(value):
     return np.array([value], np.int64 if isinstance(value, int) else np.float64)
 
 
-cuda = types.SimpleNamespace(Device=_device, get_current_stream=lambda: types.SimpleNamespace(ptr=0))
+class _Stream:
+    ptr = 0
+    capturing = False
+
+    def is_capturing(self):
+        return self.capturing
+
+
+stream = _Stream()
+cuda = types.SimpleNamespace(Device=_device, get_current_stream=lambda: stream)

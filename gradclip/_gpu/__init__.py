@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .._cpu.passes import measure_here, measure_written_here
-from .program import launch, upload
+from .program import constant, launch, upload
 from .sums import DeviceSums, first_of
 from .table import sample_tables, table_of
 
@@ -40,7 +40,7 @@ def write(leaves, plan):
     for device in leaves.devices():
         table = table_of(leaves, device)
         words, bounds = plan.records()
-        launch(device, "write_leaves", table.blocks, (*table.args, *_writes(table, words), upload(device, bounds), 0))
+        launch(device, "write_leaves", table.blocks, (*table.args, *_writes(table, words), constant(device, bounds), 0))
 
 
 def sum_samples(leaves, to, plan, batch):
@@ -67,7 +67,7 @@ def _read(leaves, device, ord, plan=None, limits=None):
     table = table_of(leaves, device)
     slots, unit, partial = (table.empty(n, WORDS_OF_SUM) for n in (table.slots, table.units, table.partials))
     writes = (0, 0) if plan is None else _writes(table, plan.records()[0])
-    bounds = 0 if limits is None else upload(device, limits)
+    bounds = 0 if limits is None else constant(device, limits)
     launch(device, KERNELS.get(ord, "measure_powers"), table.blocks, (*table.args, *writes, bounds, ord, slots))
     launch(device, "fold_segments", table.partials, (*table.args, slots, table.units, table.lanes, ord, unit, partial))
     return table, unit, partial

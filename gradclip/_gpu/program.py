@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 
@@ -37,12 +38,12 @@ def on(device):
     return cupy.cuda.Device(device)
 
 
-def current_stream(device):
-    """What stream a device works on now, as a number."""
+def stream_of(device):
+    """The stream that a device works on now."""
     import cupy
 
     with on(device):
-        return cupy.cuda.get_current_stream().ptr
+        return cupy.cuda.get_current_stream()
 
 
 def launch(device, name, blocks, args):
@@ -53,17 +54,54 @@ def launch(device, name, blocks, args):
             _kernel(device, name)((int(blocks),), (THREADS,), args)
 
 
+_captured: list[object] = []  # what graphs write to: it must not be given to anybody else, ever
+
+
 def empty(device, shape):
     """Words on a device, which hold anything."""
     import cupy
 
     with on(device):
-        return cupy.empty(shape, np.int64)
+        made = cupy.empty(shape, np.int64)
+        if cupy.cuda.get_current_stream().is_capturing():
+            _captured.append(made)
+    return made
 
 
 def upload(device, array):
-    """A copy of a small array on a device, ordered before what is launched next."""
+    """A copy of an array on a device, ordered before what is launched next."""
     import cupy
 
     with on(device):
+        if cupy.cuda.get_current_stream().is_capturing():
+            raise RuntimeError("a graph cannot capture a copy to the device: make the same call once before, on this stream")
         return cupy.asarray(array)
+
+
+class Remembered:
+    """What the last calls needed on a device, by key; the oldest is forgotten."""
+
+    def __init__(self, most):
+        self.most, self.found = most, OrderedDict()
+
+    def get(self, key):
+        found = self.found.pop(key, None)
+        if found is not None:
+            self.found[key] = found
+        return found
+
+    def put(self, key, value):
+        while len(self.found) >= self.most:
+            self.found.popitem(last=False)
+        self.found[key] = value
+        return value
+
+
+_constants = Remembered(64)
+
+
+def constant(device, array):
+    """A copy of a small array on a device: the one from an earlier call in this stream, if it is the same."""
+    key = device, stream_of(device).ptr, array.tobytes()
+    found = _constants.get(key)
+    return _constants.put(key, upload(device, array)) if found is None else found

@@ -6,7 +6,7 @@ import numpy as np
 
 from .._cpu.sums import Sums
 from ..report import ClipReport, Factors
-from .program import THREADS, empty, launch, upload
+from .program import THREADS, constant, empty, launch
 from .table import sample_tables, table_of
 
 WORDS_OF_SUM, WORDS_OF_WRITE = 9, 6
@@ -111,7 +111,7 @@ class DeviceSums:
 
     def clamp(self, to, plan, shown):
         """Clip by value: leaves of which an element is outside the bounds of a plan."""
-        bounds = upload(self.table.device, plan.records()[1])
+        bounds = constant(self.table.device, plan.records()[1])
         writes = self._settled(self.count, False, 0, 0.0, None, CLAMPS)
         self._write(to, writes, max(self.count, 1), bounds, self)
 
@@ -142,7 +142,7 @@ class DeviceSums:
         if isinstance(target, np.ndarray):
             if len(target) == 0 or (target == target[0]).all():
                 return 0, float(target[0]) if len(target) else 0.0
-            return upload(self.table.device, target), 0.0
+            return constant(self.table.device, target), 0.0
         return target, 0.0
 
     def _settled(self, n, together, goals, goal, rule, flags, lr=None, limit=0.0):

@@ -6,11 +6,9 @@ them stays small beside reading."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import numpy as np
 
-from .program import THREADS, current_stream, empty, upload
+from .program import THREADS, Remembered, empty, stream_of, upload
 
 SEGMENT = 16384  # elements at least
 NARROW_SEGMENT = 1024  # of a thread
@@ -19,7 +17,6 @@ NARROW = 128  # elements of a unit up to which one thread takes it
 FEW = 32  # columns below which they are read one by one
 WORDS = ("size", "units", "first_unit", "unit_ndim", "is_complex", "narrow", "segment", "segments", "first_block", "first_slot")
 ROW = {name: 8 + k for k, name in enumerate((*WORDS, "origin", "index_ndim", "index_axes"))}  # after two views: see leaves.cu
-REMEMBERED = 64  # tables kept on devices: gradients lie where they lay a step ago
 
 
 class Table:
@@ -61,7 +58,7 @@ def table_of(leaves, device):
     return leaves.tables[device]
 
 
-_tables: OrderedDict[tuple, tuple] = OrderedDict()
+_tables = Remembered(64)  # gradients lie where they lay a step ago
 
 
 def _remembered(leaves, device):
@@ -70,13 +67,10 @@ def _remembered(leaves, device):
     arrays = leaves.sources
     turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
     exact = which, pool, turned
-    key = device, current_stream(device), len(row), int(row[:, 0].sum()), int(row[:, 4].sum())
-    found = _tables.pop(key, None)
+    key = device, stream_of(device).ptr, len(row), int(row[:, 0].sum()), int(row[:, 4].sum())
+    found = _tables.get(key)
     if found is None or found[1] != exact or not np.array_equal(found[0], row):
-        found = row.copy(), exact, _made(device, which, row, list(pool), arrays)
-        if len(_tables) >= REMEMBERED:
-            _tables.popitem(last=False)
-    _tables[key] = found
+        found = _tables.put(key, (row.copy(), exact, _made(device, which, row, list(pool), arrays)))
     return found[2]
 
 

@@ -4,9 +4,10 @@ cdef extern from "_cpu/leaf.h" nogil:
     ctypedef struct gc_leaf:
         char *data
         ptrdiff_t size
-        int dtype, itemsize, is_complex, ndim, unit_ndim, panel
         ptrdiff_t units, first_unit
         ptrdiff_t *axes
+        unsigned char dtype, itemsize, is_complex, ndim, unit_ndim, panel
+    char *gc_unit_data(const gc_leaf *leaf, ptrdiff_t unit)
     gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
     void gc_move(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer, int scatter)
 

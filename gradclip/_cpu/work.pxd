@@ -8,8 +8,9 @@ from gradclip._leaves cimport gc_leaf
 
 cdef enum:
     BLOCK = 4096            # GC_BLOCK
+    LANES = 16              # GC_LANES
     GROUP = 16 * BLOCK
-    SETUP = 256             # elements that take as long as starting with a unit
+    SETUP = 128             # elements that take as long as starting with a unit
     PANEL = 256             # GC_PANEL
     SCALED = 4096           # GC_SCALED
     AREA = 1024 * PANEL     # elements of a panel, so rows: more of a narrow one

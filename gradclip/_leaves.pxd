@@ -26,6 +26,8 @@ cdef class Leaves:
     cdef list _unit_axes            # of each leaf, once they are cut
     cdef Leaves _pair               # keeps the arrays behind `source` alive
 
+    cdef int reserve(self, Py_ssize_t more) except -1
+    cdef bint take(self, object node, bint write) noexcept
     cdef int add(self, object node, bint write) except -1
     cdef int walk(self, object node, bint write, int depth) except -1
     cdef object children(self, object node)

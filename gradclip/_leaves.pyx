@@ -7,7 +7,7 @@ case, is walked without creating a Python object per leaf: paths are worked out 
 a report asks for one.
 """
 from cpython.dict cimport PyDict_CheckExact
-from cpython.list cimport PyList_Check
+from cpython.list cimport PyList_Check, PyList_GET_ITEM
 from cpython.mem cimport PyMem_Malloc, PyMem_Realloc, PyMem_Free
 from cpython.tuple cimport PyTuple_Check
 from libc.stdint cimport uintptr_t
@@ -22,7 +22,8 @@ import numpy as np
 cimport numpy as cnp
 
 from . import _foreign
-from ._overlap import find_overlap, overlaps_itself
+from ._overlap import overlaps_itself
+from gradclip._overlap cimport find_overlap
 
 cnp.import_array()
 
@@ -202,7 +203,8 @@ cdef class Leaves:
     def __dealloc__(self):
         cdef Py_ssize_t i
         for i in range(self.count):
-            PyMem_Free(self.leaf[i].axes)
+            if self.leaf[i].axes != NULL:
+                PyMem_Free(self.leaf[i].axes)
         if self.source != NULL:
             for i in range(self.count):
                 PyMem_Free(self.source[i].axes)
@@ -250,6 +252,8 @@ cdef class Leaves:
 
     cdef int walk(self, object node, bint write, int depth) except -1:
         cdef object inner
+        cdef list items
+        cdef Py_ssize_t i = 0
         if cnp.PyArray_Check(node):
             self.add(node, write)
         elif node is not None:
@@ -257,13 +261,20 @@ cdef class Leaves:
             if inner is None:
                 self.add_foreign(node, write)
             else:
-                if write and isinstance(node, Mapping) and not isinstance(node, dict):
+                if write and inner is not node and not isinstance(node, dict) and isinstance(node, Mapping):
                     for key, child in zip(node, inner):
                         if node[key] is not child:
                             raise TypeError(f"{self.name}: {type(node).__name__} makes its values anew, so none can be written in place")
                 if depth == MAX_DEPTH:
                     raise ValueError(f"{self.name}: nested deeper than {MAX_DEPTH} levels; does a container hold itself?")
-                for child in inner:
+                items = list(inner)     # holds the arrays, and no other thread can change it
+                if self.count == 0:
+                    self.reserve(len(items))
+                    while i < len(items) and self.take(<object>PyList_GET_ITEM(items, i), write):
+                        i += 1
+                    self.arrays = items if i == len(items) else items[:i]
+                for i in range(i, len(items)):
+                    child = items[i]
                     if cnp.PyArray_Check(child):
                         self.add(child, write)
                     elif child is not None:
@@ -287,6 +298,35 @@ cdef class Leaves:
                 if original is not node:
                     _foreign.rearrange(node, original)
 
+    cdef int reserve(self, Py_ssize_t more) except -1:
+        """Make room for some more leaves."""
+        cdef gc_leaf *leaf
+        if self.count + more > self._capacity:
+            self._capacity = max(2 * self._capacity, self.count + more)
+            leaf = <gc_leaf *>PyMem_Realloc(self.leaf, self._capacity * sizeof(gc_leaf))
+            if leaf == NULL:
+                raise MemoryError
+            self.leaf = leaf
+        return 0
+
+    cdef bint take(self, object node, bint write) noexcept:
+        """Describe an array that is as usual in every respect, into room that has been reserved; False: it is for `add`."""
+        cdef cnp.ndarray a
+        cdef int dtype, flags
+        if not cnp.PyArray_CheckExact(node):
+            return False
+        a = <cnp.ndarray>node
+        dtype, flags = dtype_of(a), cnp.PyArray_FLAGS(a)
+        if dtype < 0 or not flags & (cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS) or \
+                not flags & cnp.NPY_ARRAY_ALIGNED or (write and not flags & cnp.NPY_ARRAY_WRITEABLE) or \
+                not cnp.PyArray_ISNOTSWAPPED(a):
+            return False
+        fill(&self.leaf[self.count], a, dtype, <char *>cnp.PyArray_DATA(a))
+        self.leaf[self.count].first_unit = self.count
+        self.count += 1
+        self.units = self.count
+        return True
+
     cdef int add(self, object node, bint write) except -1:
         cdef cnp.ndarray a = node
         cdef gc_leaf *leaf
@@ -301,12 +341,7 @@ cdef class Leaves:
             raise TypeError(f"{self.path(self.count)}: the mask of a masked array would be ignored; pass .data or .filled(0)")
         if write and not flags & cnp.NPY_ARRAY_WRITEABLE:
             raise ValueError(f"{self.path(self.count)}: read-only array, which cannot be written")
-        if self.count == self._capacity:
-            self._capacity = 2 * self._capacity if self._capacity else 16
-            leaf = <gc_leaf *>PyMem_Realloc(self.leaf, self._capacity * sizeof(gc_leaf))
-            if leaf == NULL:
-                raise MemoryError
-            self.leaf = leaf
+        self.reserve(1)
         leaf = &self.leaf[self.count]
         if flags & (cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS) and flags & cnp.NPY_ARRAY_ALIGNED:
             fill(leaf, a, dtype, <char *>cnp.PyArray_DATA(a))
@@ -513,7 +548,8 @@ cdef class Leaves:
     def check_overlap(self, Leaves others=None, bint same_view=True):
         """No two leaves share an element; nor does one with a leaf of `others`, unless (`same_view`) it is the
         very same view at the same place in the nesting."""
-        found = find_overlap(self.arrays, [] if others is None else others.arrays, same_view)
+        found = find_overlap(self.leaf, self.arrays, NULL if others is None else others.leaf,
+                             [] if others is None else others.arrays, same_view)
         if found is None:
             return
         i, j = found

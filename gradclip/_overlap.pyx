@@ -9,7 +9,12 @@ from libc.string cimport memcpy
 import numpy as np
 cimport numpy as cnp
 
+from gradclip._leaves cimport gc_leaf
+
 cnp.import_array()
+
+cdef enum:
+    NEAR = 64       # bytes that allocators leave between arrays made one after the other, at most
 
 cdef struct Extent:
     uintptr_t low, high
@@ -78,6 +83,27 @@ cdef Extent extent_of(cnp.ndarray a, ptrdiff_t index) noexcept:
             e.high += <uintptr_t>reach
     e.high += <uintptr_t>cnp.PyArray_ITEMSIZE(a)
     return e
+
+
+cdef Py_ssize_t list_extents(const gc_leaf *leaf, list arrays, Extent *extent, Py_ssize_t n, bint down, bint join) noexcept:
+    """Append the extents of arrays to n others (`down`: from the last to the first), and return how many there are.
+    `join`: one of all that follow one another in memory."""
+    cdef Py_ssize_t k, i, count = len(arrays)
+    cdef Extent e
+    for k in range(count):
+        i = count - 1 - k if down else k
+        if leaf[i].ndim == 0 and leaf[i].units == 1:
+            e.low = <uintptr_t>leaf[i].data
+            e.high = e.low + <uintptr_t>(leaf[i].size * leaf[i].itemsize)
+            e.index = i
+        else:
+            e = extent_of(<cnp.ndarray>PyList_GET_ITEM(arrays, i), i)
+        if join and n and e.low >= extent[n - 1].high and e.low - extent[n - 1].high <= NEAR:
+            extent[n - 1].high = e.high
+        elif e.high > e.low:
+            extent[n] = e
+            n += 1
+    return n
 
 
 cdef Py_ssize_t end_of_run(const Extent *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
@@ -163,23 +189,31 @@ cdef bint same_view(cnp.ndarray a, cnp.ndarray b):
     return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
 
 
-def find_overlap(list written, list read, bint same=True):
+cdef object find_overlap(const gc_leaf *leaf, list written, const gc_leaf *other, list read, bint same):
     """The indices of two arrays, the first of them written, that share an element; or None.
 
     Arrays that are read count on from those that are written. The i-th of each may be the `same` view."""
-    cdef list arrays = written + read if read else written
-    cdef Py_ssize_t i, j, a, b, n = 0, count = len(written)
+    cdef list arrays
+    cdef Py_ssize_t i, j, a, b, n, count = len(written), total = count + len(read)
+    cdef bint join, down = count > 1 and leaf[count - 1].data < leaf[0].data    # a backward pass makes the last layer first
     cdef Extent *extent
-    if len(arrays) < 2:
+    if total < 2:
         return None
-    extent = <Extent *>PyMem_Malloc(len(arrays) * sizeof(Extent))
+    extent = <Extent *>PyMem_Malloc(total * sizeof(Extent))
     if extent == NULL:
         raise MemoryError
     try:
-        for i in range(len(arrays)):
-            extent[n] = extent_of(<cnp.ndarray>PyList_GET_ITEM(arrays, i), i)
-            n += extent[n].high > extent[n].low
-        if apart(extent, n) or interleaved(arrays, extent, n):
+        for join in (True, False):      # mostly arrays lie side by side, and there is little to sort
+            n = list_extents(leaf, written, extent, 0, down, join)
+            i = n
+            n = list_extents(other, read, extent, n, down, join)
+            while i < n:
+                extent[i].index += count
+                i += 1
+            if apart(extent, n):
+                return None
+        arrays = written + read if read else written
+        if interleaved(arrays, extent, n):
             return None
         for i in range(n):
             j = i + 1

@@ -299,10 +299,11 @@ cdef class Leaves:
                     _foreign.rearrange(node, original)
 
     cdef int reserve(self, Py_ssize_t more) except -1:
-        """Make room for some more leaves."""
+        """Make room for some more leaves, and for as many again: what is not touched costs nothing, and glibc, which gives
+        memory back when twice the largest block lies free, keeps what a call with many leaves needs for the next."""
         cdef gc_leaf *leaf
         if self.count + more > self._capacity:
-            self._capacity = max(2 * self._capacity, self.count + more)
+            self._capacity = 2 * (self.count + more)
             leaf = <gc_leaf *>PyMem_Realloc(self.leaf, self._capacity * sizeof(gc_leaf))
             if leaf == NULL:
                 raise MemoryError
@@ -548,8 +549,7 @@ cdef class Leaves:
     def check_overlap(self, Leaves others=None, bint same_view=True):
         """No two leaves share an element; nor does one with a leaf of `others`, unless (`same_view`) it is the
         very same view at the same place in the nesting."""
-        found = find_overlap(self.leaf, self.arrays, NULL if others is None else others.leaf,
-                             [] if others is None else others.arrays, same_view)
+        found = find_overlap(self.leaf, self.arrays, [] if others is None else others.arrays, same_view)
         if found is None:
             return
         i, j = found

@@ -19,6 +19,7 @@ cdef enum:
 cdef struct Extent:
     uintptr_t low, high
     ptrdiff_t index
+    ptrdiff_t count     # of leaves that lie one after the other in memory, `index` being the first of them
 
 
 def overlaps_itself(cnp.ndarray a):
@@ -70,7 +71,7 @@ cdef Extent extent_of(cnp.ndarray a, ptrdiff_t index) noexcept:
     cdef Extent e
     cdef ptrdiff_t reach
     cdef int d
-    e.index = index
+    e.index, e.count = index, 1
     e.low = e.high = <uintptr_t>cnp.PyArray_DATA(a)
     for d in range(cnp.PyArray_NDIM(a)):
         reach = cnp.PyArray_STRIDE(a, d) * (cnp.PyArray_DIM(a, d) - 1)
@@ -83,27 +84,6 @@ cdef Extent extent_of(cnp.ndarray a, ptrdiff_t index) noexcept:
             e.high += <uintptr_t>reach
     e.high += <uintptr_t>cnp.PyArray_ITEMSIZE(a)
     return e
-
-
-cdef Py_ssize_t list_extents(const gc_leaf *leaf, list arrays, Extent *extent, Py_ssize_t n, bint down, bint join) noexcept:
-    """Append the extents of arrays to n others (`down`: from the last to the first), and return how many there are.
-    `join`: one of all that follow one another in memory."""
-    cdef Py_ssize_t k, i, count = len(arrays)
-    cdef Extent e
-    for k in range(count):
-        i = count - 1 - k if down else k
-        if leaf[i].ndim == 0 and leaf[i].units == 1:
-            e.low = <uintptr_t>leaf[i].data
-            e.high = e.low + <uintptr_t>(leaf[i].size * leaf[i].itemsize)
-            e.index = i
-        else:
-            e = extent_of(<cnp.ndarray>PyList_GET_ITEM(arrays, i), i)
-        if join and n and e.low >= extent[n - 1].high and e.low - extent[n - 1].high <= NEAR:
-            extent[n - 1].high = e.high
-        elif e.high > e.low:
-            extent[n] = e
-            n += 1
-    return n
 
 
 cdef Py_ssize_t end_of_run(const Extent *x, Py_ssize_t i, Py_ssize_t n) noexcept nogil:
@@ -160,6 +140,60 @@ cdef int apart(Extent *extent, Py_ssize_t n) except -1:
     return True
 
 
+cdef Py_ssize_t join_neighbours(const gc_leaf *leaf, Py_ssize_t n, int step, Extent *extent) noexcept nogil:
+    """Extents of leaves, those that follow one another in memory as one; how many, or 0 where a leaf is not contiguous.
+    `step` 1: the leaves from this one on; -1: back from this one."""
+    cdef Py_ssize_t i, runs = 0
+    cdef uintptr_t low, high
+    for i in range(n):
+        if leaf.ndim or leaf.units != 1:
+            return 0
+        low = <uintptr_t>leaf.data
+        high = low + <uintptr_t>(leaf.size * leaf.itemsize)
+        leaf += step
+        if runs and low >= extent[runs - 1].high and low - extent[runs - 1].high <= NEAR and high > low:
+            extent[runs - 1].high = high
+            extent[runs - 1].count = i + 1 - extent[runs - 1].index
+        elif high > low:
+            extent[runs] = Extent(low, high, i, 1)
+            runs += 1
+    return runs
+
+
+cdef bint in_a_gap(const gc_leaf *leaf, int step, const Extent *outer, const Extent *inner) noexcept nogil:
+    """Whether an extent lies between two leaves of another that begins below it."""
+    cdef Py_ssize_t i = outer.index, end = outer.index + outer.count, middle
+    cdef const gc_leaf *one
+    while end - i > 1:
+        middle = (i + end) // 2
+        if <uintptr_t>leaf[middle * step].data <= inner.low:
+            i = middle
+        else:
+            end = middle
+    one = &leaf[i * step]
+    if inner.low < <uintptr_t>one.data + <uintptr_t>(one.size * one.itemsize):
+        return False
+    return i + 1 < outer.index + outer.count and inner.high <= <uintptr_t>one[step].data
+
+
+cdef int side_by_side(const gc_leaf *leaf, Py_ssize_t n, Extent *extent) except -1:
+    """Whether leaves lie apart in the way that allocators arrange them: one after the other, some in holes between
+    earlier ones. Few extents are left to sort then. False: not known."""
+    cdef Py_ssize_t i, outer = 0, runs
+    cdef int step = 1
+    if n and leaf[n - 1].data < leaf[0].data:   # a backward pass makes the last layer first
+        leaf += n - 1
+        step = -1
+    runs = join_neighbours(leaf, n, step, extent)
+    sort(extent, runs)
+    for i in range(1, runs):
+        if extent[i].low >= extent[outer].high:
+            outer = i
+        elif (i - 1 > outer and extent[i].low < extent[i - 1].high) or not in_a_gap(leaf, step, &extent[outer], &extent[i]):
+            return False
+    return runs > 0
+
+
 cdef bint interleaved(list arrays, Extent *extent, Py_ssize_t n) except -1:
     """Whether every array starts at a place of its own within the greatest common stride of all."""
     cdef Extent *residue
@@ -189,31 +223,25 @@ cdef bint same_view(cnp.ndarray a, cnp.ndarray b):
     return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
 
 
-cdef object find_overlap(const gc_leaf *leaf, list written, const gc_leaf *other, list read, bint same):
-    """The indices of two arrays, the first of them written, that share an element; or None.
+cdef object find_overlap(const gc_leaf *leaf, list written, list read, bint same):
+    """The indices of two arrays, the first of them written (and described by `leaf`), that share an element; or None.
 
     Arrays that are read count on from those that are written. The i-th of each may be the `same` view."""
-    cdef list arrays
-    cdef Py_ssize_t i, j, a, b, n, count = len(written), total = count + len(read)
-    cdef bint join, down = count > 1 and leaf[count - 1].data < leaf[0].data    # a backward pass makes the last layer first
+    cdef list arrays = written + read if read else written
+    cdef Py_ssize_t i, j, a, b, n = 0, count = len(written)
     cdef Extent *extent
-    if total < 2:
+    if len(arrays) < 2:
         return None
-    extent = <Extent *>PyMem_Malloc(total * sizeof(Extent))
+    extent = <Extent *>PyMem_Malloc(len(arrays) * sizeof(Extent))
     if extent == NULL:
         raise MemoryError
     try:
-        for join in (True, False):      # mostly arrays lie side by side, and there is little to sort
-            n = list_extents(leaf, written, extent, 0, down, join)
-            i = n
-            n = list_extents(other, read, extent, n, down, join)
-            while i < n:
-                extent[i].index += count
-                i += 1
-            if apart(extent, n):
-                return None
-        arrays = written + read if read else written
-        if interleaved(arrays, extent, n):
+        if not read and side_by_side(leaf, count, extent):
+            return None
+        for i in range(len(arrays)):
+            extent[n] = extent_of(<cnp.ndarray>PyList_GET_ITEM(arrays, i), i)
+            n += extent[n].high > extent[n].low
+        if apart(extent, n) or interleaved(arrays, extent, n):
             return None
         for i in range(n):
             j = i + 1

@@ -347,6 +347,8 @@ def test_many_leaves_side_by_side_in_any_order(gap):
             between = [base[i + 10 : i + 10 + min(gap, 16)] for i in range(0, len(base), 10 + gap)]
             gradclip.clip_by_global_norm_([*leaves, *between], 1.0)
             gradclip.clip_by_global_norm_([*between[:100], *leaves, *between[100:]], 1.0)
+            with pytest.raises(ValueError, match=r"^2\d\d and 400 share memory"):
+                gradclip.clip_by_global_norm_([*leaves, *between, between[70][:1]], 1.0)
         for i, j in ((3, 150), (0, 1), (198, 199)):
             first, start = leaves[i], leaves[i].ctypes.data - base.ctypes.data
             leaves[j] = base[start // 4 + 9 : start // 4 + 10]

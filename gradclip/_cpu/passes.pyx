@@ -377,10 +377,12 @@ cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept 
 
 
 cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
-    cdef ptrdiff_t i, k, unit, left, last
+    cdef ptrdiff_t i, k, unit, left
     cdef const Group *g
     cdef const Write *w
-    cdef gc_leaf to, source
+    cdef const gc_leaf *to
+    cdef const gc_leaf *source
+    cdef gc_leaf one[2]
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(end - 1, begin - 1, -1):
         g = &t.group[i]
@@ -393,10 +395,12 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept no
                 k += 1
                 unit = 0
                 continue
-            to, source = gc_unit(&t.leaf[k], unit), gc_unit(&t.source[k], unit)
-            last = to.size if g.part == Part.WHOLE else g.first + g.rows
-            w = t.write + to.first_unit if t.per_unit else t.write
-            write_segment(&to, &source, g.first, last, w)
+            to, source = &t.leaf[k], &t.source[k]
+            w = t.write + to.first_unit + unit if t.per_unit else t.write
+            if to.units > 1:
+                one[0], one[1] = gc_unit(to, unit), gc_unit(source, unit)
+                to, source = &one[0], &one[1]
+            write_segment(to, source, g.first, to.size if g.part == Part.WHOLE else g.first + g.rows, w)
             unit += 1
             left -= 1
     gc_fp_leave(saved)

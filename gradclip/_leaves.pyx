@@ -267,12 +267,14 @@ cdef class Leaves:
                             raise TypeError(f"{self.name}: {type(node).__name__} makes its values anew, so none can be written in place")
                 if depth == MAX_DEPTH:
                     raise ValueError(f"{self.name}: nested deeper than {MAX_DEPTH} levels; does a container hold itself?")
-                items = list(inner)     # holds the arrays, and no other thread can change it
-                if self.count == 0:
-                    self.reserve(len(items))
-                    while i < len(items) and self.take(<object>PyList_GET_ITEM(items, i), write):
-                        i += 1
+                items = list(inner)     # which no other thread can change, nor drop an array
+                self.reserve(len(items))
+                while i < len(items) and self.take(<object>PyList_GET_ITEM(items, i), write):
+                    i += 1
+                if i == self.count:
                     self.arrays = items if i == len(items) else items[:i]
+                else:
+                    self.arrays += items if i == len(items) else items[:i]
                 for i in range(i, len(items)):
                     child = items[i]
                     if cnp.PyArray_Check(child):

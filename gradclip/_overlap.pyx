@@ -19,7 +19,8 @@ cdef enum:
 cdef struct Extent:
     uintptr_t low, high
     ptrdiff_t index
-    ptrdiff_t count     # of leaves that lie one after the other in memory, `index` being the first of them
+    ptrdiff_t count     # of leaves that lie side by side in memory, `index` being the first of them,
+    ptrdiff_t step      # upwards (1) or downwards (-1)
 
 
 def overlaps_itself(cnp.ndarray a):
@@ -71,7 +72,7 @@ cdef Extent extent_of(cnp.ndarray a, ptrdiff_t index) noexcept:
     cdef Extent e
     cdef ptrdiff_t reach
     cdef int d
-    e.index, e.count = index, 1
+    e.index, e.count, e.step = index, 1, 1
     e.low = e.high = <uintptr_t>cnp.PyArray_DATA(a)
     for d in range(cnp.PyArray_NDIM(a)):
         reach = cnp.PyArray_STRIDE(a, d) * (cnp.PyArray_DIM(a, d) - 1)
@@ -117,6 +118,10 @@ cdef int sort(Extent *extent, Py_ssize_t n) except -1:
     cdef Extent *x = extent
     cdef Extent *y
     cdef Extent *buffer
+    cdef Py_ssize_t i
+    if n > 1 and x[n - 1].low < x[0].low:       # as a backward pass makes them, the last layer first
+        for i in range(n // 2):
+            x[i], x[n - 1 - i] = x[n - 1 - i], x[i]
     if end_of_run(extent, 0, n) == n:
         return 0
     y = buffer = <Extent *>PyMem_Malloc(n * sizeof(Extent))
@@ -140,56 +145,58 @@ cdef int apart(Extent *extent, Py_ssize_t n) except -1:
     return True
 
 
-cdef Py_ssize_t join_neighbours(const gc_leaf *leaf, Py_ssize_t n, int step, Extent *extent) noexcept nogil:
-    """Extents of leaves, those that follow one another in memory as one; how many, or 0 where a leaf is not contiguous.
-    `step` 1: the leaves from this one on; -1: back from this one."""
+cdef Py_ssize_t join_neighbours(const gc_leaf *leaf, Py_ssize_t n, Extent *extent) noexcept nogil:
+    """Extents of leaves, those that follow one another in memory as one; how many, or 0 where a leaf is not contiguous."""
     cdef Py_ssize_t i, runs = 0
     cdef uintptr_t low, high
+    cdef Extent *last = NULL
     for i in range(n):
-        if leaf.ndim or leaf.units != 1:
+        if leaf[i].ndim or leaf[i].units != 1:
             return 0
-        low = <uintptr_t>leaf.data
-        high = low + <uintptr_t>(leaf.size * leaf.itemsize)
-        leaf += step
-        if runs and low >= extent[runs - 1].high and low - extent[runs - 1].high <= NEAR and high > low:
-            extent[runs - 1].high = high
-            extent[runs - 1].count = i + 1 - extent[runs - 1].index
-        elif high > low:
-            extent[runs] = Extent(low, high, i, 1)
+        low = <uintptr_t>leaf[i].data
+        high = low + <uintptr_t>(leaf[i].size * leaf[i].itemsize)
+        if high == low:
+            continue
+        if runs and low >= last.high and low - last.high <= NEAR and (last.count == 1 or last.step == 1) and last.index + last.count == i:
+            last.high, last.step = high, 1
+            last.count += 1
+        elif runs and high <= last.low and last.low - high <= NEAR and (last.count == 1 or last.step == -1) and last.index + last.count == i:
+            last.low, last.step = low, -1
+            last.count += 1
+        else:
+            last = &extent[runs]
+            last[0] = Extent(low, high, i, 1, 1)
             runs += 1
     return runs
 
 
-cdef bint in_a_gap(const gc_leaf *leaf, int step, const Extent *outer, const Extent *inner) noexcept nogil:
+cdef bint in_a_gap(const gc_leaf *leaf, const Extent *outer, const Extent *inner) noexcept nogil:
     """Whether an extent lies between two leaves of another that begins below it."""
-    cdef Py_ssize_t i = outer.index, end = outer.index + outer.count, middle
-    cdef const gc_leaf *one
+    cdef Py_ssize_t i = 0, end = outer.count, middle, step = outer.step
+    if step < 0:
+        leaf += outer.count - 1
+    leaf += outer.index     # the lowest
     while end - i > 1:
         middle = (i + end) // 2
         if <uintptr_t>leaf[middle * step].data <= inner.low:
             i = middle
         else:
             end = middle
-    one = &leaf[i * step]
-    if inner.low < <uintptr_t>one.data + <uintptr_t>(one.size * one.itemsize):
+    leaf += i * step
+    if inner.low < <uintptr_t>leaf.data + <uintptr_t>(leaf.size * leaf.itemsize):
         return False
-    return i + 1 < outer.index + outer.count and inner.high <= <uintptr_t>one[step].data
+    return i + 1 < outer.count and inner.high <= <uintptr_t>leaf[step].data
 
 
 cdef int side_by_side(const gc_leaf *leaf, Py_ssize_t n, Extent *extent) except -1:
     """Whether leaves lie apart in the way that allocators arrange them: one after the other, some in holes between
     earlier ones. Few extents are left to sort then. False: not known."""
-    cdef Py_ssize_t i, outer = 0, runs
-    cdef int step = 1
-    if n and leaf[n - 1].data < leaf[0].data:   # a backward pass makes the last layer first
-        leaf += n - 1
-        step = -1
-    runs = join_neighbours(leaf, n, step, extent)
+    cdef Py_ssize_t i, outer = 0, runs = join_neighbours(leaf, n, extent)
     sort(extent, runs)
     for i in range(1, runs):
         if extent[i].low >= extent[outer].high:
             outer = i
-        elif (i - 1 > outer and extent[i].low < extent[i - 1].high) or not in_a_gap(leaf, step, &extent[outer], &extent[i]):
+        elif (i - 1 > outer and extent[i].low < extent[i - 1].high) or not in_a_gap(leaf, &extent[outer], &extent[i]):
             return False
     return runs > 0
 

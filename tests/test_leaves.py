@@ -1,6 +1,7 @@
 """The gate: nestings, paths, foreign arrays, and everything that must be refused before the first write."""
 
 import collections
+import itertools
 import math
 import warnings
 from types import MappingProxyType
@@ -356,6 +357,32 @@ def test_many_leaves_side_by_side_in_any_order(gap):
                 gradclip.clip_by_global_norm_(leaves, 1.0)
             leaves[j] = views[order[j]]
             assert first is leaves[i]
+
+
+def test_overlap_among_many_neighbours_is_found_as_brute_force_finds_it():
+    rng = np.random.default_rng(11)
+    seen = [0, 0]
+    for _ in range(400):
+        base = np.zeros(2000, np.float32)
+        edges = np.cumsum(rng.integers(0, int(rng.choice([2, 12, 40])), 80))
+        places = [(a, b) for a, b in itertools.pairwise(edges) if rng.random() < 0.9]
+        pieces = [places[i : i + 9] for i in range(0, len(places), 9)]  # some upwards, some downwards, in any order
+        pieces = [piece[:: int(rng.choice([-1, 1]))] for piece in pieces]
+        if rng.random() < 0.7:
+            pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+        places = [place for piece in pieces for place in piece]
+        for _ in range(int(rng.integers(0, 3))):
+            start = int(rng.integers(0, edges[-1] + 1))
+            places.insert(int(rng.integers(0, len(places))), (start, start + int(rng.integers(0, 3))))
+        elements = [i for a, b in places for i in range(a, b)]
+        overlap = len(elements) > len(set(elements))
+        seen[overlap] += 1
+        if overlap:
+            with pytest.raises(ValueError, match="share memory"):
+                gradclip.clip_by_global_norm_([base[a:b] for a, b in places], 1.0)
+        else:
+            gradclip.clip_by_global_norm_([base[a:b] for a, b in places], 1.0)
+    assert min(seen) > 50
 
 
 def test_leaves_of_one_list_may_be_unusual_anywhere():

@@ -100,8 +100,8 @@ class Rule:
         self.strict = flag("strict", strict)
         self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
 
-    @classmethod
-    def of(cls, norm):
+    @staticmethod
+    def of(norm):
         """From the ``**norm`` of a call."""
         if not norm:
             return DEFAULT
@@ -113,7 +113,7 @@ class Rule:
         if unknown:
             known = ", ".join(NormOptions.__annotations__)
             raise TypeError(f"unexpected keyword argument {min(unknown)!r}; the keywords of norms are {known}")
-        return cls(**norm)
+        return Rule(**norm)
 
 
 def spelled_out(function):

@@ -113,8 +113,10 @@ class _Memory:
 
 
 def addressed(array):
-    """An array of NumPy with the addresses, shape and strides of a CuPy array. Only they may be looked at: the memory
-    is not this processor's."""
+    """An array of NumPy; of a CuPy array, one with its addresses, shape and strides. Only they may be looked at: the
+    memory is not this processor's."""
+    if isinstance(array, np.ndarray):
+        return array
     if array.size == 0:
         return np.empty(array.shape, array.dtype)
     memory = _Memory()

@@ -4,9 +4,10 @@ cdef extern from "_cpu/leaf.h" nogil:
     ctypedef struct gc_leaf:
         char *data
         ptrdiff_t size
-        int dtype, itemsize, is_complex, device, ndim, unit_ndim, panel
         ptrdiff_t units, first_unit
         ptrdiff_t *axes
+        unsigned char dtype, itemsize, is_complex, ndim, unit_ndim, device, panel
+    char *gc_unit_data(const gc_leaf *leaf, ptrdiff_t unit)
     gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
     void gc_move(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer, int scatter)
 
@@ -28,7 +29,8 @@ cdef class Leaves:
     cdef Leaves _named              # whose paths the first leaves have
     cdef Leaves _pair               # keeps the arrays behind `source` alive
 
-    cdef gc_leaf *room(self) except NULL
+    cdef int reserve(self, Py_ssize_t more) except -1
+    cdef bint take(self, object node, bint write) noexcept
     cdef int keep(self, gc_leaf *leaf, object array) except -1
     cdef int add(self, object node, bint write) except -1
     cdef int add_device(self, object array, bint write) except -1

@@ -7,7 +7,7 @@ case, is walked without creating a Python object per leaf: paths are worked out 
 a report asks for one.
 """
 from cpython.dict cimport PyDict_CheckExact
-from cpython.list cimport PyList_Check
+from cpython.list cimport PyList_Check, PyList_GET_ITEM
 from cpython.mem cimport PyMem_Malloc, PyMem_Realloc, PyMem_Free
 from cpython.tuple cimport PyTuple_Check
 from libc.stdint cimport int64_t, uintptr_t
@@ -22,7 +22,8 @@ import numpy as np
 cimport numpy as cnp
 
 from . import _foreign
-from ._overlap import find_overlap, overlaps_itself
+from ._overlap import overlaps_itself
+from gradclip._overlap cimport find_overlap
 
 cnp.import_array()
 
@@ -52,11 +53,6 @@ cdef bint is_cupy(object node):
     if CUPY is None or type(node) is not CUPY:
         CUPY = getattr(sys.modules.get("cupy"), "ndarray", None)
     return type(node) is CUPY
-
-
-cdef cnp.ndarray addressed(object array):
-    """An array itself; of a GPU's, an array of NumPy at the same addresses, which must never be read or written."""
-    return array if cnp.PyArray_Check(array) else _foreign.addressed(array)
 
 
 cdef inline int number_of(int number) except -2:
@@ -136,7 +132,7 @@ cdef int describe(gc_leaf *leaf, cnp.ndarray a, char *data, Axes *inner, Axes *u
 cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order, object unit_axes=()) except -1:
     """Describe an array, or two of one shape walked in step (`secondary`, `s`; else None, NULL), in
     the memory order of the first, or with `keep_order` in index order."""
-    cdef cnp.ndarray a = addressed(primary), b = a if secondary is None else addressed(secondary)
+    cdef cnp.ndarray a = _foreign.addressed(primary), b = a if secondary is None else _foreign.addressed(secondary)
     cdef Axes x, y, ux, uy
     cdef ptrdiff_t n, i, j
     cdef int d, e
@@ -231,7 +227,8 @@ cdef class Leaves:
     def __dealloc__(self):
         cdef Py_ssize_t i
         for i in range(self.count):
-            PyMem_Free(self.leaf[i].axes)
+            if self.leaf[i].axes != NULL:
+                PyMem_Free(self.leaf[i].axes)
         if self.source != NULL:
             for i in range(self.count):
                 PyMem_Free(self.source[i].axes)
@@ -279,6 +276,8 @@ cdef class Leaves:
 
     cdef int walk(self, object node, bint write, int depth) except -1:
         cdef object inner
+        cdef list items
+        cdef Py_ssize_t i = 0
         if cnp.PyArray_Check(node):
             self.add(node, write)
         elif is_cupy(node):
@@ -288,13 +287,22 @@ cdef class Leaves:
             if inner is None:
                 self.add_foreign(node, write)
             else:
-                if write and isinstance(node, Mapping) and not isinstance(node, dict):
+                if write and inner is not node and not isinstance(node, dict) and isinstance(node, Mapping):
                     for key, child in zip(node, inner):
                         if node[key] is not child:
                             raise TypeError(f"{self.name}: {type(node).__name__} makes its values anew, so none can be written in place")
                 if depth == MAX_DEPTH:
                     raise ValueError(f"{self.name}: nested deeper than {MAX_DEPTH} levels; does a container hold itself?")
-                for child in inner:
+                items = list(inner)     # which no other thread can change, nor drop an array
+                self.reserve(len(items))
+                while i < len(items) and self.take(<object>PyList_GET_ITEM(items, i), write):
+                    i += 1
+                if i == self.count:
+                    self.arrays = items if i == len(items) else items[:i]
+                else:
+                    self.arrays += items if i == len(items) else items[:i]
+                for i in range(i, len(items)):
+                    child = items[i]
                     if cnp.PyArray_Check(child):
                         self.add(child, write)
                     elif is_cupy(child):
@@ -326,6 +334,35 @@ cdef class Leaves:
     def refuse_dtype(self, dtype):
         raise TypeError(f"{self.path(self.count)}: dtype {dtype} cannot be clipped; "
                         "float16, bfloat16, float32, float64, complex64 and complex128 can")
+    cdef int reserve(self, Py_ssize_t more) except -1:
+        """Make room for some more leaves, and for as many again: what is not touched costs nothing, and glibc, which gives
+        memory back when twice the largest block lies free, keeps what a call with many leaves needs for the next."""
+        cdef gc_leaf *leaf
+        if self.count + more > self._capacity:
+            self._capacity = 2 * (self.count + more)
+            leaf = <gc_leaf *>PyMem_Realloc(self.leaf, self._capacity * sizeof(gc_leaf))
+            if leaf == NULL:
+                raise MemoryError
+            self.leaf = leaf
+        return 0
+
+    cdef bint take(self, object node, bint write) noexcept:
+        """Describe an array that is as usual in every respect, into room that has been reserved; False: it is for `add`."""
+        cdef cnp.ndarray a
+        cdef int dtype, flags
+        if not cnp.PyArray_CheckExact(node):
+            return False
+        a = <cnp.ndarray>node
+        dtype, flags = dtype_of(a), cnp.PyArray_FLAGS(a)
+        if dtype < 0 or not flags & (cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS) or \
+                not flags & cnp.NPY_ARRAY_ALIGNED or (write and not flags & cnp.NPY_ARRAY_WRITEABLE) or \
+                not cnp.PyArray_ISNOTSWAPPED(a):
+            return False
+        fill(&self.leaf[self.count], a, dtype, <char *>cnp.PyArray_DATA(a))
+        self.leaf[self.count].first_unit = self.count
+        self.count += 1
+        self.units = self.count
+        return True
 
     cdef int add(self, object node, bint write) except -1:
         cdef cnp.ndarray a = node
@@ -340,7 +377,8 @@ cdef class Leaves:
             raise TypeError(f"{self.path(self.count)}: the mask of a masked array would be ignored; pass .data or .filled(0)")
         if write and not flags & cnp.NPY_ARRAY_WRITEABLE:
             raise ValueError(f"{self.path(self.count)}: read-only array, which cannot be written")
-        leaf = self.room()
+        self.reserve(1)
+        leaf = &self.leaf[self.count]
         if flags & (cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS) and flags & cnp.NPY_ARRAY_ALIGNED:
             fill(leaf, a, dtype, <char *>cnp.PyArray_DATA(a))
         else:
@@ -349,17 +387,6 @@ cdef class Leaves:
             leaf.device = 0
             lay_out(a, None, leaf, NULL, False)
         return self.keep(leaf, node if plain else node.view(np.ndarray))
-
-    cdef gc_leaf *room(self) except NULL:
-        """For one more leaf."""
-        cdef gc_leaf *leaf
-        if self.count == self._capacity:
-            self._capacity = 2 * self._capacity if self._capacity else 16
-            leaf = <gc_leaf *>PyMem_Realloc(self.leaf, self._capacity * sizeof(gc_leaf))
-            if leaf == NULL:
-                raise MemoryError
-            self.leaf = leaf
-        return &self.leaf[self.count]
 
     cdef int keep(self, gc_leaf *leaf, object array) except -1:
         leaf.first_unit = self.count
@@ -375,7 +402,9 @@ cdef class Leaves:
         cdef int number = number_of(dtype.num)
         if number < 0:
             self.refuse_dtype(dtype)
-        leaf = self.room()
+        self.reserve(1)
+        leaf = &self.leaf[self.count]
+        leaf.device = 0
         if array._c_contiguous or array._f_contiguous:
             leaf.dtype = number
             leaf.itemsize = 8 if number == GC_F64 else 4 if number == GC_F32 else 2
@@ -386,7 +415,7 @@ cdef class Leaves:
             leaf.units = 1
             leaf.axes = NULL
         else:
-            if write and overlaps_itself(addressed(array)):
+            if write and overlaps_itself(_foreign.addressed(array)):
                 raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
             lay_out(array, None, leaf, NULL, False)
         leaf.device = 1 + <int>array.data.device_id
@@ -474,13 +503,15 @@ cdef class Leaves:
         """Pairs of samples and their sum: every index of the first axis of these goes to the same leaf of `to`."""
         cdef Leaves pairs = Leaves([])
         cdef Py_ssize_t i
+        cdef gc_leaf *leaf
+        pairs.reserve(self.count)
         pairs.source = <gc_leaf *>PyMem_Malloc(max(self.count, 1) * sizeof(gc_leaf))
         if pairs.source == NULL:
             raise MemoryError
         memset(pairs.source, 0, max(self.count, 1) * sizeof(gc_leaf))
         for i in range(self.count):
-            sums = np.broadcast_to(addressed(to.arrays[i]), self.arrays[i].shape)
-            leaf = pairs.room()
+            sums = np.broadcast_to(_foreign.addressed(to.arrays[i]), self.arrays[i].shape)
+            leaf = &pairs.leaf[i]
             leaf.axes = NULL
             pairs.keep(leaf, to.arrays[i])
             pairs.source[i].device = leaf.device = self.leaf[i].device
@@ -578,7 +609,7 @@ cdef class Leaves:
         to.units = self.units
         for i in range(to.count):
             if self._unit_axes is None and self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and \
-                    same_strides(addressed(self.arrays[i]), addressed(to.arrays[i])):
+                    same_strides(_foreign.addressed(self.arrays[i]), _foreign.addressed(to.arrays[i])):
                 to.source[i] = self.leaf[i]
             else:
                 PyMem_Free(to.leaf[i].axes)
@@ -644,10 +675,7 @@ cdef class Leaves:
     def check_overlap(self, Leaves others=None, bint same_view=True):
         """No two leaves share an element; nor does one with a leaf of `others`, unless (`same_view`) it is the
         very same view at the same place in the nesting."""
-        mine, theirs = self.arrays, [] if others is None else others.arrays
-        if self.on_device:
-            mine, theirs = [addressed(a) for a in mine], [addressed(a) for a in theirs]
-        found = find_overlap(mine, theirs, same_view)
+        found = find_overlap(self.leaf, self.arrays, [] if others is None else others.arrays, same_view)
         if found is None:
             return
         i, j = found

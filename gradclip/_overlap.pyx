@@ -9,11 +9,20 @@ from libc.string cimport memcpy
 import numpy as np
 cimport numpy as cnp
 
+from ._foreign import addressed
+
+from gradclip._leaves cimport gc_leaf
+
 cnp.import_array()
+
+cdef enum:
+    NEAR = 64       # bytes that allocators leave between arrays made one after the other, at most
 
 cdef struct Extent:
     uintptr_t low, high
     ptrdiff_t index
+    ptrdiff_t count     # of leaves that lie side by side in memory, `index` being the first of them,
+    ptrdiff_t step      # upwards (1) or downwards (-1)
 
 
 def overlaps_itself(cnp.ndarray a):
@@ -65,7 +74,7 @@ cdef Extent extent_of(cnp.ndarray a, ptrdiff_t index) noexcept:
     cdef Extent e
     cdef ptrdiff_t reach
     cdef int d
-    e.index = index
+    e.index, e.count, e.step = index, 1, 1
     e.low = e.high = <uintptr_t>cnp.PyArray_DATA(a)
     for d in range(cnp.PyArray_NDIM(a)):
         reach = cnp.PyArray_STRIDE(a, d) * (cnp.PyArray_DIM(a, d) - 1)
@@ -111,6 +120,10 @@ cdef int sort(Extent *extent, Py_ssize_t n) except -1:
     cdef Extent *x = extent
     cdef Extent *y
     cdef Extent *buffer
+    cdef Py_ssize_t i
+    if n > 1 and x[n - 1].low < x[0].low:       # as a backward pass makes them, the last layer first
+        for i in range(n // 2):
+            x[i], x[n - 1 - i] = x[n - 1 - i], x[i]
     if end_of_run(extent, 0, n) == n:
         return 0
     y = buffer = <Extent *>PyMem_Malloc(n * sizeof(Extent))
@@ -132,6 +145,62 @@ cdef int apart(Extent *extent, Py_ssize_t n) except -1:
         if extent[i].low < extent[i - 1].high:
             return False
     return True
+
+
+cdef Py_ssize_t join_neighbours(const gc_leaf *leaf, Py_ssize_t n, Extent *extent) noexcept nogil:
+    """Extents of leaves, those that follow one another in memory as one; how many, or 0 where a leaf is not contiguous."""
+    cdef Py_ssize_t i, runs = 0
+    cdef uintptr_t low, high
+    cdef Extent *last = NULL
+    for i in range(n):
+        if leaf[i].ndim or leaf[i].units != 1:
+            return 0
+        low = <uintptr_t>leaf[i].data
+        high = low + <uintptr_t>(leaf[i].size * leaf[i].itemsize)
+        if high == low:
+            continue
+        if runs and low >= last.high and low - last.high <= NEAR and (last.count == 1 or last.step == 1) and last.index + last.count == i:
+            last.high, last.step = high, 1
+            last.count += 1
+        elif runs and high <= last.low and last.low - high <= NEAR and (last.count == 1 or last.step == -1) and last.index + last.count == i:
+            last.low, last.step = low, -1
+            last.count += 1
+        else:
+            last = &extent[runs]
+            last[0] = Extent(low, high, i, 1, 1)
+            runs += 1
+    return runs
+
+
+cdef bint in_a_gap(const gc_leaf *leaf, const Extent *outer, const Extent *inner) noexcept nogil:
+    """Whether an extent lies between two leaves of another that begins below it."""
+    cdef Py_ssize_t i = 0, end = outer.count, middle, step = outer.step
+    if step < 0:
+        leaf += outer.count - 1
+    leaf += outer.index     # the lowest
+    while end - i > 1:
+        middle = (i + end) // 2
+        if <uintptr_t>leaf[middle * step].data <= inner.low:
+            i = middle
+        else:
+            end = middle
+    leaf += i * step
+    if inner.low < <uintptr_t>leaf.data + <uintptr_t>(leaf.size * leaf.itemsize):
+        return False
+    return i + 1 < outer.count and inner.high <= <uintptr_t>leaf[step].data
+
+
+cdef int side_by_side(const gc_leaf *leaf, Py_ssize_t n, Extent *extent) except -1:
+    """Whether leaves lie apart in the way that allocators arrange them: one after the other, some in holes between
+    earlier ones. Few extents are left to sort then. False: not known."""
+    cdef Py_ssize_t i, outer = 0, runs = join_neighbours(leaf, n, extent)
+    sort(extent, runs)
+    for i in range(1, runs):
+        if extent[i].low >= extent[outer].high:
+            outer = i
+        elif (i - 1 > outer and extent[i].low < extent[i - 1].high) or not in_a_gap(leaf, &extent[outer], &extent[i]):
+            return False
+    return runs > 0
 
 
 cdef bint interleaved(list arrays, Extent *extent, Py_ssize_t n) except -1:
@@ -163,8 +232,8 @@ cdef bint same_view(cnp.ndarray a, cnp.ndarray b):
     return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
 
 
-def find_overlap(list written, list read, bint same=True):
-    """The indices of two arrays, the first of them written, that share an element; or None.
+cdef object find_overlap(const gc_leaf *leaf, list written, list read, bint same):
+    """The indices of two arrays, the first of them written (and described by `leaf`), that share an element; or None.
 
     Arrays that are read count on from those that are written. The i-th of each may be the `same` view."""
     cdef list arrays = written + read if read else written
@@ -176,6 +245,9 @@ def find_overlap(list written, list read, bint same=True):
     if extent == NULL:
         raise MemoryError
     try:
+        if not read and side_by_side(leaf, count, extent):
+            return None
+        arrays = list(map(addressed, arrays))
         for i in range(len(arrays)):
             extent[n] = extent_of(<cnp.ndarray>PyList_GET_ITEM(arrays, i), i)
             n += extent[n].high > extent[n].low

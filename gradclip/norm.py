@@ -347,7 +347,9 @@ def global_norm(grads: Any, ord: float = 2) -> float:
 
 def threshold(max_norm):
     """A threshold of the global norm: a float, or the rule itself."""
-    if type(max_norm) is not float and isinstance(max_norm, Threshold):
+    if type(max_norm) is float and max_norm > 0.0:
+        return max_norm
+    if isinstance(max_norm, Threshold):
         return max_norm
     return number("max_norm", max_norm, 0.0)
 

@@ -34,8 +34,8 @@ int main(void)
     const gc_kernels *k = &gc_kernels_baseline;
     for (int t = 0; t < GC_DTYPES; t++) {
         hash = 14695981039346656037u;
-        for (int round = 0; round < 200; round++) {
-            int n = 1 + (int)(next_random() % GC_BLOCK), spread = 1 + (int)(next_random() % 40);
+        for (int round = 0; round < 400; round++) {
+            int n = 1 + (int)(next_random() % (round % 2 ? GC_BLOCK : 3 * GC_LANES)), spread = 1 + (int)(next_random() % 40);
             for (int i = 0; i < n; i++) {
                 double v = (double)(int64_t)next_random() / 9.3e18;
                 for (int e = (int)(next_random() % spread); e > 0; e--)

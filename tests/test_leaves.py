@@ -1,6 +1,7 @@
 """The gate: nestings, paths, foreign arrays, and everything that must be refused before the first write."""
 
 import collections
+import itertools
 import math
 import warnings
 from types import MappingProxyType
@@ -331,6 +332,69 @@ def test_thousands_of_columns_are_told_apart_at_once():
     assert gradclip.clip_by_norm_(columns, 1.0).clipped_count == 5000
     with pytest.raises(ValueError, match="7 and 5000 share memory"):
         gradclip.clip_by_norm_([*columns, matrix[1:, 7]], 1.0)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 16, 17, 100])
+def test_many_leaves_side_by_side_in_any_order(gap):
+    """Neighbours in memory are joined before anything is sorted; a leaf may fall into the gap between two."""
+    rng = np.random.default_rng(3)
+    base = np.zeros(200 * (10 + gap), np.float32)
+    views = [base[i : i + 10] for i in range(0, len(base), 10 + gap)]
+    for order in (range(200), range(199, -1, -1), rng.permutation(200), [*range(50, 200), *range(50)]):
+        leaves = [views[i] for i in order]
+        gradclip.clip_by_global_norm_(leaves, 1.0)
+        gradclip.clip_by_global_norm_([np.ones((3, 2), np.float16)[:, 0], *leaves, np.zeros(0)], 1.0)
+        if gap:
+            between = [base[i + 10 : i + 10 + min(gap, 16)] for i in range(0, len(base), 10 + gap)]
+            gradclip.clip_by_global_norm_([*leaves, *between], 1.0)
+            gradclip.clip_by_global_norm_([*between[:100], *leaves, *between[100:]], 1.0)
+            with pytest.raises(ValueError, match=r"^2\d\d and 400 share memory"):
+                gradclip.clip_by_global_norm_([*leaves, *between, between[70][:1]], 1.0)
+        for i, j in ((3, 150), (0, 1), (198, 199)):
+            first, start = leaves[i], leaves[i].ctypes.data - base.ctypes.data
+            leaves[j] = base[start // 4 + 9 : start // 4 + 10]
+            with pytest.raises(ValueError, match=f"^{i} and {j} share memory"):
+                gradclip.clip_by_global_norm_(leaves, 1.0)
+            leaves[j] = views[order[j]]
+            assert first is leaves[i]
+
+
+def test_overlap_among_many_neighbours_is_found_as_brute_force_finds_it():
+    rng = np.random.default_rng(11)
+    seen = [0, 0]
+    for _ in range(400):
+        base = np.zeros(2000, np.float32)
+        edges = np.cumsum(rng.integers(0, int(rng.choice([2, 12, 40])), 80))
+        places = [(a, b) for a, b in itertools.pairwise(edges) if rng.random() < 0.9]
+        pieces = [places[i : i + 9] for i in range(0, len(places), 9)]  # some upwards, some downwards, in any order
+        pieces = [piece[:: int(rng.choice([-1, 1]))] for piece in pieces]
+        if rng.random() < 0.7:
+            pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+        places = [place for piece in pieces for place in piece]
+        for _ in range(int(rng.integers(0, 3))):
+            start = int(rng.integers(0, edges[-1] + 1))
+            places.insert(int(rng.integers(0, len(places))), (start, start + int(rng.integers(0, 3))))
+        elements = [i for a, b in places for i in range(a, b)]
+        overlap = len(elements) > len(set(elements))
+        seen[overlap] += 1
+        if overlap:
+            with pytest.raises(ValueError, match="share memory"):
+                gradclip.clip_by_global_norm_([base[a:b] for a, b in places], 1.0)
+        else:
+            gradclip.clip_by_global_norm_([base[a:b] for a, b in places], 1.0)
+    assert min(seen) > 50
+
+
+def test_leaves_of_one_list_may_be_unusual_anywhere():
+    usual = [np.full(3, 2.0) for _ in range(5)]
+    for unusual in (None, [np.ones(2), None], {"a": np.ones(2)}, np.ones(6)[::3], np.ones((2, 1, 1)), memoryview(np.ones(2))):
+        for where in range(6):
+            grads = [*usual[:where], unusual, *usual[where:]]
+            report = gradclip.clip_by_global_norm_(grads, 10.0)
+            assert report.norm == math.sqrt(60 + 2 * (unusual is not None))
+            assert report.size == 5 + (unusual is not None)
+            report = gradclip.clip_by_global_norm([grads, tuple(grads)], 10.0)[1]
+            assert report.size == 2 * (5 + (unusual is not None))
 
 
 def test_functional_input_may_alias():

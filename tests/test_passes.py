@@ -90,6 +90,76 @@ def test_thread_count_changes_no_bit(dtype, threads):
     assert norm_error(report.norm, measured.exact()) <= 0.501
 
 
+def short_and_long(kind="lognormal"):
+    """Leaves that share groups, and some that do not: sizes around what fits the lanes, a block and a group."""
+    sizes = [10, 1, 16, 17, 0, 3, 15, 33, 64, 4096, 5, 4097, 2, 70_000, 12, *range(1, 20), 256, 1000, 8, 65_537, 7] * 3
+    return [gradient(REAL[i % 4], n, kind, seed=i) for i, n in enumerate(sizes)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_short_leaves_among_long_ones(isa, kind):
+    leaves = short_and_long(kind)[: 40 if kind == "wide" else None]
+    for ord in (2, 1):
+        report = gradclip.clip_by_global_norm(leaves, math.inf, ord=ord)[1]
+        for norm, parts in [
+            (report.norm, leaves),
+            *((float(n), [a]) for n, a in zip(report.norms, leaves, strict=True) if a.size < 300),
+        ]:
+            assert norm == math.inf or norm_error(norm, power_sum(parts, ord), ord) <= 0.501
+    assert gradclip.measure(leaves, ord=math.inf).max_abs == power_sum(leaves, math.inf)
+
+
+def test_thread_count_changes_no_bit_of_short_leaves(isa, threads):
+    leaves = short_and_long() + [gradient(np.float32, 10, seed=i) for i in range(3000)]
+    report = gradclip.clip_by_global_norm(leaves, math.inf)[1]
+    with gradclip.num_threads(1):
+        alone = gradclip.clip_by_global_norm(leaves, math.inf)[1]
+    assert report.norm == alone.norm
+    assert report.norms.tobytes() == alone.norms.tobytes()
+    assert gradclip.measure(leaves).exact() == gradclip.measure(list(leaves)).exact()
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 9, 15, 16, 17])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+def test_nonfinite_elements_of_short_leaves_are_found(isa, dtype, value, size):
+    for where in {0, size // 2, size - 1}:
+        leaves = [gradient(dtype, 10, seed=i) for i in range(300)]
+        leaves[271] = gradient(dtype, size)
+        leaves[271][where] = value
+        with pytest.raises(gradclip.NonFiniteGradientError, match="271") as error:
+            gradclip.clip_by_global_norm_(leaves, 1.0)
+        assert (error.value.path, error.value.index, error.value.count) == ("271", where, 1)
+        report = gradclip.clip_by_global_norm_(leaves, 1e9, nonfinite="zero")
+        assert norm_error(report.norm, power_sum(leaves)) <= 0.501
+        assert leaves[271][where] == 0
+        assert norm_error(report.norms[271], power_sum([leaves[271]])) <= 0.501
+
+
+@pytest.mark.parametrize(
+    "exponents", [(-1074, -1022), (-540, -420), (-432, -428), (470, 490), (511, 512), (1000, 1023), (-1074, 1023)]
+)
+def test_float64_of_any_range_in_short_leaves(exponents):
+    rng = np.random.default_rng(6)
+    sizes = [1, 2, 5, 8, 10, 15, 16, 17, 40]
+    leaves = [rng.uniform(1, 2, n) * 2.0 ** rng.integers(*exponents, n, endpoint=True) for n in sizes * 10]
+    leaves = [np.clip(a, 0, 1e308) for a in leaves]
+    found = set()
+    before = machine.isa()
+    try:
+        for name in machine.available_isas():
+            machine.set_isa(name)
+            report = gradclip.clip_by_global_norm(leaves, math.inf)[1]
+            found.add((report.norm, report.norms.tobytes(), gradclip.measure(leaves).exact()))
+            for norm, a in zip(report.norms, leaves, strict=True):
+                assert norm == math.inf or norm_error(float(norm), power_sum([a])) <= 0.501
+    finally:
+        machine.set_isa(before)
+    assert len(found) == 1
+    if report.norm < math.inf:
+        assert norm_error(report.norm, power_sum(leaves)) <= 0.501
+
+
 @pytest.mark.parametrize("kind", ["normal", "lognormal", "wide"])
 @pytest.mark.parametrize("dtype", REAL, ids=ids)
 def test_splits_and_order_change_no_bit(dtype, kind):

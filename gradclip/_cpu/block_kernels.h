@@ -164,10 +164,30 @@ static inline int NAME(sum_eights)(const ELEMENT *p, ptrdiff_t n, double bound, 
 }
 #endif
 
+/* The sum of squares of n <= GC_LANES elements: a square per lane needs no addition, hence no start, and no bound for it. */
+static inline gc_sum NAME(sum_few)(const ELEMENT *p, ptrdiff_t n)
+{
+    ELEMENT row[GC_LANES];
+    vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
+    gc_fill_row(row, p, n, sizeof *p);
+    for (int j = 0; j < GC_LANES / GC_W; j++) {
+        vd x = LOAD(row + j * GC_W);
+        sum[j] = x * x;
+#if WIDE
+        error[j] = vd_where_above(sum[j], 0x1p-960, gc_square_rest(x, sum[j])); /* alike without fma */
+#else
+        error[j] = vd_all(0.0);
+#endif
+    }
+    return gc_fold_lanes(0.0, sum, error, NAME(amax)(row, GC_LANES));
+}
+
 /* One pass: the running sums and, where squares are not short, the largest magnitude of each lane as bits. */
 static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
 {
     const ELEMENT *p = x;
+    if (n <= GC_LANES)
+        return NAME(sum_few)(p, n);
 #if SHORT
     gc_sum short_sum;
     if (NAME(sum_eights)(p, n, bound, &short_sum))
@@ -187,8 +207,8 @@ static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
         NAME(add_squares)(p + i, sum, error);
     }
     if (i < n) {
-        ELEMENT padded[GC_LANES] = {0};
-        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
+        ELEMENT padded[GC_LANES];
+        gc_fill_row(padded, p + i, n - i, sizeof *p);
 #if !SHORT
         NAME(track)(padded, largest);
 #endif
@@ -214,8 +234,8 @@ static gc_sum NAME(sum_abs)(const void *x, ptrdiff_t n, double bound)
     for (; i + GC_LANES <= n; i += GC_LANES)
         NAME(add_magnitudes)(p + i, sum, error);
     if (i < n) {
-        ELEMENT padded[GC_LANES] = {0};
-        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
+        ELEMENT padded[GC_LANES];
+        gc_fill_row(padded, p + i, n - i, sizeof *p);
         NAME(add_magnitudes)(padded, sum, error);
     }
     return gc_fold_lanes(start, sum, error, amax);

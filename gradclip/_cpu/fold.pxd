@@ -6,7 +6,7 @@ double is double 106. Range is kept apart from precision, so that both kinds of 
 sum stands for ``(high + low) * 2**(shift * bin)``, bin being 0 but for float64 blocks outside
 GC_TINY .. GC_HUGE. These functions run inside `gc_fp_enter`: the rounding mode is the standard one.
 """
-from libc.float cimport DBL_MIN
+from libc.float cimport DBL_MAX, DBL_MIN
 from libc.math cimport sqrt, fma, ldexp, frexp, fabs, copysign, isfinite, isnan, INFINITY
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t
@@ -37,6 +37,13 @@ cdef struct Sum:
     ptrdiff_t outside       # elements beyond the bounds, where bounds are given
 
 
+cdef struct Unit:           # the Sum of a unit, once it is complete: many are kept, so it is small
+    double high, low
+    double amax             # halved where it lies beyond float64; only ord 0 needs it then
+    int64_t bin             # of ord 0: whether amax is halved
+    ptrdiff_t nans, infs, outside
+
+
 cdef struct Wide:           # (head + tail) * 2**exponent: ~106 bits, any range
     double head, tail
     int exponent
@@ -47,6 +54,29 @@ cdef inline void clear(Sum *s) noexcept nogil:
     s.bin = 0
     s.amax = 0
     s.nans = s.infs = s.outside = 0
+
+
+cdef inline void settle(Unit *u, const Sum *s, double ord) noexcept nogil:
+    """To 106 bits."""
+    u.high = <double>s.high
+    u.low = <double>(s.high - u.high) + <double>s.low
+    u.bin = s.bin
+    u.amax = <double>s.amax
+    if ord == 0:
+        u.bin = s.amax > DBL_MAX
+        u.amax = <double>(s.amax / 2) if u.bin else u.amax
+    u.nans, u.infs, u.outside = s.nans, s.infs, s.outside
+
+
+cdef inline Sum reopen(const Unit *u, double ord) noexcept nogil:
+    cdef Sum s
+    s.high, s.low, s.bin = u.high, u.low, u.bin
+    s.amax = u.amax
+    if ord == 0 and u.bin:
+        s.amax *= 2
+        s.bin = 0
+    s.nans, s.infs, s.outside = u.nans, u.infs, u.outside
+    return s
 
 
 cdef inline int shift_of(double ord) noexcept nogil:

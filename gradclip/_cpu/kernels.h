@@ -37,7 +37,8 @@ typedef struct {
     double (*amax[GC_DTYPES])(const void *x, ptrdiff_t n);
     /* Sum of squares and of magnitudes of n <= GC_BLOCK elements whose magnitudes are not above
      * `bound`, a power of two: if the amax that comes back is, the sum means nothing. The error is
-     * relative to the bound. For float64 it lies within GC_TINY .. GC_HUGE. */
+     * relative to the bound. For float64 it lies within GC_TINY .. GC_HUGE. sum_squares of n <= GC_LANES asks for no bound,
+     * and means nothing where amax is outside that range. */
     gc_sum (*sum_squares[GC_DTYPES])(const void *x, ptrdiff_t n, double bound);
     gc_sum (*sum_abs[GC_DTYPES])(const void *x, ptrdiff_t n, double bound);
     /* y = x * factor, rounded once to the dtype (f32, f16, bf16: within 0.501 ulp). y may be x. */

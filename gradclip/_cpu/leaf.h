@@ -16,28 +16,36 @@ enum { GC_MAX_AXES = 65 }; /* NumPy's 64 and one for the parts of a complex numb
 typedef struct {
     char *data;            /* of the first unit */
     ptrdiff_t size;        /* real elements of a unit */
-    int dtype, itemsize;   /* of a real element */
-    int is_complex;
-    int device;            /* 0: this is the processor's memory; else of GPU number device - 1, which the passes leave out */
-    int ndim;              /* 0: units are contiguous and aligned */
-    int unit_ndim;
-    int panel;             /* units are the columns of a matrix: aligned, and adjacent */
     ptrdiff_t units;       /* 1: not cut */
     ptrdiff_t first_unit;  /* index among the units of all leaves */
     ptrdiff_t *axes;       /* ndim lengths, ndim strides in bytes; unit_ndim lengths, unit_ndim strides */
+    uint8_t dtype, itemsize; /* of a real element; bytes, because many leaves are many of these */
+    uint8_t is_complex;
+    uint8_t ndim;          /* 0: units are contiguous and aligned */
+    uint8_t unit_ndim;
+    uint8_t device;        /* 0: this is the processor's memory; else of GPU number device - 1, which the passes leave out */
+    uint8_t panel;         /* units are the columns of a matrix: aligned, and adjacent */
 } gc_leaf;
+
+/* Where a unit begins. */
+static inline char *gc_unit_data(const gc_leaf *leaf, ptrdiff_t unit)
+{
+    const ptrdiff_t *length = leaf->axes + 2 * leaf->ndim, *stride = length + leaf->unit_ndim;
+    char *data = leaf->data;
+    for (int d = leaf->unit_ndim - 1; d >= 0; d--) {
+        data += unit % length[d] * stride[d];
+        unit /= length[d];
+    }
+    return data;
+}
 
 /* One unit as a leaf of its own. */
 static inline gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
 {
     gc_leaf one = *leaf;
-    const ptrdiff_t *length = leaf->axes + 2 * leaf->ndim, *stride = length + leaf->unit_ndim;
+    one.data = gc_unit_data(leaf, unit);
     one.units = 1;
     one.first_unit += unit;
-    for (int d = leaf->unit_ndim - 1; d >= 0; d--) {
-        one.data += unit % length[d] * stride[d];
-        unit /= length[d];
-    }
     return one;
 }
 

@@ -19,14 +19,14 @@ from cython.parallel cimport prange
 from libc.math cimport INFINITY, isfinite, ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t
-from libc.string cimport memmove
+from libc.string cimport memmove, memset
 
-from gradclip._leaves cimport Leaves, gc_leaf, gc_move, gc_unit, lay_out
-from gradclip._cpu.fold cimport Factor, Sum, GC_SHIFT, clear, fold, merge
+from gradclip._leaves cimport Leaves, gc_leaf, gc_move, gc_unit, gc_unit_data, lay_out
+from gradclip._cpu.fold cimport Factor, Sum, Unit, GC_SHIFT, clear, fold, merge, settle
 from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, GC_F32, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
-from gradclip._cpu.work cimport BLOCK, PANEL, SCALED, Group, Part, Work, cut
+from gradclip._cpu.work cimport BLOCK, LANES, PANEL, SCALED, Group, Part, Work, cut
 
 cdef extern from "pairs.h" nogil:
     long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
@@ -112,13 +112,32 @@ cdef inline gc_sum sum_of(double ord, int t, const char *x, ptrdiff_t n, double 
     return kernels.sum_squares[t](x, n, bound) if ord == 2 else kernels.sum_abs[t](x, n, bound)
 
 
+cdef inline bint sum_at_once(double ord, int t, const char *x, ptrdiff_t n, double *bound, gc_sum *s) noexcept nogil:
+    """Sum a block of real numbers in one reading, or say that it takes more.
+
+    Its elements are taken to lie below `bound`, a guess that the first elements of the segment make and that the
+    kernel checks as it sums; so few that each has a lane need none."""
+    cdef double amax
+    if ord != 2 and ord != 1:
+        return False
+    if ord == 2 and n <= LANES:
+        s[0] = kernels.sum_squares[t](x, n, 0)
+        return GC_TINY <= s.amax <= GC_HUGE or s.amax == 0
+    if bound[0] == 0:
+        amax = kernels.amax[t](x, min(n, PROBE))
+        if not GC_TINY <= amax <= GC_HUGE:
+            return False
+        bound[0] = gc_bound(amax, 3)
+    s[0] = sum_of(ord, t, x, n, bound[0])
+    return s.amax <= bound[0]
+
+
 cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, double ord, const Write *bounds,
                         const Write *made, char *buffer, double *bound, Sum *into) noexcept nogil:
     """Add one block to a Sum: of the leaf as it is, or as `made` would make it.
 
-    The usual block is read once: its elements are taken to lie below `bound`, a guess that the first
-    elements of the segment make and that the kernel checks as it sums. Where the guess fails, and for
-    whatever is not finite, out of range, complex or counted, the largest magnitude is found first."""
+    The usual block is read once. Where its bound is not kept, and for whatever is not finite, out of range,
+    complex or counted, the largest magnitude is found first."""
     cdef int t = leaf.dtype, bin = 0
     cdef gc_sum s
     cdef const char *x = fetch(leaf, first, n, buffer)
@@ -126,18 +145,11 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, doubl
     if made != NULL:
         alter(made, t, buffer, leaf, x, n, buffer)
         x = buffer
-    if (ord == 2 or ord == 1) and bounds == NULL and not leaf.is_complex:
-        if bound[0] == 0:
-            amax = kernels.amax[t](x, min(n, PROBE))
-            if GC_TINY <= amax <= GC_HUGE:
-                bound[0] = gc_bound(amax, 3)
-        if bound[0] != 0:
-            s = sum_of(ord, t, x, n, bound[0])
-            if s.amax <= bound[0]:
-                if s.amax > into.amax:
-                    into.amax = s.amax
-                fold(into, s.high, s.low, 0, ord)
-                return
+    if bounds == NULL and not leaf.is_complex and sum_at_once(ord, t, x, n, bound, &s):
+        if s.amax > into.amax:
+            into.amax = s.amax
+        fold(into, s.high, s.low, 0, ord)
+        return
     amax = kernels.amax[t](x, n)
     if bounds != NULL and not (amax <= bounds.high[t] and -amax >= bounds.low[t]):
         into.outside += kernels.count_outside[t](x, n, bounds.low[t], bounds.high[t])
@@ -229,27 +241,49 @@ cdef void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t firs
             gc_move(to, end, n, buffer, 1)
 
 
+# ---- groups: what is shared out to threads ----------------------------------------------------
+
+cdef struct Task:           # what the chunks of one pass share
+    const gc_leaf *leaf     # what is read or written
+    const gc_leaf *source   # of a write pass
+    const Group *group
+    double ord
+    const Write *bounds
+    const Write *write      # of the write pass, or what a read pass makes of the elements first
+    bint per_unit           # whether that differs by unit
+    Sum *part               # one per group
+    Sum *slot               # of each unit in a group that has only some of its elements
+    Unit *unit              # of each unit, once it is complete
+
+
 # ---- panels: units that are the columns of a matrix ----------------------------------------------
 
-cdef void measure_panel(const gc_leaf *leaf, const Group *group, double ord, Sum *into, Sum *total) noexcept nogil:
-    """Some rows of some columns, a Sum for each column, row by row as memory has them."""
+cdef void measure_panel(const Task *t, const Group *group, Sum *total) noexcept nogil:
+    """Some rows of some columns, a sum for each column, row by row as memory has them."""
     cdef double sums[PANEL]
     cdef double errors[PANEL]
     cdef double amax[PANEL]
+    cdef const gc_leaf *leaf = &t.leaf[group.leaf]
+    cdef bint whole = group.rows == leaf.size
     cdef ptrdiff_t stride = leaf.axes[1], j
     cdef gc_leaf column
+    cdef Sum sum
     kernels.sum_columns[leaf.dtype](leaf.data + group.first * stride + group.unit * leaf.itemsize, stride, group.rows,
-                                    group.count, 2 if ord == 2 else 1, sums, errors, amax)
+                                    group.count, 2 if t.ord == 2 else 1, sums, errors, amax)
     for j in range(group.count):
-        if isfinite(amax[j]) and (leaf.dtype != GC_F64 or ord == 0 or amax[j] == 0 or GC_TINY <= amax[j] <= GC_HUGE):
-            clear(&into[j])
-            into[j].amax = amax[j]
-            if ord != 0:
-                fold(&into[j], sums[j], errors[j], 0, ord)
+        if isfinite(amax[j]) and (leaf.dtype != GC_F64 or t.ord == 0 or amax[j] == 0 or GC_TINY <= amax[j] <= GC_HUGE):
+            clear(&sum)
+            sum.amax = amax[j]
+            if t.ord != 0:
+                fold(&sum, sums[j], errors[j], 0, t.ord)
         else:
             column = gc_unit(leaf, group.unit + j)
-            measure_segment(&column, group.first, group.first + group.rows, ord, NULL, NULL, &into[j])
-        merge(total, &into[j], ord)
+            measure_segment(&column, group.first, group.first + group.rows, t.ord, NULL, NULL, &sum)
+        merge(total, &sum, t.ord)
+        if whole:
+            settle(t.unit + leaf.first_unit + group.unit + j, &sum, t.ord)
+        else:
+            t.slot[group.slot + j] = sum
 
 
 cdef bint write_panel(const gc_leaf *to, const gc_leaf *source, const Group *group, const Write *w, bint per_unit) noexcept nogil:
@@ -275,67 +309,80 @@ cdef bint write_panel(const gc_leaf *to, const gc_leaf *source, const Group *gro
     return True
 
 
-# ---- groups: the list of work, and the region that does it --------------------------------------
+# ---- the list of work, and the region that does it ----------------------------------------------
 
-cdef struct Task:           # what the chunks of one pass share
-    const gc_leaf *leaf     # what is read or written
-    const gc_leaf *source   # of a write pass
-    const Group *group
-    double ord
-    const Write *bounds
-    const Write *write      # of the write pass, or what a read pass makes of the elements first
-    bint per_unit           # whether that differs by unit
-    Sum *part               # one per group
-    Sum *slot
-    Sum *unit
+cdef inline void add(gc_sum *into, const gc_sum *s) noexcept nogil:
+    """By TwoSum."""
+    cdef double total = into.high + s.high, part = total - into.high
+    into.low += ((into.high - (total - part)) + (s.high - part)) + s.low
+    into.high = total
+    if s.amax > into.amax:
+        into.amax = s.amax
+
+
+cdef void measure_units(const Task *t, const Group *g, Sum *total) noexcept nogil:
+    """Whole units, a Unit of each. Usual ones of one block are added up in pairs of doubles: to fold each into long
+    doubles takes longer than to sum ten elements."""
+    cdef ptrdiff_t j, unit = g.unit, left = g.count
+    cdef const gc_leaf *leaf = &t.leaf[g.leaf]
+    cdef bint plain = t.bounds == NULL and t.write == NULL
+    cdef gc_leaf one
+    cdef gc_sum s, usual
+    cdef Sum sum
+    cdef double bound
+    usual.high = usual.low = usual.amax = 0
+    while left:
+        if unit == leaf.units:
+            leaf += 1
+            unit = 0
+            continue
+        j = leaf.first_unit + unit
+        bound = 0
+        if plain and leaf.size <= BLOCK and leaf.ndim == 0 and not leaf.is_complex and sum_at_once(
+                t.ord, leaf.dtype, leaf.data if leaf.units == 1 else gc_unit_data(leaf, unit), leaf.size, &bound, &s):
+            t.unit[j] = Unit(s.high, s.low, s.amax, 0, 0, 0, 0)
+            add(&usual, &s)
+        else:
+            one = gc_unit(leaf, unit)
+            measure_segment(&one, 0, leaf.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, &sum)
+            settle(&t.unit[j], &sum, t.ord)
+            merge(total, &sum, t.ord)
+        unit += 1
+        left -= 1
+    fold(total, usual.high, usual.low, 0, t.ord)
+    if usual.amax > total.amax:
+        total.amax = usual.amax
 
 
 cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
-    """A Sum of each group, and of each unit that lies whole in one."""
-    cdef ptrdiff_t i, j, unit, left
+    """A Sum of each group, and a Unit of each unit that lies whole in one."""
+    cdef ptrdiff_t i
     cdef const Group *g
     cdef const Write *w
-    cdef const gc_leaf *leaf
-    cdef const gc_leaf *view
     cdef gc_leaf one
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(begin, end):
         g = &t.group[i]
-        leaf = &t.leaf[g.leaf]
-        w = t.write
         clear(&t.part[i])
-        if g.part == Part.COLUMNS:
-            measure_panel(leaf, g, t.ord, t.unit + leaf.first_unit + g.unit if g.rows == leaf.size else t.slot + g.slot, &t.part[i])
-            continue
-        unit, left = g.unit, g.count
-        while left:
-            if unit == leaf.units:
-                leaf += 1
-                unit = 0
-                continue
-            j = leaf.first_unit + unit
-            view = leaf
-            if leaf.units > 1:
-                one = gc_unit(leaf, unit)
-                view = &one
-            if t.per_unit:
-                w = t.write + j
-            if g.part == Part.SEGMENT:
-                measure_segment(view, g.first, g.first + g.rows, t.ord, t.bounds, w, t.slot + g.slot)
-                t.part[i] = t.slot[g.slot]
-            else:
-                measure_segment(view, 0, leaf.size, t.ord, t.bounds, w, t.unit + j)
-                merge(&t.part[i], t.unit + j, t.ord)
-            unit += 1
-            left -= 1
+        if g.part == Part.WHOLE:
+            measure_units(t, g, &t.part[i])
+        elif g.part == Part.COLUMNS:
+            measure_panel(t, g, &t.part[i])
+        else:
+            one = gc_unit(&t.leaf[g.leaf], g.unit)
+            w = t.write + one.first_unit if t.per_unit else t.write
+            measure_segment(&one, g.first, g.first + g.rows, t.ord, t.bounds, w, &t.part[i])
+            t.slot[g.slot] = t.part[i]
     gc_fp_leave(saved)
 
 
 cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
-    cdef ptrdiff_t i, k, unit, left, last
+    cdef ptrdiff_t i, k, unit, left
     cdef const Group *g
     cdef const Write *w
-    cdef gc_leaf to, source
+    cdef const gc_leaf *to
+    cdef const gc_leaf *source
+    cdef gc_leaf one[2]
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(end - 1, begin - 1, -1):
         g = &t.group[i]
@@ -348,10 +395,12 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept no
                 k += 1
                 unit = 0
                 continue
-            to, source = gc_unit(&t.leaf[k], unit), gc_unit(&t.source[k], unit)
-            last = to.size if g.part == Part.WHOLE else g.first + g.rows
-            w = t.write + to.first_unit if t.per_unit else t.write
-            write_segment(&to, &source, g.first, last, w)
+            to, source = &t.leaf[k], &t.source[k]
+            w = t.write + to.first_unit + unit if t.per_unit else t.write
+            if to.units > 1:
+                one[0], one[1] = gc_unit(to, unit), gc_unit(source, unit)
+                to, source = &one[0], &one[1]
+            write_segment(to, source, g.first, to.size if g.part == Part.WHOLE else g.first + g.rows, w)
             unit += 1
             left -= 1
     gc_fp_leave(saved)
@@ -372,22 +421,25 @@ cdef void run(Task *t, const Work *work, bint writing) noexcept nogil:
             measure_chunk(t, i * chunk, min((i + 1) * chunk, n))
 
 
-cdef void fold_groups(Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
-    """Groups into the total, and segments into their units, in order."""
-    cdef Py_ssize_t i, j
+cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
+    """Groups into the total, and the parts of units into these, in order."""
+    cdef Py_ssize_t i, j, start = 0
     cdef const Group *g
-    cdef Sum *into
+    cdef ptrdiff_t size
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(n):
         g = &t.group[i]
+        size = t.leaf[g.leaf].size
         merge(total, &t.part[i], t.ord)
-        if g.part == Part.WHOLE or (g.part == Part.COLUMNS and g.rows == t.leaf[g.leaf].size):
+        if g.part == Part.WHOLE or (g.part == Part.COLUMNS and g.rows == size):
             continue
+        if g.first == 0:
+            start = g.slot      # the slots of the first parts take those of the others
         for j in range(g.count):
-            into = t.unit + t.leaf[g.leaf].first_unit + g.unit + j
-            if g.first == 0:
-                clear(into)
-            merge(into, &t.slot[g.slot + j], t.ord)
+            if g.first:
+                merge(&t.slot[start + j], &t.slot[g.slot + j], t.ord)
+            if g.first + g.rows == size:
+                settle(t.unit + t.leaf[g.leaf].first_unit + g.unit + j, &t.slot[start + j], t.ord)
     gc_fp_leave(saved)
 
 
@@ -395,20 +447,18 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
     cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
     cdef Work work = cut(leaf, leaf, leaves.count, PANEL if simple else 0)
     cdef Sums sums = Sums(leaves.units, work.elements, ord, grad_scale)
-    cdef Py_ssize_t i
     cdef Task task
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
     task.write = NULL if made is None else made.write
     task.per_unit = made is not None and made.count > 1
-    task.unit = sums.leaf
+    task.unit = sums.unit
     task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))
     task.slot = task.part + work.count
     if task.part == NULL:
         PyMem_Free(work.group)
         raise MemoryError
     if leaves.on_device:        # whose Sums are taken in afterwards
-        for i in range(sums.count):
-            clear(&sums.leaf[i])
+        memset(sums.unit, 0, sums.count * sizeof(Unit))
     with nogil:
         run(&task, &work, False)
         fold_groups(&task, work.count, &sums.total)
@@ -471,7 +521,7 @@ cdef object find_nonfinite(Sums sums, Leaves leaves):
     cdef gc_leaf leaf
     cdef ptrdiff_t i = 0, unit = 0, first = 0, n, j
     cdef const char *x
-    while sums.leaf[unit].nans + sums.leaf[unit].infs == 0:
+    while sums.unit[unit].nans + sums.unit[unit].infs == 0:
         unit += 1
     while unit >= leaves.leaf[i].first_unit + leaves.leaf[i].units:
         i += 1

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gradclip._cpu.fold cimport Factor, Wide, norm_of, factor_of, multiply
+from gradclip._cpu.fold cimport Factor, Sum, Wide, norm_of, factor_of, multiply
 from gradclip._cpu.sums cimport Sums
 
 
@@ -26,6 +26,7 @@ cdef class StandardState:
 cdef void settle_one(Write *w, Sums sums, Py_ssize_t unit, double goal, double eps, bint normalize, bint strict, int decided) noexcept:
     """One unit (-1: all of `sums` together); `decided` -1: not yet."""
     cdef bint nonfinite = sums.shows_nonfinite(unit)
+    cdef Sum sum
     w.acts = decided
     if decided < 0:
         if nonfinite:
@@ -42,7 +43,8 @@ cdef void settle_one(Write *w, Sums sums, Py_ssize_t unit, double goal, double e
         w.factor.shift = 0
         w.factor.value = w.factor.last = NAN if isnan(sums.norm_of(unit)) else 0
     else:
-        w.factor = factor_of(goal, norm_of(sums.at(unit), sums.ord, sums.grad_scale), eps, sums.grad_scale)
+        sum = sums.at(unit)
+        w.factor = factor_of(goal, norm_of(&sum, sums.ord, sums.grad_scale), eps, sums.grad_scale)
     if w.factor.value == 1 and not strict:
         w.kind = Kind.KEEP
         w.acts = False

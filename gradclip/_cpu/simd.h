@@ -102,6 +102,42 @@ static inline vd vd_where_above(vd x, double limit, vd y)
 #endif
 }
 
+/* to = n <= 16 elements of so many bytes each, and zeros up to 16. Masks where there are any: what a copy of variable length
+ * has stored in pieces, a vector load waits for. */
+static inline void gc_fill_row(void *to, const void *from, ptrdiff_t n, ptrdiff_t size)
+{
+    const char *p = from;
+    char *q = to;
+#if defined(GC_AVX512)
+    const unsigned first = (1u << n) - 1;
+    if (size == 2) {
+        _mm256_storeu_si256((__m256i *)q, _mm256_maskz_loadu_epi16((__mmask16)first, p));
+        return;
+    }
+    if (size == 4) {
+        _mm512_storeu_si512(q, _mm512_maskz_loadu_epi32((__mmask16)first, p));
+        return;
+    }
+    _mm512_storeu_si512(q, _mm512_maskz_loadu_epi64((__mmask8)first, p));
+    _mm512_storeu_si512(q + 64, _mm512_maskz_loadu_epi64((__mmask8)(first >> 8), p + 64));
+#else
+#if defined(GC_AVX2)
+    if (size > 2) {
+        static const int32_t sign[64] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}; /* 32 and 32 zeros */
+        const int32_t *mask = sign + 32 - n * size / 4;
+        for (int j = 0; j < size / 2; j++) {
+            __m256i m = _mm256_loadu_si256((const __m256i *)(mask + 8 * j));
+            _mm256_storeu_si256((__m256i *)(q + 32 * j), _mm256_maskload_epi32((const int *)(p + 32 * j), m));
+        }
+        return;
+    }
+#endif
+    memset(q, 0, (size_t)(16 * size));
+    memcpy(q, p, (size_t)(n * size));
+#endif
+}
+
 static inline vd vd_abs(vd x)
 {
 #if defined(GC_AVX512)

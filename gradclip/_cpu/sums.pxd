@@ -1,4 +1,4 @@
-from gradclip._cpu.fold cimport Sum
+from gradclip._cpu.fold cimport Sum, Unit
 
 
 cdef class Sums:
@@ -12,9 +12,9 @@ cdef class Sums:
     cdef public object first_value        # the element there, where it was seen here
     cdef object true_max                    # max_abs, where it was measured elsewhere
     cdef public bint finite_only        # whether norms leave NaN and Inf out
-    cdef Sum *leaf
+    cdef Unit *unit
     cdef Sum total
-    cdef const Sum *at(self, Py_ssize_t leaf) noexcept
+    cdef Sum at(self, Py_ssize_t leaf) noexcept
     cdef double norm_of(self, Py_ssize_t leaf) noexcept
     cpdef bint shows_nonfinite(self, Py_ssize_t leaf=*) noexcept
     cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=*) noexcept

@@ -8,24 +8,24 @@ from fractions import Fraction
 
 import numpy as np
 
-from gradclip._cpu.fold cimport Sum, frexpl, ldexpl, clear, merge, norm_of, narrow, shift_of
+from gradclip._cpu.fold cimport Sum, Unit, frexpl, ldexpl, clear, merge, norm_of, narrow, reopen, settle, shift_of
 from gradclip._cpu.plan cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 
 cdef class Sums:
-    """What one read pass found: a Sum per leaf and one of all. Index -1 means all leaves."""
+    """What one read pass found: a sum per leaf and one of all. Index -1 means all leaves."""
 
     def __cinit__(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale):
         self.count = count
         self.size = size
         self.ord = ord
         self.grad_scale = grad_scale
-        self.leaf = <Sum *>PyMem_Malloc(max(self.count, 1) * sizeof(Sum))
-        if self.leaf == NULL:
+        self.unit = <Unit *>PyMem_Malloc(max(self.count, 1) * sizeof(Unit))
+        if self.unit == NULL:
             raise MemoryError
         clear(&self.total)
 
     def __dealloc__(self):
-        PyMem_Free(self.leaf)
+        PyMem_Free(self.unit)
 
     @staticmethod
     def from_exact(total, exponent, double ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs,
@@ -51,11 +51,19 @@ cdef class Sums:
         cdef Sums sums = Sums(count, self.size, self.ord, self.grad_scale)
         cdef const Py_ssize_t[::1] owner = owners
         cdef Py_ssize_t i
+        cdef Sum part
+        cdef Sum *owned = <Sum *>PyMem_Malloc(max(count, 1) * sizeof(Sum))
+        if owned == NULL:
+            raise MemoryError
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(count):
-            clear(&sums.leaf[i])
+            clear(&owned[i])
         for i in range(self.count):
-            merge(&sums.leaf[owner[i]], &self.leaf[i], self.ord)
+            part = reopen(&self.unit[i], self.ord)
+            merge(&owned[owner[i]], &part, self.ord)
+        for i in range(count):
+            settle(&sums.unit[i], &owned[i], self.ord)
+        PyMem_Free(owned)
         gc_fp_leave(saved)
         sums.units = self
         sums.total = self.total
@@ -66,10 +74,12 @@ cdef class Sums:
         """The Sums of some of the units alone."""
         cdef Sums sums = Sums(stop - start, self.size, self.ord, grad_scale)
         cdef Py_ssize_t i
+        cdef Sum part
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(stop - start):
-            sums.leaf[i] = self.leaf[start + i]
-            merge(&sums.total, &sums.leaf[i], self.ord)
+            sums.unit[i] = self.unit[start + i]
+            part = reopen(&sums.unit[i], self.ord)
+            merge(&sums.total, &part, self.ord)
         gc_fp_leave(saved)
         if start == 0 and sums.total.nans + sums.total.infs:    # the first units hold the first of all
             sums.first_nonfinite, sums.first_value = self.first_nonfinite, self.first_value
@@ -80,26 +90,26 @@ cdef class Sums:
         cdef const int64_t[:, ::1] word = records
         cdef const double[:, ::1] number = records.view(np.float64)
         cdef Py_ssize_t i
-        cdef Sum *s
+        cdef Sum s
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(number.shape[0]):
-            s = &self.leaf[first + i]
-            clear(s)
+            clear(&s)
             s.high, s.low, s.bin = number[i, 0], number[i, 1], word[i, 2]
             s.amax = ldexpl(number[i, 3], <int>word[i, 4])
             s.nans, s.infs, s.outside = word[i, 5], word[i, 6], word[i, 7]
-            merge(&self.total, s, self.ord)
+            settle(&self.unit[first + i], &s, self.ord)
+            merge(&self.total, &s, self.ord)
         gc_fp_leave(saved)
 
-    cdef const Sum *at(self, Py_ssize_t leaf) noexcept:
-        return &self.total if leaf < 0 else &self.leaf[leaf]
+    cdef Sum at(self, Py_ssize_t leaf) noexcept:
+        return self.total if leaf < 0 else reopen(&self.unit[leaf], self.ord)
 
     cdef double norm_of(self, Py_ssize_t leaf) noexcept:
         """To be called in the standard floating-point state."""
-        cdef const Sum *s = self.at(leaf)
+        cdef Sum s = self.at(leaf)
         if s.nans + s.infs and not self.finite_only:
             return NAN if s.nans else INFINITY
-        return narrow(norm_of(s, self.ord, self.grad_scale))
+        return narrow(norm_of(&s, self.ord, self.grad_scale))
 
     def norm(self, Py_ssize_t leaf=-1):
         """Norm of the true gradient, correctly rounded but for some 2**-35 of cases."""
@@ -143,7 +153,8 @@ cdef class Sums:
 
     cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=-1) noexcept:
         """How many elements are NaN or Inf."""
-        return self.at(leaf).nans + self.at(leaf).infs
+        cdef Sum s = self.at(leaf)
+        return s.nans + s.infs
 
     def outside(self, Py_ssize_t leaf=-1):
         """How many elements lie beyond the bounds that were given."""
@@ -157,7 +168,7 @@ cdef class Sums:
 
     def scaled(self, Py_ssize_t leaf=-1):
         """The same, and for sums of other powers, as a Fraction and a power of two."""
-        cdef const Sum *s = self.at(leaf)
+        cdef Sum s = self.at(leaf)
         cdef double a, b, c, d
         cdef int exponent = 0
         if self.ord == 0:

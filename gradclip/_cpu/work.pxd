@@ -8,8 +8,9 @@ from gradclip._leaves cimport gc_leaf
 
 cdef enum:
     BLOCK = 4096            # GC_BLOCK
+    LANES = 16              # GC_LANES
     GROUP = 16 * BLOCK
-    SETUP = 256             # elements that take as long as starting with a unit
+    SETUP = 128             # elements that take as long as starting with a unit
     PANEL = 256             # GC_PANEL
     SCALED = 4096           # GC_SCALED
     AREA = 1024 * PANEL     # elements of a panel, so rows: more of a narrow one
@@ -43,18 +44,22 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
     in panels of so many (0: one by one)."""
     cdef Work work
     cdef Group *g
-    cdef Py_ssize_t i, n = 0, room = 1
-    cdef ptrdiff_t unit, first, rows, whole, held = GROUP, bytes = 0
+    cdef Py_ssize_t i, n = 0, room = 0
+    cdef ptrdiff_t unit, first, rows, whole, held = GROUP, bytes = 0, short = 0
     work.elements = 0
     for i in range(count):
         if leaf[i].device:
+            room += 1
             continue
-        room += leaf[i].units * (leaf[i].size // GROUP + 1) if leaf[i].size > GROUP else \
-            (leaf[i].units * (leaf[i].size + SETUP)) // GROUP * 2 + 4
+        if leaf[i].size > GROUP:
+            room += leaf[i].units * (leaf[i].size // GROUP + 1) + 1     # a group of short units ends there
+        else:
+            short += leaf[i].units * (leaf[i].size + SETUP)
         if panel and leaf[i].panel:
-            room += (leaf[i].units // panel + 1) * (leaf[i].size * panel // AREA + 1)
+            room += (leaf[i].units // panel + 1) * (leaf[i].size * panel // AREA + 1) + 1
         work.elements += leaf[i].units * leaf[i].size >> leaf[i].is_complex
         bytes += leaf[i].units * (leaf[i].size * leaf[i].itemsize + SETUP * 4)
+    room += short // GROUP * 2 + 2      # any two groups in a row hold more than GROUP
     work.group = g = <Group *>PyMem_Malloc(room * sizeof(Group))
     if g == NULL:
         raise MemoryError
@@ -93,7 +98,9 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
                     g[n] = Group(Part.WHOLE, i, unit, 0, 0, 0, 0)
                     n += 1
                     held = 0
-                whole = min(max((GROUP - held) // (leaf[i].size + SETUP), 1), leaf[i].units - unit)
+                whole = leaf[i].units - unit
+                if whole > 1:
+                    whole = min(max((GROUP - held) // (leaf[i].size + SETUP), 1), whole)
                 g[n - 1].count += whole
                 held += whole * (leaf[i].size + SETUP)
                 unit += whole

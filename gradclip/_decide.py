@@ -53,7 +53,9 @@ def decide(
         report = sums.decide(to, rule, target, shown, normalize=normalize, keep_out=keep_out, norms=norms, owners=owners, lr=lr)
         if report is not None:
             return report
-        sums, target = sums.host(), target if isinstance(target, float | np.ndarray) else target.get().view(np.float64)
+        if not isinstance(target, float | np.ndarray):
+            target = sums.place.fetch(target).view(np.float64)
+        sums = sums.host(to.sources)
     if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
         return ClipReport(sums, shown, to.units, None, 0, False, norms)  # the usual step, kept short
     with StandardState():

@@ -15,6 +15,10 @@ def _library(node):
     return type(node).__module__.partition(".")[0]
 
 
+def is_torch(node):
+    return _library(node) == "torch"
+
+
 def is_sparse(node):
     """A scipy.sparse array or matrix; false wherever scipy.sparse was never imported."""
     sparse = sys.modules.get("scipy.sparse")
@@ -74,9 +78,9 @@ def view(node, write):
         raise TypeError(f"{kind} {node!r} is a scalar without memory of its own; use a 0-d array")
     if not is_array(node):
         raise TypeError(f"{kind} {node!r:.80} is not an array")
+    if _is_on_gpu(node):
+        return _view_gpu(node, write), node
     try:
-        if _is_on_gpu(node):
-            return _view_gpu(node, write), node
         if _library(node) == "torch":
             return _view_torch(node, write), node
         if hasattr(node, "__array_interface__") or _is_buffer(node):
@@ -89,7 +93,7 @@ def view(node, write):
 
 
 def _view_gpu(node, write):
-    """As a CuPy array."""
+    """As a CuPy array of the same memory."""
     try:
         import cupy
     except ImportError:
@@ -97,13 +101,20 @@ def _view_gpu(node, write):
     if isinstance(node, cupy.ndarray):
         return node
     if _library(node) == "torch":
-        node = _plain_torch(node, write)
-        if node.dtype == sys.modules["torch"].bfloat16:
-            return cupy.asarray(node.view(sys.modules["torch"].int16)).view(_brain())
+        torch, node = sys.modules["torch"], _plain_torch(node, write)
+        with cupy.cuda.Device(node.device.index):  # CuPy would copy from another device to the current one
+            if node.dtype == torch.bfloat16:
+                return cupy.asarray(node.view(torch.int16)).view(_brain())
+            return cupy.asarray(node)
+    shown = getattr(node, "__cuda_array_interface__", None)
+    if write and (_library(node) in ("jax", "jaxlib") or (shown is not None and shown["data"][1])):
+        raise ValueError("read-only array, which cannot be written")
+    if hasattr(node, "__dlpack__"):
+        return cupy.from_dlpack(node)
+    if not shown["data"][0]:  # empty
+        return cupy.empty(shown["shape"], shown["typestr"])
+    with cupy.cuda.Device(cupy.cuda.runtime.pointerGetAttributes(shown["data"][0]).device):
         return cupy.asarray(node)
-    if write and (_library(node) in ("jax", "jaxlib") or node.__cuda_array_interface__["data"][1]):
-        raise TypeError("read-only array, which cannot be written")
-    return cupy.from_dlpack(node) if hasattr(node, "__dlpack__") else cupy.asarray(node)
 
 
 class _Memory:
@@ -140,6 +151,15 @@ def empty_like(array, shape=None):
         return cupy.empty_like(array, shape=shape)
 
 
+def zero(array):
+    """Make every element 0."""
+    if isinstance(array, np.ndarray):
+        array[...] = 0
+    else:
+        with sys.modules["cupy"].cuda.Device(array.data.device_id):
+            array.fill(0)
+
+
 def _brain():
     """bfloat16, which NumPy knows by ml_dtypes alone."""
     try:
@@ -156,6 +176,8 @@ def _plain_torch(tensor, write):
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
         raise TypeError(f"layout {tensor.layout}; only strided tensors have plain memory")
+    if tensor.is_conj() or tensor.is_neg():
+        raise TypeError("a lazily conjugated or negated view; pass .resolve_conj().resolve_neg()")
     return tensor
 
 

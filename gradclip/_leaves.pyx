@@ -205,6 +205,17 @@ cdef bint same_strides(cnp.ndarray a, cnp.ndarray b) noexcept:
     return True
 
 
+def paths_in(outline, name, parts=()):
+    """The paths of the leaves of an outline, in order."""
+    if outline is True:
+        yield "/".join(parts) or name
+        return
+    keys, inner = outline
+    for i, child in enumerate(inner):
+        if child is not None:
+            yield from paths_in(child, name, (*parts, str(i) if keys is None else keys[i]))
+
+
 cdef class Leaves:
     """The leaves of one nesting, in order, `None` left out.
 
@@ -314,7 +325,7 @@ cdef class Leaves:
     def add_foreign(self, node, bint write):
         try:
             view, original = _foreign.view(node, write)
-        except (TypeError, ImportError) as error:
+        except (TypeError, ValueError, ImportError) as error:
             raise type(error)(f"{self.path(self.count)}: {error}") from None
         if cnp.PyArray_Check(view):
             self.add(view, write)
@@ -405,6 +416,8 @@ cdef class Leaves:
         self.reserve(1)
         leaf = &self.leaf[self.count]
         leaf.device = 0
+        if <uintptr_t>array.data.ptr % <uintptr_t>(dtype.itemsize >> (dtype.kind == "c")):
+            raise ValueError(f"{self.path(self.count)}: elements are not aligned, which a GPU cannot read")
         if array._c_contiguous or array._f_contiguous:
             leaf.dtype = number
             leaf.itemsize = 8 if number == GC_F64 else 4 if number == GC_F32 else 2
@@ -423,29 +436,33 @@ cdef class Leaves:
         self.on_device += 1
         return 0
 
-    def each_path(self, node, parts=()):
-        """The paths of the leaves under a node, in order."""
-        inner = None if isinstance(node, np.ndarray) else self.children(node)
+    def outline(self, node):
+        """The keys of a nesting without its leaves: None, True for a leaf, or (keys, outlines)."""
+        if node is None:
+            return None
+        inner = None if cnp.PyArray_Check(node) or is_cupy(node) else self.children(node)
         if inner is None:
-            yield "/".join(parts) or self.name
-            return
+            return True
         if isinstance(node, Mapping):
-            keys = list(node)
+            keys = list(map(str, node))
         else:
-            keys = getattr(node, "_fields", None) or range(len(inner))
-        for key, child in zip(keys, inner):
-            if child is not None:
-                yield from self.each_path(child, (*parts, str(key)))
+            keys = getattr(node, "_fields", None)
+        return keys, [self.outline(child) for child in inner]
+
+    def naming(self):
+        """A function from an index to where this leaf stands, which does not keep any leaf alive."""
+        cdef Leaves named = self if self._named is None else self._named
+        outline, name = named.outline(named.tree), named.name
+        count = sys.maxsize if self._named is None else named.count     # parameters stand where gradients do
+        return lambda index: next(islice(paths_in(outline, name), index % count, None))
 
     def path(self, Py_ssize_t index):
         """Where the leaf of this index stands: ``layers/3/weight``; a single array: the name."""
-        if self._named is not None and index < self._named.count:
-            return self._named.path(index)
-        return next(islice(self.each_path(self.tree), index, None))
+        return self.naming()(index)
 
     def paths(self):
         """The paths of all leaves."""
-        return [] if self.tree is None else list(self.each_path(self.tree))
+        return [] if self.tree is None else list(paths_in(self.outline(self.tree), self.name))
 
     def rebuild(self, list arrays):
         """The same nesting with other arrays in place of the leaves."""
@@ -528,6 +545,10 @@ cdef class Leaves:
         """The numbers of the GPUs that leaves lie on."""
         return sorted({self.leaf[i].device - 1 for i in range(self.count) if self.leaf[i].device})
 
+    def from_torch(self):
+        """Whether a leaf on a GPU is a tensor of PyTorch."""
+        return self._foreign is not None and any(_foreign.is_torch(node) for node, _ in self._foreign.values())
+
     def described(self, int device):
         """The leaves on one GPU: (indices of leaves; for each, the words of `Leaf` in _gpu/leaves.cu that say where its
         elements are; the pool of axes). Words that cut the work stay 0."""
@@ -609,7 +630,8 @@ cdef class Leaves:
         to.units = self.units
         for i in range(to.count):
             if self._unit_axes is None and self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and \
-                    same_strides(_foreign.addressed(self.arrays[i]), _foreign.addressed(to.arrays[i])):
+                    (self.arrays[i].strides == to.arrays[i].strides if self.leaf[i].device else
+                     same_strides(self.arrays[i], to.arrays[i])):
                 to.source[i] = self.leaf[i]
             else:
                 PyMem_Free(to.leaf[i].axes)

@@ -148,11 +148,11 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
         report = sums.add_up(leaves, to, rule, _goal(leaves, to, rule, max_norm), max_norm, _kept(leaves, to, rule))
         if report is not None:
             return result(leaves, to, out), report
-        sums = sums.host()
+        sums = sums.host(leaves.arrays)
     with StandardState():
         if sums.nonfinite() and refused(sums, rule):
             for array in to.arrays:
-                array[...] = 0
+                _foreign.zero(array)
             return result(leaves, to, out), ClipReport(sums, max_norm, sums.count, skipped=True)
         plan = _bounded(sums, leaves, to, rule, max_norm)
         sum_samples(leaves, to, plan.by_owner(owners), sums.count)

@@ -64,9 +64,11 @@ class ClipReport:
     def __getattr__(self, name):
         if name not in ClipReport.__slots__ or name == "_fill":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        for slot, value in self._fill().items():
-            setattr(self, slot, value)
-        del self._fill  # and what it holds on the device
+        fill = self._fill
+        if fill is not None:
+            for slot, value in fill().items():
+                setattr(self, slot, value)
+            self._fill = None  # and what it holds on the device
         return getattr(self, name)
 
     @property

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import types
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ import numpy as np
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 waits = 0  # copies to the host so far
 devices = [0]  # the current one last
-on = {}  # address of memory -> device
 
 
 class ndarray:
@@ -56,10 +54,13 @@ class ndarray:
 
     def get(self):
         global waits
+        assert self._device == devices[-1], "copied in a stream of another device"
         waits += 1
+        fetched_in.append(streams[-1])
         return self._host.copy()
 
     def fill(self, value):
+        assert self._device == devices[-1]
         self._host[...] = value
 
     def view(self, dtype=None):
@@ -77,7 +78,7 @@ class ndarray:
 
 def empty(shape, dtype=np.float64):
     made = np.empty(shape, dtype)
-    made.view(np.uint8).fill(0xA5) if made.ndim else None  # nothing may rest on what was there
+    made.reshape(-1).view(np.uint8).fill(0xA5)  # nothing may rest on what was there
     return ndarray(made, devices[-1])
 
 
@@ -86,24 +87,34 @@ def empty_like(array, shape=None):
 
 
 def asarray(array):
-    if isinstance(array, ndarray):
-        return array
-    if hasattr(array, "__cuda_array_interface__"):
+    """What lies on another device is copied to the current one, as CuPy does."""
+    if hasattr(array, "__cuda_array_interface__") and not isinstance(array, ndarray):
         shown = types.SimpleNamespace(__array_interface__={**array.__cuda_array_interface__, "version": 3})
-        return ndarray(np.asarray(shown), devices[-1])
-    return ndarray(np.array(array), devices[-1])
+        array = ndarray(np.asarray(shown), owner_of(array.__cuda_array_interface__["data"][0]))
+    if isinstance(array, ndarray):
+        return array if array._device == devices[-1] else ndarray(array._host.copy(), devices[-1])
+    if stream.capturing:
+        raise RuntimeError("a copy from the host was captured")
+    made = ndarray(np.array(array), devices[-1])
+    owners[made.data.ptr] = devices[-1]
+    return made
 
 
-def asnumpy(array):
-    return array.get()
+owners = {}  # address -> device, of what `asarray` made
 
 
-@contextmanager
-def _device(number):
-    devices.append(number)
-    try:
-        yield
-    finally:
+def owner_of(address):
+    return owners.get(address, 0)
+
+
+class _Device:
+    def __init__(self, number):
+        self.number = number
+
+    def __enter__(self):
+        devices.append(self.number)
+
+    def __exit__(self, *exception):
         devices.pop()
 
 
@@ -144,13 +155,30 @@ def _argument(value):
     return np.array([value], np.int64 if isinstance(value, int) else np.float64)
 
 
-class _Stream:
-    ptr = 0
+class Stream:
+    """A number, and whether a graph captures what is put into it. What is put into a stream is done at once."""
+
     capturing = False
+
+    def __init__(self, ptr=0):
+        self.ptr = ptr
 
     def is_capturing(self):
         return self.capturing
 
+    def __enter__(self):
+        streams.append(self)
 
-stream = _Stream()
-cuda = types.SimpleNamespace(Device=_device, get_current_stream=lambda: stream)
+    def __exit__(self, *exception):
+        streams.pop()
+
+
+stream = Stream()
+streams = [stream]  # the current one last
+fetched_in = []  # streams of copies to the host
+cuda = types.SimpleNamespace(
+    Device=_Device,
+    Stream=Stream,
+    get_current_stream=lambda: streams[-1],
+    runtime=types.SimpleNamespace(pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p))),
+)

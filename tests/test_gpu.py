@@ -4,9 +4,12 @@ Without a GPU the kernels run on the processor (fake_cupy.py): what is tested th
 that Python does, not the device."""
 
 import copy
+import gc
 import math
 import pickle
+import weakref
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -50,7 +53,14 @@ def flat(tree):
         tree = list(tree.values())
     if isinstance(tree, list | tuple):
         return [leaf for v in tree for leaf in flat(v)]
-    return [] if tree is None else [tree.get() if hasattr(tree, "get") else np.asarray(tree)]
+    return [] if tree is None else [host(tree)]
+
+
+def host(leaf):
+    """A copy of a leaf, without counting as a wait."""
+    if hasattr(leaf, "_host"):
+        return leaf._host.copy()
+    return leaf.get() if hasattr(leaf, "get") else np.asarray(leaf)
 
 
 def same_bits(a, b):
@@ -386,7 +396,7 @@ def test_numpy_and_cupy_leaves_in_one_call(cupy):
 
 
 def test_several_devices(cupy):
-    if hasattr(cupy.cuda, "runtime") and cupy.cuda.runtime.getDeviceCount() < 2:
+    if not hasattr(cupy, "waits") and cupy.cuda.runtime.getDeviceCount() < 2:
         pytest.skip("one GPU")
     here = [gradient(np.float32, n) for n in (500, 70, 900)]
     gpu = []
@@ -491,7 +501,7 @@ def test_bad_leaves(cupy):
         gradclip.sgd_step_(np.ones(10, np.float32), a, 0.1)
     with pytest.raises(TypeError, match="complex numbers have no order"):
         gradclip.clip_by_value_(on_gpu(cupy, np.ones(3, np.complex64)), 1.0)
-    assert a.get().tolist() == [1] * 10
+    assert host(a).tolist() == [1] * 10
 
 
 def test_other_objects_with_memory_on_a_gpu(cupy):
@@ -506,10 +516,101 @@ def test_other_objects_with_memory_on_a_gpu(cupy):
 
     a = on_gpu(cupy, np.array([3.0, 4.0]))
     assert gradclip.clip_by_global_norm_({"w": Foreign(a)}, 1.0).norm == 5.0
-    assert a.get().tolist() == [0.6000000000000001, 0.8]
-    with pytest.raises(TypeError, match="w: .*read-only"):
+    assert host(a).tolist() == [0.6000000000000001, 0.8]
+    with pytest.raises(ValueError, match="w: read-only"):
         gradclip.clip_by_global_norm_({"w": Foreign(a, True)}, 1.0)
     assert gradclip.global_norm([Foreign(a, True)]) == 1.0
+
+
+def test_memory_of_a_device_that_is_not_the_current_one(cupy):
+    """CuPy's asarray would copy it."""
+    if not hasattr(cupy, "waits") and cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU")
+
+    class Foreign:
+        def __init__(self, array):
+            self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+    with cupy.cuda.Device(1):
+        a = cupy.asarray(np.array([3.0, 4.0]))
+    gradclip.clip_by_global_norm_([Foreign(a)], 1.0, nonfinite="skip")
+    assert host(a).tolist() == [0.6000000000000001, 0.8]
+
+
+def test_elements_that_are_not_aligned_are_refused(cupy):
+    memory = cupy.asarray(np.zeros(17, np.uint8))
+    odd = memory[1:].view(np.float32)
+    with pytest.raises(ValueError, match="grads: elements are not aligned"):
+        gradclip.global_norm(odd)
+
+
+def test_rows_that_are_not_aligned_to_a_pack(cupy):
+    for dtype in REAL:
+        here = [gradient(dtype, 30 * 1001).reshape(30, 1001), gradient(dtype, 5001)[1:]]
+        gpu = there(cupy, here)
+        same_report(gradclip.clip_by_norm_(here, 20.0, axis=-1), gradclip.clip_by_norm_(gpu, 20.0, axis=-1))
+        same_bits(here, gpu)
+        same_report(gradclip.clip_by_value_(here, 0.5), gradclip.clip_by_value_(gpu, 0.5))
+        same_bits(here, gpu)
+
+
+def test_a_threshold_of_0_lets_no_tiny_sample_through(cupy):
+    samples = np.array([[1e-300, 0.0], [3.0, 4.0]])
+    for policy in ("raise", "skip", "zero"):
+        sums, _ = gradclip.per_sample_clip_sum(on_gpu(cupy, samples), 0.0, nonfinite=policy)
+        assert host(sums).tolist() == [0.0, 0.0]
+
+
+def test_a_report_is_fetched_in_the_stream_of_its_call(cupy):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("streams are seen by the stand-in of CuPy")
+    own = cupy.cuda.Stream(7)
+    with own:
+        report = gradclip.clip_by_global_norm_(there(cupy, model()), 1.0, nonfinite="skip")
+    with cupy.cuda.Device(1):
+        assert report.clipped
+    assert cupy.fetched_in[-1] is own
+
+
+def test_an_unread_report_keeps_no_leaf_alive_and_outlives_the_nesting(cupy):
+    g = there(cupy, {"a": np.array([3.0, np.nan]), "b": [np.array([4.0]), None]})
+    alive = weakref.ref(g["a"])
+    report = gradclip.clip_by_global_norm_(g, 1.0, nonfinite="zero")
+    adapted = gradclip.clip_adaptive_(g, there(cupy, {"a": np.ones(2), "b": [np.ones(1), None]}), 0.1, nonfinite="zero")
+    g.clear()
+    gc.collect()
+    assert alive() is None
+    assert (report.first_nonfinite, report.nonfinite, report.norms.tolist()) == (("a", 1), 1, [3.0, 4.0])
+    assert adapted.norms.tolist() == [0.6000000000000001, 0.8]
+
+
+def test_a_report_read_by_several_threads(cupy):
+    for _ in range(5):
+        report = gradclip.clip_by_global_norm_(on_gpu(cupy, np.full(9, 5.0)), 1.0, nonfinite="skip")
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _, r=report: (r.norm, r.clipped), range(8))) == {(15.0, True)}
+
+
+def test_nothing_is_written_when_a_device_has_no_room(cupy, monkeypatch):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("done with the stand-in of CuPy, which has two devices")
+    from gradclip._gpu import program
+
+    gpu = []
+    for device in (0, 1):
+        with cupy.cuda.Device(device):
+            gpu.append(cupy.asarray(np.full(4, 5.0)))
+    upload = program.Place.upload
+
+    def full(place, array):
+        if place.device == 1 and array.shape == (1, 6):  # a Write
+            raise MemoryError
+        return upload(place, array)
+
+    monkeypatch.setattr(program.Place, "upload", full)
+    with pytest.raises(MemoryError):
+        gradclip.clip_by_global_norm_(gpu, 1.0)
+    assert [host(a).tolist() for a in gpu] == [[5.0] * 4] * 2
 
 
 def test_empty_gradients(cupy):

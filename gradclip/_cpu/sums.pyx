@@ -67,7 +67,7 @@ cdef class Sums:
         gc_fp_leave(saved)
         sums.units = self
         sums.total = self.total
-        sums.first_nonfinite, sums.first_value = self.first_nonfinite, self.first_value
+        sums.first_leaf, sums.first_nonfinite, sums.first_value = self.first_leaf, self.first_nonfinite, self.first_value
         return sums
 
     def of_units(self, Py_ssize_t start, Py_ssize_t stop, double grad_scale):
@@ -82,7 +82,7 @@ cdef class Sums:
             merge(&sums.total, &part, self.ord)
         gc_fp_leave(saved)
         if start == 0 and sums.total.nans + sums.total.infs:    # the first units hold the first of all
-            sums.first_nonfinite, sums.first_value = self.first_nonfinite, self.first_value
+            sums.first_leaf, sums.first_nonfinite, sums.first_value = self.first_leaf, self.first_nonfinite, self.first_value
         return sums
 
     def absorb(self, Py_ssize_t first, records):

@@ -10,16 +10,16 @@ __device__ double norm_shown(const Sum *s, double ord, double grad_scale, i64 fl
     return narrow(norm_of(s, ord, grad_scale));
 }
 
-/* Whether a sum is certainly at most bound**ord (ord 1 and 2), its own error included. */
-__device__ bool within(const Sum *s, double bound, double ord, double grad_scale)
+/* Whether a sum is certainly at most bound**ord (ord 1 and 2): by more than its own error, which is below 2**-72. */
+__device__ bool within(const Sum *s, double bound, double ord)
 {
-    int eb, es;
-    bound = frexp(bound, &eb);
-    bound *= frexp(grad_scale, &es); /* rounded: what the margin is for, too */
-    eb += es;
-    double limit = ord == 2 ? bound * bound : bound, margin = 1 - 0x1p-50;
-    double value = ldexp(s->high + s->low, shift_of(ord) * (int)s->bin - (int)ord * eb);
-    return value <= limit * margin;
+    if (bound == 0)
+        return s->amax == 0;
+    int e;
+    bound = frexp(bound, &e);
+    const int shift = shift_of(ord) * (int)s->bin - (int)ord * e;
+    const double head = ord == 2 ? bound * bound : bound, tail = ord == 2 ? fma(bound, bound, -head) : 0;
+    return (ldexp(s->high, shift) - head) + (ldexp(s->low, shift) - tail) <= -0x1p-70 * head;
 }
 
 __device__ void settle_one(Write *w, const Sum *s, double goal, double eps, double ord, double grad_scale, double limit, i64 flags)
@@ -33,7 +33,7 @@ __device__ void settle_one(Write *w, const Sum *s, double goal, double eps, doub
         w->acts = norm_shown(s, ord, grad_scale, flags) > goal;
     if (flags & BOUNDS && !nonfinite && goal < INF) { /* a sample that is added as it is must be within the limit */
         double norm = norm_shown(s, ord, grad_scale, flags);
-        w->acts = !(!(flags & KEPT) ? norm <= goal : ord == 0 ? norm <= limit : within(s, limit, ord, grad_scale));
+        w->acts = !(!(flags & KEPT) ? norm <= goal : ord == 0 ? norm <= limit : within(s, limit, ord));
     }
     if (grad_scale != 1) {
         Wide one = {1, 0, 0};

@@ -1,5 +1,5 @@
-/* Where elements lie: the table of leaves, which has a row of 8-byte words per leaf (records.py) and behind the rows a
- * pool of axes, and the dtypes. */
+/* Where elements lie: the table of leaves, a row of 8-byte words for each (from `described` of _leaves.pyx, and table.py),
+ * behind the rows a pool of axes; and the dtypes. */
 struct View {               /* one array, walked unit by unit */
     char *data;             /* of the first unit */
     i64 dtype, ndim;        /* ndim 0: a unit is contiguous */
@@ -201,6 +201,31 @@ __device__ uint4 packed(const u64 *x)
 {
     uint4 v = {(u32)x[0], (u32)(x[0] >> 32), (u32)x[1], (u32)(x[1] >> 32)};
     return v;
+}
+
+/* A whole pack: at once, or element by element where it is not aligned to its size. */
+template <class T>
+__device__ uint4 load_pack(const char *p, bool aligned)
+{
+    if (aligned)
+        return *(const uint4 *)p;
+    typename T::bits x[T::PACK];
+#pragma unroll
+    for (int k = 0; k < T::PACK; k++)
+        x[k] = ((const typename T::bits *)p)[k];
+    return packed(x);
+}
+
+template <class T>
+__device__ void store_pack(char *p, const typename T::bits *x, bool aligned)
+{
+    if (aligned) {
+        *(uint4 *)p = packed(x);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < T::PACK; k++)
+        ((typename T::bits *)p)[k] = x[k];
 }
 
 /* Elements i .. i + n of a unit, wherever they lie. */

@@ -10,10 +10,23 @@ struct Bounds { /* low and high, rounded to each dtype */
  * threads hide the distance of memory, and the source compiles in seconds. */
 #define APART static __noinline__ __device__
 
-struct Running {            /* of one thread: sum so far, and bits of the largest magnitude */
+struct Running {            /* of one thread: sum so far, bits of the largest magnitude, elements outside the bounds */
     double high, low;
     u64 top;
+    int outside;
 };
+
+template <class T>
+__device__ int outside(const typename T::bits *x, int n, double low, double high)
+{
+    int count = 0;
+#pragma unroll
+    for (int k = 0; k < T::PACK; k++) {
+        double v = T::wide(x[k]);
+        count += (k < n) & ((v < low) | (v > high));
+    }
+    return count;
+}
 
 /* What is not finite is counted, and becomes 0. */
 template <class T>
@@ -179,10 +192,7 @@ APART Running add_any(Running r, const Job *job, char *base, i64 i, int n, const
     if (made)
         alter<T>(x, made, leaf->is_complex, 0, 0);
     else if (bounds)
-        for (int k = 0; k < n; k++) {
-            double v = T::wide(x[k]);
-            sum->outside += v < bounds->low[leaf->from.dtype] || v > bounds->high[leaf->from.dtype];
-        }
+        r.outside += outside<T>(x, n, bounds->low[leaf->from.dtype], bounds->high[leaf->from.dtype]);
     if (worst_of<T>(x) >= T::INFINITE)
         drop_nonfinite<T>(x, sum, job, base, i);
     if (leaf->is_complex)
@@ -192,50 +202,61 @@ APART Running add_any(Running r, const Job *job, char *base, i64 i, int n, const
     return r;
 }
 
+/* AHEAD whole packs of contiguous elements, all loaded before the first is added: memory is far. */
+template <int ORD, class T, bool COUNTS, int AHEAD>
+__device__ void add_ahead(Running *r, const Job *job, char *base, i64 i, i64 stride, bool aligned, const Bounds *bounds, Sum *sum,
+                          double ord)
+{
+    uint4 pack[AHEAD];
+    bool usual = true;
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++)
+        pack[j] = load_pack<T>(base + (i + j * stride) * sizeof(typename T::bits), aligned);
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) {
+        typename T::bits x[T::PACK];
+        unpack(x, pack[j]);
+        usual &= is_usual<ORD, T>(x); /* of all, or loads would wait for branches */
+    }
+    if (!usual) { /* they are read again, so that none is held in registers across a call */
+        for (int j = 0; j < AHEAD; j++)
+            *r = add_any<ORD, T>(*r, job, base, i + j * stride, T::PACK, 0, bounds, sum, ord);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) {
+        typename T::bits x[T::PACK];
+        unpack(x, pack[j]);
+        if (COUNTS)
+            r->outside += outside<T>(x, T::PACK, bounds->low[job->leaf->from.dtype], bounds->high[job->leaf->from.dtype]);
+        add_pack<ORD, T>(r, x, 0, ord);
+    }
+}
+
 /* This thread's part of a segment. */
-template <int ORD, class T>
+template <int ORD, class T, bool COUNTS>
 __device__ void measure_run(const Job *job, const Write *made, const Bounds *bounds, double ord, Sum *sum)
 {
-    enum { AHEAD = 4 }; /* packs that are loaded before the first is added: memory is far */
     const View *view = &job->leaf->from;
     char *base = unit_of(view, job->leaf, job->pool, job->unit);
-    const i64 stride = (i64)job->lanes * T::PACK;
+    const i64 stride = (i64)job->lanes * T::PACK, last = job->end - T::PACK; /* from where a whole pack can be read */
     i64 i = job->first + job->lane * T::PACK;
-    Running r = {0, 0, 0};
-    if (view->ndim == 0 && (u64)base % 16 == 0 && !job->leaf->is_complex && !made && !bounds) {
-        const i64 last = job->end - T::PACK; /* from where a whole pack can be read */
-        for (; i + (AHEAD - 1) * stride <= last; i += AHEAD * stride) {
-            uint4 pack[AHEAD];
-            bool usual = true;
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++)
-                pack[j] = *(const uint4 *)(base + (i + j * stride) * sizeof(typename T::bits));
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++) {
-                typename T::bits x[T::PACK];
-                unpack(x, pack[j]);
-                usual &= is_usual<ORD, T>(x); /* all four, or loads would wait for branches */
-            }
-            if (!usual) { /* they are read again, so that none is held in registers across a call */
-                for (int j = 0; j < AHEAD; j++)
-                    r = add_any<ORD, T>(r, job, base, i + j * stride, T::PACK, 0, 0, sum, ord);
-                continue;
-            }
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++) {
-                typename T::bits x[T::PACK];
-                unpack(x, pack[j]);
-                add_pack<ORD, T>(&r, x, 0, ord);
-            }
-        }
+    Running r = {0, 0, 0, 0};
+    if (view->ndim == 0 && !job->leaf->is_complex && !made) {
+        const bool aligned = (u64)base % 16 == 0;
+        for (; i + 3 * stride <= last; i += 4 * stride)
+            add_ahead<ORD, T, COUNTS, 4>(&r, job, base, i, stride, aligned, bounds, sum, ord);
+        for (; i <= last; i += stride)
+            add_ahead<ORD, T, COUNTS, 1>(&r, job, base, i, stride, aligned, bounds, sum, ord);
     }
     for (; i < job->end; i += stride)
         r = add_any<ORD, T>(r, job, base, i, job->end - i < T::PACK ? (int)(job->end - i) : (int)T::PACK, made, bounds, sum, ord);
     fold(sum, r.high, r.low, 0, ord);
     raise_amax(sum, T::wide((typename T::bits)r.top), 0);
+    sum->outside += r.outside;
 }
 
-template <int ORD>
+template <int ORD, bool COUNTS>
 __device__ void measure(const Leaf *leaf, i64 count, const Write *writes, i64 modulo, const Bounds *bounds, double ord,
                         Sum *slots)
 {
@@ -246,35 +267,35 @@ __device__ void measure(const Leaf *leaf, i64 count, const Write *writes, i64 mo
     leaf = job.leaf;
     clear(sum);
     if (any) {
-        const Write *made = writes;
-        if (writes && modulo)
-            made += (leaf->first_unit + job.unit) % modulo;
+        const Write *made = writes ? writes + (leaf->first_unit + job.unit) % modulo : 0;
         if (leaf->from.dtype == F16)
-            measure_run<ORD, Half>(&job, made, bounds, ord, sum);
+            measure_run<ORD, Half, COUNTS>(&job, made, bounds, ord, sum);
         else if (leaf->from.dtype == BF16)
-            measure_run<ORD, Brain>(&job, made, bounds, ord, sum);
+            measure_run<ORD, Brain, COUNTS>(&job, made, bounds, ord, sum);
         else if (leaf->from.dtype == F32)
-            measure_run<ORD, Single>(&job, made, bounds, ord, sum);
+            measure_run<ORD, Single, COUNTS>(&job, made, bounds, ord, sum);
         else
-            measure_run<ORD, Double>(&job, made, bounds, ord, sum);
+            measure_run<ORD, Double, COUNTS>(&job, made, bounds, ord, sum);
     }
     if (!leaf->narrow)
         merge_lanes(sums, THREADS, ord);
-    if (any && job.lane == 0)
-        if (leaf->narrow || threadIdx.x == 0)
-            slots[leaf->first_slot + job.unit * leaf->segments + job.segment] = *sum;
+    if (any && (leaf->narrow || threadIdx.x == 0))
+        slots[leaf->first_slot + job.unit * leaf->segments + job.segment] = *sum;
 }
 
-#define MEASURE(name, ORD)                                                                                                \
-    extern "C" __global__ __launch_bounds__(THREADS, 3) void name(const Leaf *leaf, i64 count, const Write *writes, i64 modulo, const Bounds *bounds,   \
-                                    double ord, Sum *slots)                                                               \
+/* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made.
+ * bounds: null; or what is counted is the elements outside. */
+#define MEASURE(name, ORD, COUNTS)                                                                                        \
+    extern "C" __global__ __launch_bounds__(THREADS, 3) void name(const Leaf *leaf, i64 count, const Write *writes,       \
+                                                                  i64 modulo, const Bounds *bounds, double ord, Sum *slots) \
     {                                                                                                                     \
-        measure<ORD>(leaf, count, writes, modulo, bounds, ord, slots);                                                    \
+        measure<ORD, COUNTS>(leaf, count, writes, modulo, bounds, ord, slots);                                            \
     }
-MEASURE(measure_largest, 0)
-MEASURE(measure_magnitudes, 1)
-MEASURE(measure_squares, 2)
-MEASURE(measure_powers, 3)
+MEASURE(measure_largest, 0, false)
+MEASURE(measure_magnitudes, 1, false)
+MEASURE(measure_squares, 2, false)
+MEASURE(measure_powers, 3, false)
+MEASURE(measure_and_count, 2, true)
 
 /* ---- folding ------------------------------------------------------------------------------------------------------- */
 

@@ -1,7 +1,8 @@
-"""The CUDA source, compiled for the device at hand, and how its kernels are launched. The only file that calls CuPy."""
+"""The CUDA source, compiled for the device at hand, and what is done on a device: launches and small copies."""
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
@@ -31,51 +32,73 @@ def _kernel(device, name):
     return _module().get_function(name)
 
 
-def on(device):
-    """A context in which a device is the current one."""
-    import cupy
+class Place:
+    """A device, and the stream on it in which a call works from its first launch to the reading of its report."""
 
-    return cupy.cuda.Device(device)
+    def __init__(self, leaves, device):
+        import cupy
 
+        self.device, self._device = device, cupy.cuda.Device(device)
+        with self._device:
+            self._stream = cupy.cuda.get_current_stream()
+            if leaves.from_torch():  # whose streams are not CuPy's
+                number = sys.modules["torch"].cuda.current_stream(device).cuda_stream
+                if number != self._stream.ptr:
+                    self._stream = cupy.cuda.ExternalStream(number, device)
+        self.key = device, self._stream.ptr
 
-def stream_of(device):
-    """The stream that a device works on now."""
-    import cupy
+    def __enter__(self):
+        self._device.__enter__()
+        self._stream.__enter__()
 
-    with on(device):
-        return cupy.cuda.get_current_stream()
+    def __exit__(self, *exception):
+        self._stream.__exit__(*exception)
+        self._device.__exit__(*exception)
 
+    def launch(self, name, blocks, *args):
+        """Begin a kernel; nothing where there is nothing to do. Arrays go as pointers, 0 is none of them."""
+        if blocks:
+            with self:
+                _kernel(self.device, name)((int(blocks),), (THREADS,), args)
 
-def launch(device, name, blocks, args):
-    """Put a kernel onto the current stream of a device; nothing where there is nothing to do. Arrays go as pointers, 0 is
-    none of them."""
-    if blocks:
-        with on(device):
-            _kernel(device, name)((int(blocks),), (THREADS,), args)
+    def empty(self, *shape):
+        """Words that hold anything."""
+        import cupy
+
+        with self:
+            made = cupy.empty(shape, np.int64)
+            if self._stream.is_capturing():
+                _captured.append(made)
+        return made
+
+    def upload(self, array):
+        """A copy of an array of the host, ordered before what is launched next."""
+        import cupy
+
+        with self:
+            if self._stream.is_capturing():
+                raise RuntimeError(
+                    "a graph cannot capture a copy to the device: make the same call once before, on this stream"
+                )
+            return cupy.asarray(array)
+
+    def constant(self, array):
+        """The same of a small array; the copy of an earlier call in this stream, if it is the same."""
+        key = *self.key, array.tobytes()
+        found = _constants.get(key)
+        return _constants.put(key, self.upload(array)) if found is None else found
+
+    def fetch(self, array):
+        """A copy on the host: waits for what was launched."""
+        with self:
+            return array.get()
+
+    def zero(self, array):
+        with self:
+            array.fill(0)
 
 
 _captured: list[object] = []  # what graphs write to: it must not be given to anybody else, ever
-
-
-def empty(device, shape):
-    """Words on a device, which hold anything."""
-    import cupy
-
-    with on(device):
-        made = cupy.empty(shape, np.int64)
-        if cupy.cuda.get_current_stream().is_capturing():
-            _captured.append(made)
-    return made
-
-
-def upload(device, array):
-    """A copy of an array on a device, ordered before what is launched next."""
-    import cupy
-
-    with on(device):
-        if cupy.cuda.get_current_stream().is_capturing():
-            raise RuntimeError("a graph cannot capture a copy to the device: make the same call once before, on this stream")
-        return cupy.asarray(array)
 
 
 class Remembered:
@@ -98,10 +121,3 @@ class Remembered:
 
 
 _constants = Remembered(64)
-
-
-def constant(device, array):
-    """A copy of a small array on a device: the one from an earlier call in this stream, if it is the same."""
-    key = device, stream_of(device).ptr, array.tobytes()
-    found = _constants.get(key)
-    return _constants.put(key, upload(device, array)) if found is None else found

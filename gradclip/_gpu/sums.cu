@@ -1,7 +1,8 @@
 /* What is summed and decided: the same arithmetic as _cpu/fold.pxd, in pairs of float64 (a GPU has no long double).
  *
  * The .cu files of this folder are one source: joined in the order that program.py gives and compiled by NVRTC, without
- * any header, for the device at hand. Every struct is made of 8-byte words, so that NumPy can describe it (records.py). */
+ * any header, for the device at hand. Every struct is made of 8-byte words, so that NumPy can take
+ * them as int64 and float64. */
 typedef long long i64;
 typedef unsigned long long u64;
 typedef unsigned int u32;

@@ -6,27 +6,32 @@ import numpy as np
 
 from .._cpu.sums import Sums
 from ..report import ClipReport, Factors
-from .program import THREADS, constant, empty, launch
-from .table import sample_tables, table_of
+from .program import THREADS
+from .table import sample_table, table_of
 
 WORDS_OF_SUM, WORDS_OF_WRITE = 9, 6
 NANS, INFS, FIRST = 5, 6, 8  # words of a Sum
 NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT = (1 << k for k in range(8))  # as in decide.cu
+ASKED = {"norm", "norms", "nonfinite", "first_nonfinite", "max_abs", "parts", "outside", "exact", "scaled", "size"}
 
 
 class DeviceSums:
-    """What one read pass found on a GPU: Sums of units and of all. Whatever else is asked of it is asked of `host()`, the
-    same in this process, for which the pass must have ended."""
+    """What one read pass found on a GPU: Sums of units and of all. What `Sums` can be asked besides is asked of `host()`,
+    the same in this process, for which the pass must have ended. Leaves are not held: a report that nobody reads keeps
+    no gradient alive."""
 
-    def __init__(self, leaves, table, unit, partial, ord, grad_scale, bring=None):
-        self.leaves, self.table, self.unit = leaves, table, unit
+    def __init__(self, table, unit, partial, ord, grad_scale, size, naming, bring=None):
+        self.table, self.place, self.unit = table, table.place, unit
         self.ord, self.grad_scale, self.count = ord, grad_scale, len(unit)
         self.units = None  # by unit, where these are by owner
+        self._size, self._naming = size, naming
         self._bring, self._host, self._finite_only = bring or self._brought, None, False
-        self.total = empty(table.device, (1, WORDS_OF_SUM))
-        self._launch("fold_total", 1, partial, len(partial), ord, self.total)
+        self.total = self.place.empty(1, WORDS_OF_SUM)
+        self.place.launch("fold_total", 1, partial, len(partial), ord, self.total)
 
     def __getattr__(self, name):
+        if name not in ASKED:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.host(), name)
 
     @property
@@ -39,33 +44,32 @@ class DeviceSums:
         if self._host is not None:
             self._host.finite_only = value
 
-    def host(self):
-        """As Sums of this process."""
+    def host(self, arrays=None):
+        """As Sums of this process. arrays: the leaves, if the first element that is not finite is to be shown."""
         if self._host is None:
-            self._host = self._bring()
-            self._host.finite_only = self._finite_only
+            sums = self._bring()
+            sums.finite_only = self._finite_only
+            self._host = sums
+        if arrays is not None and self._host.nonfinite():
+            self._host.first_value = value_at(self.place, arrays[self._host.first_leaf], self._host.first_nonfinite[1])
         return self._host
 
     def _brought(self):
-        words, leaves = self.unit.get(), self.leaves
-        sums = Sums(self.count, leaves.size, self.ord, self.grad_scale)
+        words = self.place.fetch(self.unit)
+        sums = Sums(self.count, self._size, self.ord, self.grad_scale)
         sums.absorb(0, words)
         first = first_of(self.table, words)
         if first is not None:
-            i, index = first
-            sums.first_nonfinite, sums.first_leaf = (leaves.path(i), index), i
-            sums.first_value = leaves.sources[i].ravel()[index].get()
+            sums.first_leaf, index = first
+            sums.first_nonfinite = self._naming(sums.first_leaf), index
         return sums
-
-    def _launch(self, name, blocks, *args):
-        launch(self.table.device, name, blocks, args)
 
     def _folded(self, unit, owners, grad_scale, bring):
         """Sums of every owners-th unit together."""
         blocks = -(-owners // THREADS)
-        owner, partial = (empty(self.table.device, (n, WORDS_OF_SUM)) for n in (owners, blocks))
-        self._launch("fold_owners", blocks, unit, len(unit), owners, self.ord, owner, partial)
-        return DeviceSums(self.leaves, self.table, owner, partial, self.ord, grad_scale, bring)
+        owner, partial = (self.place.empty(n, WORDS_OF_SUM) for n in (owners, blocks))
+        self.place.launch("fold_owners", blocks, unit, len(unit), owners, self.ord, owner, partial)
+        return DeviceSums(self.table, owner, partial, self.ord, grad_scale, self._size, self._naming, bring)
 
     def by_owner(self, owners, count):
         """Sums of samples, each of which owns every count-th unit."""
@@ -81,16 +85,17 @@ class DeviceSums:
     def weigh(self, first, clip_factor, eps):
         """Thresholds for adaptive clipping, from the units from `first` on, which are parameters."""
         weight = self.unit[first:]
-        goals = empty(self.table.device, (len(weight),))
-        self._launch("weigh", -(-len(weight) // THREADS), weight, len(weight), clip_factor, eps, self.ord, goals)
+        goals = self.place.empty(len(weight))
+        blocks = -(-len(weight) // THREADS)
+        self.place.launch("weigh", blocks, weight, len(weight), clip_factor, eps, self.ord, goals)
         return goals
 
     def seen_nonfinite(self):
         """Whether an element is NaN or Inf: waits for the pass, and brings no more than the total."""
-        if self._host is None:
-            total = self.total.get()[0]
-            return bool(total[NANS] + total[INFS])
-        return self._host.nonfinite() > 0
+        if self._host is not None:
+            return self._host.nonfinite() > 0
+        total = self.place.fetch(self.total)[0]
+        return bool(total[NANS] + total[INFS])
 
     # ---- deciding ---------------------------------------------------------------------------------
 
@@ -99,21 +104,20 @@ class DeviceSums:
         if rule.strict or (rule.nonfinite == "raise" and self.seen_nonfinite()):
             return None
         together = isinstance(target, float)
-        flags = (
-            self._flags(rule) | (NORMALIZE if normalize else 0) | (KEEP_OUT if keep_out else 0) | (0 if lr is None else STEPS)
-        )
+        flags = self._flags(rule)
+        for flag, wanted in ((NORMALIZE, normalize), (KEEP_OUT, keep_out), (STEPS, lr is not None)):
+            flags |= flag if wanted else 0
         goals, goal = self._goals(target)
         writes = self._settled(1 if together else self.count, together, goals, goal, rule, flags, lr=lr)
-        modulo = 0 if together else max(self.count, 1)
-        self._write(to, writes, modulo, 0, self if self.units is None else self.units)
+        self._write(to, writes, 0, self if self.units is None else self.units)
         size = to.units if owners is None else self.count
         return self._report(writes, shown, size, rule, together, norms)
 
     def clamp(self, to, plan, shown):
         """Clip by value: leaves of which an element is outside the bounds of a plan."""
-        bounds = constant(self.table.device, plan.records()[1])
+        bounds = self.place.constant(plan.records()[1])
         writes = self._settled(self.count, False, 0, 0.0, None, CLAMPS)
-        self._write(to, writes, max(self.count, 1), bounds, self)
+        self._write(to, writes, bounds, self)
 
         def fill():
             sums = self.host()
@@ -123,13 +127,12 @@ class DeviceSums:
 
     def add_up(self, leaves, to, rule, goal, max_norm, kept):
         """The write pass of `per_sample_clip_sum`: samples within `max_norm` are added as they are (if `kept`), others
-        brought to `goal`."""
-        if rule.nonfinite == "raise" or not self.count:  # which waits: then it can be decided exactly, too
+        brought to `goal`. None where that is decided exactly, by numbers."""
+        if rule.nonfinite == "raise" or not self.count:
             return None
         flags = self._flags(rule) | BOUNDS | (KEPT if kept else 0)
         writes = self._settled(self.count, False, 0, goal, rule, flags, limit=max_norm)
-        for _, table in sample_tables(leaves, self.table.device, to):
-            launch(table.device, "sum_samples", table.blocks, (*table.args, writes, self.count, self.total, flags))
+        sample_table(leaves, self.place.device, to).launch("sum_samples", writes, self.count, self.total, flags)
         return self._report(writes, max_norm, self.count, rule, False, None)
 
     def _flags(self, rule):
@@ -142,26 +145,27 @@ class DeviceSums:
         if isinstance(target, np.ndarray):
             if len(target) == 0 or (target == target[0]).all():
                 return 0, float(target[0]) if len(target) else 0.0
-            return constant(self.table.device, target), 0.0
+            return self.place.constant(target), 0.0
         return target, 0.0
 
     def _settled(self, n, together, goals, goal, rule, flags, lr=None, limit=0.0):
-        writes = empty(self.table.device, (n, WORDS_OF_WRITE))
+        writes = self.place.empty(n, WORDS_OF_WRITE)
         sums, eps = self.total if together else self.unit, 0.0 if rule is None else rule.eps
         numbers = goal, eps, self.ord, self.grad_scale, 1.0 if lr is None else lr, limit
-        self._launch("settle", -(-n // THREADS), sums, self.total, n, goals, *numbers, flags, writes)
+        self.place.launch("settle", -(-n // THREADS), sums, self.total, n, goals, *numbers, flags, writes)
         return writes
 
-    def _write(self, to, writes, modulo, bounds, found):
-        table = table_of(to, self.table.device)
-        launch(table.device, "write_leaves", table.blocks, (*table.args, writes, modulo, bounds, found.unit))
+    def _write(self, to, writes, bounds, found):
+        table_of(to, self.place.device).launch("write_leaves", writes, len(writes), bounds, found.unit)
         to.written()
 
     def _report(self, writes, shown, size, rule, together, norms):
+        finite_only, skips = rule.nonfinite == "zero", rule.nonfinite == "skip"
+
         def fill():
-            sums, words = self.host(), writes.get()
-            sums.finite_only = rule.nonfinite == "zero"
-            skipped = rule.nonfinite == "skip" and sums.nonfinite() > 0
+            sums, words = self.host(), self.place.fetch(writes)
+            sums.finite_only = finite_only
+            skipped = skips and sums.nonfinite() > 0
             factors = words.view(np.float64)[:, 3].copy()
             acting = int(words[:, 1].sum())
             plan = None if skipped else Factors(float(np.min(factors)) if len(factors) else 1.0, factors)
@@ -176,7 +180,13 @@ def first_of(table, words):
     bad = np.flatnonzero(words[:, NANS] + words[:, INFS])
     if not len(bad):
         return None
-    for i, (start, n) in zip(table.which, table.local_places(), strict=True):
-        if start <= bad[0] < start + n:
-            return i, int(words[start : start + n, FIRST].min())
-    return None
+    at = int(np.searchsorted(table.starts(), bad[0], side="right")) - 1
+    start, n = table.starts()[at], table.places[at][1]
+    return table.which[at], int(words[start : start + n, FIRST].min())
+
+
+def value_at(place, array, index):
+    """One element of an array."""
+    if isinstance(array, np.ndarray):
+        return array.flat[index]
+    return place.fetch(array[tuple(map(int, np.unravel_index(index, array.shape)))])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .program import THREADS, Remembered, empty, stream_of, upload
+from .program import THREADS, Place, Remembered
 
 SEGMENT = 16384  # elements at least
 NARROW_SEGMENT = 1024  # of a thread
@@ -22,6 +22,7 @@ ROW = {name: 8 + k for k, name in enumerate((*WORDS, "origin", "index_ndim", "in
 class Table:
     """One table on a device.
 
+    place : where
     args : what kernels take first: the table and the number of leaves
     which : indices of the leaves
     places : (first unit, units) of each leaf among the units of all leaves
@@ -29,8 +30,8 @@ class Table:
         thread blocks that fold
     """
 
-    def __init__(self, device, which, row, pool, places):
-        self.device, self.which, self.places = device, which, places
+    def __init__(self, place, which, row, pool, places):
+        self.place, self.which, self.places = place, which, places
         units, segments = row[:, ROW["units"]], row[:, ROW["segments"]]
         self.units, self.slots = int(units.sum()), int((units * segments).sum())
         self.lanes = 1
@@ -38,15 +39,15 @@ class Table:
             self.lanes *= 2
         self.partials = -(-self.units * self.lanes // THREADS)
         self.blocks = int(_blocks(row).sum())
-        self.args = (upload(device, np.concatenate([row.ravel(), np.array(pool, np.int64)])), len(row))
+        self.args = (place.upload(np.concatenate([row.ravel(), np.array(pool, np.int64)])), len(row))
 
-    def empty(self, *shape):
-        return empty(self.device, shape)
+    def launch(self, name, *args):
+        """Begin a pass over all leaves."""
+        self.place.launch(name, self.blocks, *self.args, *args)
 
-    def local_places(self):
-        """(first unit, units) of each leaf among the units of this table."""
-        counts = [n for _, n in self.places]
-        return list(zip(np.cumsum([0, *counts[:-1]]).tolist(), counts, strict=True))
+    def starts(self):
+        """The first unit of each leaf among the units of this table."""
+        return _before(np.array([n for _, n in self.places], np.int64)).tolist()
 
 
 def table_of(leaves, device):
@@ -54,45 +55,44 @@ def table_of(leaves, device):
     if leaves.tables is None:
         leaves.tables = {}
     if device not in leaves.tables:
-        leaves.tables[device] = _remembered(leaves, device)
+        leaves.tables[device] = _remembered(leaves, Place(leaves, device))
     return leaves.tables[device]
 
 
-_tables = Remembered(64)  # gradients lie where they lay a step ago
+_tables = Remembered(16)  # gradients lie where they lay a step ago
 
 
-def _remembered(leaves, device):
+def _remembered(leaves, place):
     """A table that was put on the device in this stream needs no copy, and no wait for one."""
-    which, row, pool = leaves.described(device)
+    which, row, pool = leaves.described(place.device)
     arrays = leaves.sources
     turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
     exact = which, pool, turned
-    key = device, stream_of(device).ptr, len(row), int(row[:, 0].sum()), int(row[:, 4].sum())
+    key = *place.key, len(row), int(row[:, 0].sum()), int(row[:, 4].sum())
     found = _tables.get(key)
     if found is None or found[1] != exact or not np.array_equal(found[0], row):
-        found = _tables.put(key, (row.copy(), exact, _made(device, which, row, list(pool), arrays)))
+        found = _tables.put(key, (row.copy(), exact, _made(place, which, row, list(pool), arrays)))
     return found[2]
 
 
-def _made(device, which, row, pool, arrays):
+def _made(place, which, row, pool, arrays):
     places = list(zip(row[:, ROW["first_unit"]].tolist(), row[:, ROW["units"]].tolist(), strict=True))
     row[:, ROW["first_unit"]] = _before(row[:, ROW["units"]])
     _cut(row)
     for i, words in zip(which, row, strict=True):
         _index(arrays[i], words, pool)
-    return Table(device, which, row, pool, places)
+    return Table(place, which, row, pool, places)
 
 
-def sample_tables(leaves, device, to):
-    """For each leaf on a device, with its index: a table of it alone, whose units are samples and whose threads are
-    their elements, and where the sum of all samples is written."""
+def sample_table(leaves, device, to):
+    """The table of `per_sample_clip_sum`: units are samples, `to` is where their sum is written, threads are its elements."""
+    place = Place(leaves, device)
     which, row, pool = leaves.summed_into(to).described(device)
-    row[:, ROW["first_unit"]] = row[:, ROW["first_block"]] = 0
+    row[:, ROW["narrow"]] = 0
+    row[:, ROW["units"]] = 1  # of work: each thread takes all samples
     row[:, ROW["segments"]] = -(-row[:, ROW["size"]] // THREADS)
-    for i, words in zip(which, row, strict=True):
-        table = Table(device, [i], words[None], pool, [])
-        table.blocks = int(words[ROW["segments"]])
-        yield i, table
+    row[:, ROW["first_block"]] = _before(_blocks(row))
+    return Table(place, which, row, pool, [])
 
 
 def _before(counts):

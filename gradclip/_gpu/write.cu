@@ -26,6 +26,13 @@ __device__ typename T::bits scaled(typename T::bits x, const Write *w)
     return times<T>(x, w->last);
 }
 
+template <class T>
+__device__ typename T::bits clamped(typename T::bits x, double low, double high)
+{
+    const double v = T::wide(x);
+    return v < low ? T::narrow(low) : v > high ? T::narrow(high) : x; /* NaN stays */
+}
+
 /* A pack as the plan makes it; a step is left to `step`. */
 template <class T>
 APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype)
@@ -42,13 +49,9 @@ APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bou
     if (w->kind == SCALE)
         for (int k = 0; k < T::PACK; k++)
             x[k] = scaled<T>(x[k], w);
-    else if (w->kind == CLAMP) {
-        const double low = bounds->low[dtype], high = bounds->high[dtype];
-        for (int k = 0; k < T::PACK; k++) {
-            double v = T::wide(x[k]);
-            x[k] = v < low ? T::narrow(low) : v > high ? T::narrow(high) : x[k];
-        }
-    }
+    else if (w->kind == CLAMP)
+        for (int k = 0; k < T::PACK; k++)
+            x[k] = clamped<T>(x[k], bounds->low[dtype], bounds->high[dtype]);
 }
 
 /* y - x * factor: product and difference rounded each, in float32 for halves, then to the dtype of y. */
@@ -104,43 +107,55 @@ APART void write_any(const Job *job, const Write *w, const Bounds *bounds, char 
     store<T>(x, &leaf->to, job->pool, to, i, n);
 }
 
-template <class T>
-__device__ void write_run(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to)
+/* AHEAD whole packs of contiguous elements. */
+template <class T, int AHEAD>
+__device__ void write_ahead(const Write *w, double low, double high, const char *from, char *to, i64 i, i64 stride, bool from_aligned,
+                            bool to_aligned)
 {
-    enum { AHEAD = 2 };
-    const Leaf *leaf = job->leaf;
-    const i64 stride = (i64)job->lanes * T::PACK, last = job->end - T::PACK;
-    i64 i = job->first + job->lane * T::PACK;
-    const bool usual = (w->kind == SCALE || w->kind == STEP) && !w->zero && !w->shift;
-    if (usual && leaf->from.ndim == 0 && leaf->to.ndim == 0 && ((u64)from | (u64)to) % 16 == 0) {
-        const double factor = w->last;
-        const bool steps = w->kind == STEP;
-        for (; i + (AHEAD - 1) * stride <= last; i += AHEAD * stride) {
-            uint4 from_pack[AHEAD], to_pack[AHEAD];
+    uint4 from_pack[AHEAD], to_pack[AHEAD];
 #pragma unroll
-            for (int j = 0; j < AHEAD; j++) {
-                const i64 offset = (i + j * stride) * sizeof(typename T::bits);
-                from_pack[j] = *(const uint4 *)(from + offset);
-                if (steps)
-                    to_pack[j] = *(const uint4 *)(to + offset);
-            }
-#pragma unroll
-            for (int j = 0; j < AHEAD; j++) {
-                typename T::bits x[T::PACK], y[T::PACK];
-                unpack(x, from_pack[j]);
-                unpack(y, to_pack[j]);
-#pragma unroll
-                for (int k = 0; k < T::PACK; k++)
-                    x[k] = steps ? step<T>(y[k], x[k], factor) : times<T>(x[k], factor);
-                *(uint4 *)(to + (i + j * stride) * sizeof(typename T::bits)) = packed(x);
-            }
-        }
+    for (int j = 0; j < AHEAD; j++) {
+        const i64 offset = (i + j * stride) * sizeof(typename T::bits);
+        from_pack[j] = load_pack<T>(from + offset, from_aligned);
+        if (w->kind == STEP)
+            to_pack[j] = load_pack<T>(to + offset, to_aligned);
     }
-    for (; i < job->end; i += stride)
-        write_any<T>(job, w, bounds, from, to, i, job->end - i < T::PACK ? (int)(job->end - i) : (int)T::PACK);
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) {
+        typename T::bits x[T::PACK], y[T::PACK];
+        unpack(x, from_pack[j]);
+        if (w->kind == STEP)
+            unpack(y, to_pack[j]);
+#pragma unroll
+        for (int k = 0; k < T::PACK; k++)
+            x[k] = w->kind == SCALE   ? times<T>(x[k], w->last)
+                   : w->kind == STEP  ? step<T>(y[k], x[k], w->last)
+                   : w->kind == CLAMP ? clamped<T>(x[k], low, high)
+                                      : x[k];
+        store_pack<T>(to + (i + j * stride) * sizeof(typename T::bits), x, to_aligned);
+    }
 }
 
-/* writes: one (modulo 0), or one for each unit number modulo so many. unit: the Sums of the read pass where there are,
+template <class T>
+__device__ void write_run(const Job *job, const Write *write, const Bounds *bounds, char *from, char *to)
+{
+    const Leaf *leaf = job->leaf;
+    const i64 stride = (i64)job->lanes * T::PACK, last = job->end - T::PACK;
+    const Write w = *write;
+    i64 i = job->first + job->lane * T::PACK;
+    if (!w.zero && !w.shift && leaf->from.ndim == 0 && leaf->to.ndim == 0) {
+        const bool from_aligned = (u64)from % 16 == 0, to_aligned = (u64)to % 16 == 0;
+        const double low = bounds ? bounds->low[leaf->from.dtype] : 0, high = bounds ? bounds->high[leaf->from.dtype] : 0;
+        for (; i + stride <= last; i += 2 * stride)
+            write_ahead<T, 2>(&w, low, high, from, to, i, stride, from_aligned, to_aligned);
+        for (; i <= last; i += stride)
+            write_ahead<T, 1>(&w, low, high, from, to, i, stride, from_aligned, to_aligned);
+    }
+    for (; i < job->end; i += stride)
+        write_any<T>(job, write, bounds, from, to, i, job->end - i < T::PACK ? (int)(job->end - i) : (int)T::PACK);
+}
+
+/* writes: one for each unit number modulo so many. unit: the Sums of the read pass where there are,
  * which spare the leaves that hold nothing to be zeroed. */
 extern "C" __global__ __launch_bounds__(THREADS, 3) void write_leaves(const Leaf *leaf, i64 count, const Write *writes, i64 modulo, const Bounds *bounds,
                                  const Sum *unit)
@@ -150,7 +165,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 3) void write_leaves(const Leaf
         return;
     leaf = job.leaf;
     const i64 index = leaf->first_unit + job.unit;
-    const Write *w = writes + (modulo ? index % modulo : 0);
+    const Write *w = writes + index % modulo;
     const bool in_place = leaf->to.data == leaf->from.data;
     const bool zeroes = w->zero && (!unit || unit[index].nans + unit[index].infs > 0);
     if (w->kind == LEAVE || (w->kind == KEEP && in_place && !zeroes))
@@ -179,42 +194,53 @@ __device__ double rounded(i64 dtype, double x)
                            : x;
 }
 
-/* What one sample adds: an element scaled in its own dtype, or rounded once to that of the sum. */
-__device__ double contribution(const Leaf *leaf, const char *p, const Write *w)
+/* What an element x of one sample adds: scaled in its own dtype, or rounded once to that of the sum. */
+__device__ double contribution(const Leaf *leaf, double x, const Write *w)
 {
     const i64 dtype = leaf->from.dtype;
     if (w->kind != SCALE)
-        return rounded(leaf->to.dtype, get(dtype, p));
+        return rounded(leaf->to.dtype, x);
     if (dtype != leaf->to.dtype) {
-        double x = get(dtype, p);
         if (w->shift) {
             const int half = (int)(w->shift / 2);
             x = ldexp(1.0, half) * x * ldexp(1.0, (int)w->shift - half);
         }
         return rounded(leaf->to.dtype, x * w->last);
     }
-    return dtype == F16    ? Half::wide(scaled<Half>(*(const u16 *)p, w))
-           : dtype == BF16 ? Brain::wide(scaled<Brain>(*(const u16 *)p, w))
-           : dtype == F32  ? Single::wide(scaled<Single>(*(const u32 *)p, w))
-                           : Double::wide(scaled<Double>(*(const u64 *)p, w));
+    return dtype == F16    ? Half::wide(scaled<Half>(Half::narrow(x), w))
+           : dtype == BF16 ? Brain::wide(scaled<Brain>(Brain::narrow(x), w))
+           : dtype == F32  ? Single::wide(scaled<Single>(Single::narrow(x), w))
+                           : Double::wide(scaled<Double>(Double::narrow(x), w));
 }
 
 /* Units are samples; `to` is one sum for all. A thread adds all samples of an element, in order. Under SKIP with an
  * element that is not finite, sums are 0. */
 extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, const Write *writes, i64 batch, const Sum *total, i64 flags)
 {
+    enum { AHEAD = 4 }; /* samples that are loaded before the first is added */
     const i64 *pool = pool_of(leaf, count);
     leaf = leaf_of_block(leaf, count, blockIdx.x);
-    const i64 i = (blockIdx.x - leaf->first_block) * THREADS + threadIdx.x;
+    const i64 i = (blockIdx.x - leaf->first_block) * THREADS + threadIdx.x, dtype = leaf->from.dtype;
     if (i >= leaf->size)
         return;
-    const bool none = flags & SKIP && total && total->nans + total->infs > 0;
+    if (flags & SKIP && total && total->nans + total->infs > 0)
+        batch = 0;
+    const char *p = element(&leaf->from, pool, leaf->from.data, i);
+    const i64 stride = leaf->unit_ndim ? pool[leaf->from.axes + 2 * leaf->from.ndim + 1] : 0;
     double high = 0, low = 0;
-    for (i64 sample = 0; sample < batch && !none; sample++) {
-        const Write *w = writes + sample;
-        if (w->zero && w->last == 0)
-            continue;
-        two_sum(&high, &low, contribution(leaf, element(&leaf->from, pool, unit_of(&leaf->from, leaf, pool, sample), i), w));
+    for (i64 first = 0; first < batch; first += AHEAD) {
+        double x[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++)
+            x[j] = first + j < batch ? get(dtype, p + (first + j) * stride) : 0;
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            if (first + j >= batch)
+                break;
+            const Write *w = writes + first + j;
+            if (!(w->zero && w->last == 0)) /* else left out, whatever it holds */
+                two_sum(&high, &low, contribution(leaf, x[j], w));
+        }
     }
     put(leaf->to.dtype, element(&leaf->to, pool, leaf->to.data, i), is_finite(high) ? high + low : high);
 }

@@ -98,6 +98,7 @@ class Sdist(sdist):
 
 setup(
     ext_modules=[
+        extension("gradclip._layout"),
         extension("gradclip._leaves"),
         extension("gradclip._overlap"),
         extension("gradclip._cpu.machine", CPU + "dispatch.c"),

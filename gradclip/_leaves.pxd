@@ -1,15 +1,4 @@
-from libc.stddef cimport ptrdiff_t
-
-cdef extern from "_cpu/leaf.h" nogil:
-    ctypedef struct gc_leaf:
-        char *data
-        ptrdiff_t size
-        ptrdiff_t units, first_unit
-        ptrdiff_t *axes
-        unsigned char dtype, itemsize, is_complex, ndim, unit_ndim, device, panel
-    char *gc_unit_data(const gc_leaf *leaf, ptrdiff_t unit)
-    gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
-    void gc_move(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer, int scatter)
+from gradclip._layout cimport gc_leaf
 
 
 cdef class Leaves:
@@ -37,6 +26,3 @@ cdef class Leaves:
     cdef int walk(self, object node, bint write, int depth) except -1
     cdef object children(self, object node)
     cdef int pair(self, Leaves to) except -1
-
-
-cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order, object unit_axes=*) except -1

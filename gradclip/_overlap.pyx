@@ -11,7 +11,7 @@ cimport numpy as cnp
 
 from ._foreign import addressed
 
-from gradclip._leaves cimport gc_leaf
+from gradclip._layout cimport gc_leaf
 
 cnp.import_array()
 

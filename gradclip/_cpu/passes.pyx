@@ -21,7 +21,8 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t
 from libc.string cimport memmove, memset
 
-from gradclip._leaves cimport Leaves, gc_leaf, gc_move, gc_unit, gc_unit_data, lay_out
+from gradclip._layout cimport gc_leaf, gc_move, gc_unit, gc_unit_data, lay_out
+from gradclip._leaves cimport Leaves
 from gradclip._cpu.fold cimport Factor, Sum, Unit, GC_SHIFT, clear, fold, merge, settle
 from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, GC_F32, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave

@@ -4,7 +4,7 @@ from cpython.mem cimport PyMem_Malloc
 from libc.stddef cimport ptrdiff_t
 
 from gradclip._cpu.machine cimport team_size
-from gradclip._leaves cimport gc_leaf
+from gradclip._layout cimport gc_leaf
 
 cdef enum:
     BLOCK = 4096            # GC_BLOCK

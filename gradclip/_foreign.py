@@ -15,8 +15,9 @@ def _library(node):
     return type(node).__module__.partition(".")[0]
 
 
-def is_torch(node):
-    return _library(node) == "torch"
+def is_cuda_tensor(node):
+    """A tensor of PyTorch's on a GPU."""
+    return _library(node) == "torch" and node.is_cuda
 
 
 def is_sparse(node):
@@ -28,7 +29,7 @@ def is_sparse(node):
 def _is_on_gpu(node):
     """Something that offers memory of a CUDA device."""
     if _library(node) == "torch":
-        return node.is_cuda
+        return is_cuda_tensor(node)
     if hasattr(node, "__cuda_array_interface__"):
         return True
     device = getattr(node, "__dlpack_device__", None)

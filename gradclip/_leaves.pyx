@@ -386,7 +386,7 @@ cdef class Leaves:
 
     def from_torch(self):
         """Whether a leaf on a GPU is a tensor of PyTorch."""
-        return self._foreign is not None and any(_foreign.is_torch(node) for node, _ in self._foreign.values())
+        return self._foreign is not None and any(_foreign.is_cuda_tensor(node) for node, _ in self._foreign.values())
 
     def described(self, int device):
         """The leaves on one GPU: (indices of leaves; for each, the words of `Leaf` in _gpu/leaves.cu that say where its

@@ -8,7 +8,8 @@ from ._cpu import machine
 from ._version import __version__
 from .threads import get_num_threads
 
-OPTIONAL = ("ml_dtypes", "scipy", "torch", "jax", "cupy", "mpi4py", "matplotlib", "rich", "safetensors")
+CUPY = ("cupy", "cupy-cuda12x", "cupy-cuda13x")  # the same package, built from source or for a CUDA
+OPTIONAL = ("ml_dtypes", "scipy", "torch", "jax", *CUPY, "mpi4py", "matplotlib", "rich", "safetensors")
 
 
 def show_config() -> str:

@@ -305,45 +305,88 @@ static inline const ELEMENT *NAME(whole_vector)(const void *p, ptrdiff_t n, ELEM
  * do not drive each other out of a cache of eight ways. Four times faster than row by row. */
 enum { NAME(ROWS) = 6 };
 
-/* Some rows of GC_W columns. By TwoSum: nothing is known of the order of magnitudes. The next rows are prefetched:
- * these are too short for the processor to see them coming. */
-static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
-                                  double *error, BITS *largest)
+/* sum + error += the squares (ord 2) or magnitudes (ord 1) of some rows of GC_W columns, by TwoSum; or by FastTwoSum, which
+ * gives the same bits where the sums are known not to be below the terms. */
+static inline void NAME(add_terms)(const char *p, ptrdiff_t stride, ptrdiff_t rows, int ord, int grown, vd *sum, vd *error)
 {
-    vd s, e;
-    BITS top[GC_W];
-    memcpy(&s, sum, sizeof s);
-    memcpy(&e, error, sizeof e);
-    memcpy(top, largest, sizeof top);
     for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
-        ELEMENT padded[GC_W];
-        const ELEMENT *q = NAME(whole_vector)(p, n, padded);
-        GC_PREFETCH(p + NAME(ROWS) * stride);
-        for (int k = 0; k < GC_W; k++) {
-            BITS a;
-            memcpy(&a, q + k, sizeof a);
-            a &= ABS_MASK;
-            top[k] = a > top[k] ? a : top[k];
-        }
-        vd x = LOAD(q);
+        vd x = LOAD((const ELEMENT *)p);
 #if GC_FMA && !WIDE /* squares are exact, and the fused units take work off those that add */
         if (ord == 2) {
-            vd t = vd_fma(x, x, s), part = t - s;
-            e += (s - (t - part)) + vd_fma(x, x, -part);
-            s = t;
+            vd t = vd_fma(x, x, *sum), part = t - *sum;
+            if (grown)
+                *error += vd_fma(x, x, -part);
+            else
+                *error += (*sum - (t - part)) + vd_fma(x, x, -part);
+            *sum = t;
             continue;
         }
 #endif
         vd term = ord == 1 ? vd_abs(x) : x * x;
-        gc_two_sum(&s, &e, term);
+        if (grown) {
+            vd t = *sum + term;
+            *error += term - (t - *sum);
+            *sum = t;
+        } else
+            gc_two_sum(sum, error, term);
 #if WIDE
         if (ord != 1)
-            e += vd_where_above(term, 0x1p-960, gc_square_rest(x, term)); /* alike without fma */
+            *error += vd_where_above(term, 0x1p-960, gc_square_rest(x, term)); /* alike without fma */
 #endif
     }
+}
+
+/* Some rows of GC_W columns. The next rows are prefetched: these are too short for the processor to see them coming. */
+static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t rows, int ord, double *sum, double *error,
+                                  BITS *largest)
+{
+    vd s, e;
+    BITS top[GC_W] = {0};
+    memcpy(&s, sum, sizeof s);
+    memcpy(&e, error, sizeof e);
+    const char *row = p;
+    for (ptrdiff_t i = 0; i < rows; i++, row += stride) {
+        GC_PREFETCH(row + NAME(ROWS) * stride);
+        for (int k = 0; k < GC_W; k++) {
+            BITS a;
+            memcpy(&a, (const ELEMENT *)row + k, sizeof a);
+            a &= ABS_MASK;
+            top[k] = a > top[k] ? a : top[k];
+        }
+    }
+    ELEMENT magnitude[GC_W];
+    memcpy(magnitude, top, sizeof top);
+    vd most = LOAD(magnitude);
+    if (gc_all_within(ord == 1 ? most : most * most, s))
+        NAME(add_terms)(p, stride, rows, ord, 1, &s, &e);
+    else
+        NAME(add_terms)(p, stride, rows, ord, 0, &s, &e);
+    for (int k = 0; k < GC_W; k++)
+        largest[k] = top[k] > largest[k] ? top[k] : largest[k];
     memcpy(sum, &s, sizeof s);
     memcpy(error, &e, sizeof e);
-    memcpy(largest, top, sizeof top);
+}
+
+/* At most ROWS rows of a panel. Inlined with a constant ord, and the usual number of rows another, for the compiler. */
+static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
+                                   double *error, BITS *largest)
+{
+    ELEMENT padded[NAME(ROWS) * GC_W] = {0};
+    const ptrdiff_t width = GC_W * sizeof(ELEMENT);
+    for (ptrdiff_t j = 0; j < n; j += GC_W) {
+        const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
+        ptrdiff_t step = stride;
+        if (n - j < GC_W) {
+            for (ptrdiff_t i = 0; i < rows; i++)
+                memcpy(padded + i * GC_W, q + i * stride, (size_t)(n - j) * sizeof(ELEMENT));
+            q = (const char *)padded;
+            step = width;
+        }
+        if (rows == NAME(ROWS))
+            NAME(add_rows)(q, step, NAME(ROWS), ord, sum + j, error + j, largest + j);
+        else
+            NAME(add_rows)(q, step, rows, ord, sum + j, error + j, largest + j);
+    }
 }
 
 static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
@@ -355,13 +398,10 @@ static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, p
     for (ptrdiff_t i = 0; i < rows; i += NAME(ROWS)) {
         const char *p = (const char *)x + i * stride;
         const ptrdiff_t few = rows - i < NAME(ROWS) ? rows - i : NAME(ROWS);
-        for (ptrdiff_t j = 0; j < n; j += GC_W) {
-            const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
-            if (few == NAME(ROWS) && n - j >= GC_W) /* constants, for the compiler to unroll */
-                NAME(add_rows)(q, stride, NAME(ROWS), GC_W, ord, sum + j, error + j, largest + j);
-            else
-                NAME(add_rows)(q, stride, few, n - j, ord, sum + j, error + j, largest + j);
-        }
+        if (ord == 2)
+            NAME(add_panel)(p, stride, few, n, 2, sum, error, largest);
+        else
+            NAME(add_panel)(p, stride, few, n, 1, sum, error, largest);
     }
     for (ptrdiff_t j = 0; j < n; j++) {
         ELEMENT e;
@@ -409,13 +449,31 @@ static void NAME(scale_columns)(void *y, ptrdiff_t y_stride, const void *x, ptrd
     const char *from = x;
     char *to = y;
 #if SHORT
-    float f[GC_SCALED];
+    float f[GC_PANEL];
     for (ptrdiff_t j = 0; j < n; j++)
         f[j] = (float)factor[j];
 #else
     const double *f = factor;
 #endif
-    for (ptrdiff_t i = 0; i < rows; i++, from += x_stride, to += y_stride) {
+    ptrdiff_t i = 0;
+#if !SHORT /* four rows for each time that a factor is loaded */
+    for (; i + 4 <= rows; i += 4, from += 4 * x_stride, to += 4 * y_stride) {
+        const ELEMENT *p[4];
+        ELEMENT *q[4];
+        for (int k = 0; k < 4; k++) {
+            p[k] = (const ELEMENT *)(from + k * x_stride);
+            q[k] = (ELEMENT *)(to + k * y_stride);
+        }
+        GC_IVDEP
+        for (ptrdiff_t j = 0; j < n; j++) {
+            q[0][j] = PUT(p[0][j] * f[j]);
+            q[1][j] = PUT(p[1][j] * f[j]);
+            q[2][j] = PUT(p[2][j] * f[j]);
+            q[3][j] = PUT(p[3][j] * f[j]);
+        }
+    }
+#endif
+    for (; i < rows; i++, from += x_stride, to += y_stride) {
         const ELEMENT *p = (const ELEMENT *)from;
         ELEMENT *q = (ELEMENT *)to;
         GC_IVDEP

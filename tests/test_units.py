@@ -141,7 +141,7 @@ def check_slice(x, y, norm, factor, threshold, ord, strict, grad_scale, nonfinit
 
 # ---- columns, read row by row ---------------------------------------------------------------------------
 
-PANELS = [(1100, 256), (1030, 257), (2100, 255), (5, 515), (3, 1000), (140_000, 2), (90_000, 3), (40_000, 9), (1025, 1)]
+PANELS = [(1100, 256), (1030, 513), (2100, 255), (5, 2049), (3, 5000), (140_000, 2), (90_000, 3), (40_000, 9), (1025, 1)]
 
 
 def columns(dtype, shape, seed=0):
@@ -191,6 +191,28 @@ def test_threads_and_sets_change_no_bit(dtype, threads, ord):
     finally:
         machine.set_isa(before)
     assert len(found) == 3
+
+
+@pytest.mark.parametrize("ord", [1, 2])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_columns_that_grow_and_shrink(isa, dtype, ord):
+    """Where elements outgrow the sum of their column, its additions take the longer way; each column has its own pace."""
+    rows = np.arange(203)[:, None]
+    rng = np.random.default_rng(6)
+    growing = np.minimum(rng.uniform(1, 2, (203, 21)) * 2.0 ** (rows * np.linspace(-0.14, 0.14, 21) - 8), 6e4)
+    a = np.concatenate([growing, gradient(dtype, 203 * 20, "lognormal").reshape(203, 20)], axis=1).astype(dtype)
+    norms = gradclip.clip_by_norm(a, math.inf, axis=0, ord=ord)[1].norms
+    for x, norm in zip(a.T, norms, strict=True):
+        assert norm_error(norm, power_sum([x], ord), ord) <= 0.501
+
+
+def test_leaves_wider_and_longer_than_a_panel(isa):
+    """Panels are at most 2048 columns and 4M elements large."""
+    for shape in [(2100, 2100), (1_050_000, 5), (600, 15_000)]:
+        a = gradient(np.float32, math.prod(shape)).reshape(shape)
+        norms = gradclip.clip_by_norm(a, math.inf, axis=0)[1].norms
+        expected = np.sqrt(np.add.reduce(np.square(a, dtype=np.float64).astype(np.longdouble), axis=0))
+        assert norms.tolist() == pytest.approx(expected.astype(np.float64).tolist(), rel=2.3e-16)
 
 
 @pytest.mark.parametrize("width", [5, 256, 300])

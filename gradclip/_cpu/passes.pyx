@@ -26,7 +26,7 @@ from gradclip._cpu.fold cimport Factor, Sum, Unit, GC_SHIFT, clear, fold, merge,
 from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, GC_F32, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
-from gradclip._cpu.work cimport BLOCK, LANES, PANEL, SCALED, Group, Part, Work, cut
+from gradclip._cpu.work cimport BLOCK, LANES, PANEL, Group, Part, Work, cut
 
 cdef extern from "pairs.h" nogil:
     long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
@@ -288,7 +288,7 @@ cdef void measure_panel(const Task *t, const Group *group, Sum *total) noexcept 
 
 cdef bint write_panel(const gc_leaf *to, const gc_leaf *source, const Group *group, const Write *w, bint per_unit) noexcept nogil:
     """Scale some rows of some columns; False where a column needs more than that."""
-    cdef double factors[SCALED]
+    cdef double factors[PANEL]
     cdef ptrdiff_t j
     cdef bint idle = to.data == source.data
     cdef double largest = 3e38 if to.itemsize == 2 else INFINITY
@@ -445,7 +445,7 @@ cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
 
 cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double grad_scale, const Write *bounds, Plan made):
     cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
-    cdef Work work = cut(leaf, leaf, leaves.count, PANEL if simple else 0)
+    cdef Work work = cut(leaf, leaf, leaves.count, simple)
     cdef Sums sums = Sums(leaves.units, work.elements, ord, grad_scale)
     cdef Task task
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
@@ -482,7 +482,7 @@ def measure_written(Leaves leaves, Plan plan, double ord):
 def write(Leaves leaves, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source."""
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
-    cdef Work work = cut(leaves.leaf, source, leaves.count, SCALED)
+    cdef Work work = cut(leaves.leaf, source, leaves.count, True)
     cdef Task task
     task.leaf, task.source, task.group, task.write, task.per_unit = leaves.leaf, source, work.group, plan.write, plan.count > 1
     with nogil:

@@ -138,6 +138,24 @@ static inline void gc_fill_row(void *to, const void *from, ptrdiff_t n, ptrdiff_
 #endif
 }
 
+/* Whether no x is above its limit, or NaN. */
+static inline int gc_all_within(vd x, vd limit)
+{
+#if defined(GC_AVX512)
+    return _mm512_cmp_pd_mask((__m512d)x, (__m512d)limit, _CMP_NLE_UQ) == 0;
+#elif defined(GC_AVX2)
+    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)x, (__m256d)limit, _CMP_NLE_UQ)) == 0;
+#else
+    double a[GC_W], b[GC_W];
+    memcpy(a, &x, sizeof x);
+    memcpy(b, &limit, sizeof limit);
+    int within = 1;
+    for (int j = 0; j < GC_W; j++)
+        within &= a[j] <= b[j];
+    return within;
+#endif
+}
+
 static inline vd vd_abs(vd x)
 {
 #if defined(GC_AVX512)

@@ -363,6 +363,9 @@ def test_complex_magnitude_beyond_float64(isa):
     assert report.norm == math.inf
     assert abs(clipped[0]) == pytest.approx(1.0, rel=1e-15)
     assert gradclip.measure(z, ord=math.inf).norm == math.inf
+    clipped, report = gradclip.clip_by_norm([z, z / 4], 1.0, ord=math.inf)  # what is kept of a leaf holds it too
+    assert report.norms.tolist() == [math.inf, pytest.approx(1.7e308 * math.sqrt(0.125))]
+    assert [abs(c[0]) for c in clipped] == pytest.approx([1.0, 1.0], rel=1e-15)
 
 
 @pytest.mark.parametrize("ord", [1, 2, math.inf])

@@ -358,7 +358,7 @@ static inline void NAME(add_terms)(const char *p, ptrdiff_t stride, ptrdiff_t ro
     }
 }
 
-/* Some rows of GC_W columns. The next rows are prefetched: these are too short for the processor to see them coming. */
+/* Some rows of GC_W columns. */
 static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t rows, int ord, double *sum, double *error,
                                   BITS *largest)
 {
@@ -368,7 +368,6 @@ static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t row
     memcpy(&e, error, sizeof e);
     const char *row = p;
     for (ptrdiff_t i = 0; i < rows; i++, row += stride) {
-        GC_PREFETCH(row + NAME(ROWS) * stride);
         for (int k = 0; k < GC_W; k++) {
             BITS a;
             memcpy(&a, (const ELEMENT *)row + k, sizeof a);
@@ -389,7 +388,8 @@ static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t row
     memcpy(error, &e, sizeof e);
 }
 
-/* At most ROWS rows of a panel. Inlined with a constant ord, and the usual number of rows another, for the compiler. */
+/* At most ROWS rows of a panel. Inlined with a constant ord, and the usual number of rows another, for the compiler. The
+ * next rows are prefetched, line by line: these are too short for the processor to see them coming. */
 static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                                    double *error, BITS *largest)
 {
@@ -398,6 +398,9 @@ static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t ro
     for (ptrdiff_t j = 0; j < n; j += GC_W) {
         const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
         ptrdiff_t step = stride;
+        if (j % (64 / (ptrdiff_t)sizeof(ELEMENT)) == 0)
+            for (int i = 0; i < NAME(ROWS); i++)
+                GC_PREFETCH(q + (NAME(ROWS) + i) * stride);
         if (n - j < GC_W) {
             for (ptrdiff_t i = 0; i < rows; i++)
                 memcpy(padded + i * GC_W, q + i * stride, (size_t)(n - j) * sizeof(ELEMENT));

@@ -38,7 +38,7 @@ enum { GC_W = 2 };
 typedef double vd __attribute__((vector_size(8 * GC_W)));
 typedef float vf __attribute__((vector_size(4 * GC_W)));
 #define GC_TO_DOUBLE(v) __builtin_convertvector(v, vd)
-#define GC_PREFETCH(p) __builtin_prefetch(p)
+#define GC_PREFETCH(p) __builtin_prefetch(p, 0, 2) /* into the second cache: the first has no room for rows to come */
 #else
 enum { GC_W = 1 };
 typedef double vd;

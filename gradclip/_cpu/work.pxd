@@ -78,6 +78,7 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
             while unit < leaf[i].units:
                 whole = min(wide, leaf[i].units - unit)
                 rows = min(area // whole, <ptrdiff_t>MOST)
+                rows = (leaf[i].size - 1) // ((leaf[i].size - 1) // rows + 1) + 1   # alike, none left over
                 first = 0
                 while first < leaf[i].size:
                     g[n] = Group(Part.COLUMNS, i, unit, whole, first, min(rows, leaf[i].size - first), work.slots)

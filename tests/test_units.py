@@ -236,6 +236,26 @@ def test_columns_of_every_range_side_by_side(isa, width, ord):
         assert gradclip.clip_by_norm(a, 1.0, axis=0, ord=ord)[0][:, j].tobytes() == alone.tobytes()
 
 
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_columns_with_odd_parts(isa, dtype, ord):
+    """Three panels below each other: a column may be not finite, or out of range, in any of them."""
+    a = columns(dtype, (1530, 513))
+    clean = gradclip.clip_by_norm(a, math.inf, axis=0, ord=ord)[1].norms
+    odd = {1: (5,), 65: (900,), 66: (1500,), 512: (3, 800), 130: (2, 700, 1529)}
+    large = 1e200 if dtype == np.float64 else math.inf
+    for j, rows in odd.items():
+        a[list(rows), j] = large if j != 65 else math.nan
+    a[:600, 200] = 1e-320  # of float64 out of range, of others 0
+    report = gradclip.clip_by_norm(a, math.inf, axis=0, ord=ord, nonfinite="zero")[1]
+    assert report.nonfinite == (1 if dtype == np.float64 else 8)
+    for j in (*odd, 200):
+        assert norm_error(report.norms[j], power_sum([finite(a[:, j])], ord), 2 if ord == 2 else 1) <= 0.501
+    assert norm_error(report.norm, power_sum([finite(a)], ord), 2 if ord == 2 else 1) <= 0.501
+    alike = [j for j in range(513) if j not in (*odd, 200)]
+    assert report.norms[alike].tolist() == clean[alike].tolist()
+
+
 @pytest.mark.parametrize("rows", [20, 3000])
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 def test_nonfinite_in_one_column(isa, dtype, rows):

@@ -418,8 +418,9 @@ static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, p
                               double *error, double *amax)
 {
     BITS largest[GC_PANEL] = {0};
-    for (ptrdiff_t j = 0; j < GC_PANEL; j++)
-        sum[j] = error[j] = 0;
+    const size_t room = (size_t)(n + GC_LANES - 1) / GC_LANES * GC_LANES * sizeof *sum;
+    memset(sum, 0, room);
+    memset(error, 0, room);
     for (ptrdiff_t i = 0; i < rows; i += NAME(ROWS)) {
         const char *p = (const char *)x + i * stride;
         const ptrdiff_t few = rows - i < NAME(ROWS) ? rows - i : NAME(ROWS);

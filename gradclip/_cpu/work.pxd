@@ -3,6 +3,7 @@
 from cpython.mem cimport PyMem_Malloc
 from libc.stddef cimport ptrdiff_t
 
+from gradclip._cpu.fold cimport Sum
 from gradclip._cpu.machine cimport team_size
 from gradclip._leaves cimport gc_leaf
 
@@ -12,6 +13,7 @@ cdef enum:
     GROUP = 16 * BLOCK
     SETUP = 128             # elements that take as long as starting with a unit
     PANEL = 2048            # GC_PANEL
+    LINE = 64               # bytes of a cache line
     AREA = 1 << 18          # elements of a panel, at least;
     SHARE = 16              # a leaf has so many panels, unless they were smaller than that or
     LARGEST = 1 << 22       # larger than this
@@ -30,7 +32,7 @@ cdef struct Group:
     ptrdiff_t leaf, unit    # the first,
     ptrdiff_t count         # of so many units
     ptrdiff_t first, rows   # elements (rows) of a segment (of columns): from, how many
-    ptrdiff_t slot          # where the Sums of such parts stand
+    ptrdiff_t slot          # where the Sums of such parts stand, of columns also their pairs
 
 
 cdef struct Work:
@@ -39,6 +41,15 @@ cdef struct Work:
     Py_ssize_t slots        # Sums that groups need beside those of whole units
     ptrdiff_t elements      # a complex number is one
     int team
+
+
+cdef inline ptrdiff_t padded(ptrdiff_t columns) noexcept nogil:
+    return (columns + LANES - 1) // LANES * LANES
+
+
+cdef inline ptrdiff_t slots_of(ptrdiff_t columns) noexcept nogil:
+    """Room for so many Sums and, from the start of a line, three arrays of double."""
+    return columns + (3 * padded(columns) * <ptrdiff_t>sizeof(double) + LINE) // <ptrdiff_t>sizeof(Sum) + 1
 
 
 cdef inline ptrdiff_t area_of(const gc_leaf *leaf) noexcept:
@@ -82,8 +93,7 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
                 first = 0
                 while first < leaf[i].size:
                     g[n] = Group(Part.COLUMNS, i, unit, whole, first, min(rows, leaf[i].size - first), work.slots)
-                    if rows < leaf[i].size:
-                        work.slots += whole
+                    work.slots += slots_of(whole)
                     n += 1
                     first += rows
                 unit += whole

@@ -61,7 +61,7 @@ def clip_adaptive_(
     Notes
     -----
     Gradients and parameters are read once, in one pass; only units that exceed their bound are written (units that
-    are columns: in panels of 256). A unit whose parameters hold a NaN or Inf is left alone. The method is that
+    are columns: in panels of up to 2048). A unit whose parameters hold a NaN or Inf is left alone. The method is that
     of [1]_, which leaves the last linear layer out: pass the others.
 
     References

@@ -74,7 +74,7 @@ int main(void)
                 wide[i] *= 0.7;
             k->narrow[t](&y, wide, n);
             mix(&y, (size_t)n * size[t]);
-            ptrdiff_t width = 1 + n % GC_PANEL, rows = n / width, stride = width * (ptrdiff_t)size[t];
+            ptrdiff_t width = 1 + n % (round % 2 ? GC_PANEL : 64), rows = n / width, stride = width * (ptrdiff_t)size[t];
             for (ptrdiff_t j = 0; j < width; j++)
                 factor[j] = 0.37e-3 * (double)(j + 1);
             for (int ord = 1; ord <= 2; ord++) {

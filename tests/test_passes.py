@@ -48,7 +48,7 @@ def test_blocks_far_above_and_below_the_first(isa, dtype):
 
 @pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=ids)
 def test_short_squares_are_summed_exactly_at_every_span(isa, dtype):
-    """Halves choose among three sums by the span of a block: all of them are exact, or nearly."""
+    """Halves choose between two sums, group by group: both are exact, or nearly."""
     rng = np.random.default_rng(9)
     for span in range(1, 26):
         for size in (1, 63, 64, 65, 4096, 5000):
@@ -56,6 +56,27 @@ def test_short_squares_are_summed_exactly_at_every_span(isa, dtype):
             a = (rng.uniform(1, 2, size) * 2.0**exponent * rng.choice([-1, 1], size)).astype(dtype)
             a[rng.random(size) < 0.1] = 0
             assert gradclip.measure(a).exact() == power_sum([a]), (span, size)
+
+
+@pytest.mark.parametrize("top", [1.0, 2.0**-3, 2.0**-12])
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=ids)
+def test_groups_of_halves_at_the_edges_of_their_window(isa, dtype, top):
+    """Groups of 128 are added in eights if all but zeros lie in a window that the bound sets: seven large squares and a small
+    one whose bits are all in use lose some just beyond it. Below float16's normal numbers it has no lower edge."""
+    rng = np.random.default_rng(12)
+    high = 4 * top  # the bound is 16 * top, as the first elements are top
+    low = high * 2.0 ** -(15 if dtype == np.float16 else 18)
+    edges = np.array([low, 2 * low, high, 2 * high], dtype).view(np.uint16)
+    edges = [*(edges - 1).view(dtype), *edges.view(dtype), *(edges + 1).view(dtype)]
+    special = np.array([0, 0x8000, 1, 3, 0x8001], np.uint16).view(dtype)  # 0 and -0, subnormals
+    for large in [*edges, dtype.type(5000.0 * top)]:  # the last is above the bound
+        for small in [*edges, *special]:
+            a = np.full(5 * 128 + 50, top, dtype)
+            a[128:256] = a[512:] = large
+            a[128:144] = a[-50:-40] = small
+            a[384:512] = rng.choice([small, large], 128)
+            exact = power_sum([a])
+            assert abs(gradclip.measure(a).exact() - exact) <= exact / 2**76, (float(large), float(small))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -342,6 +363,9 @@ def test_complex_magnitude_beyond_float64(isa):
     assert report.norm == math.inf
     assert abs(clipped[0]) == pytest.approx(1.0, rel=1e-15)
     assert gradclip.measure(z, ord=math.inf).norm == math.inf
+    clipped, report = gradclip.clip_by_norm([z, z / 4], 1.0, ord=math.inf)  # what is kept of a leaf holds it too
+    assert report.norms.tolist() == [math.inf, pytest.approx(1.7e308 * math.sqrt(0.125))]
+    assert [abs(c[0]) for c in clipped] == pytest.approx([1.0, 1.0], rel=1e-15)
 
 
 @pytest.mark.parametrize("ord", [1, 2, math.inf])

@@ -141,7 +141,7 @@ def check_slice(x, y, norm, factor, threshold, ord, strict, grad_scale, nonfinit
 
 # ---- columns, read row by row ---------------------------------------------------------------------------
 
-PANELS = [(1100, 256), (1030, 257), (2100, 255), (5, 515), (3, 1000), (140_000, 2), (90_000, 3), (40_000, 9), (1025, 1)]
+PANELS = [(1100, 256), (1030, 513), (2100, 255), (5, 2049), (3, 5000), (140_000, 2), (90_000, 3), (40_000, 9), (1025, 1)]
 
 
 def columns(dtype, shape, seed=0):
@@ -193,6 +193,28 @@ def test_threads_and_sets_change_no_bit(dtype, threads, ord):
     assert len(found) == 3
 
 
+@pytest.mark.parametrize("ord", [1, 2])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_columns_that_grow_and_shrink(isa, dtype, ord):
+    """Where elements outgrow the sum of their column, its additions take the longer way; each column has its own pace."""
+    rows = np.arange(203)[:, None]
+    rng = np.random.default_rng(6)
+    growing = np.minimum(rng.uniform(1, 2, (203, 21)) * 2.0 ** (rows * np.linspace(-0.14, 0.14, 21) - 8), 6e4)
+    a = np.concatenate([growing, gradient(dtype, 203 * 20, "lognormal").reshape(203, 20)], axis=1).astype(dtype)
+    norms = gradclip.clip_by_norm(a, math.inf, axis=0, ord=ord)[1].norms
+    for x, norm in zip(a.T, norms, strict=True):
+        assert norm_error(norm, power_sum([x], ord), ord) <= 0.501
+
+
+def test_leaves_wider_and_longer_than_a_panel(isa):
+    """Panels are at most 2048 columns and 4M elements large."""
+    for shape in [(2100, 2100), (1_050_000, 5), (600, 15_000)]:
+        a = gradient(np.float32, math.prod(shape)).reshape(shape)
+        norms = gradclip.clip_by_norm(a, math.inf, axis=0)[1].norms
+        expected = np.sqrt(np.add.reduce(np.square(a, dtype=np.float64).astype(np.longdouble), axis=0))
+        assert norms.tolist() == pytest.approx(expected.astype(np.float64).tolist(), rel=2.3e-16)
+
+
 @pytest.mark.parametrize("width", [5, 256, 300])
 @pytest.mark.parametrize("ord", [1, 2, math.inf])
 def test_columns_of_every_range_side_by_side(isa, width, ord):
@@ -212,6 +234,26 @@ def test_columns_of_every_range_side_by_side(isa, width, ord):
         assert report.norms[j] == gradclip.global_norm(alone, ord)
         gradclip.clip_by_global_norm_(alone, 1.0, ord=ord)
         assert gradclip.clip_by_norm(a, 1.0, axis=0, ord=ord)[0][:, j].tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("ord", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_columns_with_odd_parts(isa, dtype, ord):
+    """Three panels below each other: a column may be not finite, or out of range, in any of them."""
+    a = columns(dtype, (1530, 513))
+    clean = gradclip.clip_by_norm(a, math.inf, axis=0, ord=ord)[1].norms
+    odd = {1: (5,), 65: (900,), 66: (1500,), 512: (3, 800), 130: (2, 700, 1529)}
+    large = 1e200 if dtype == np.float64 else math.inf
+    for j, rows in odd.items():
+        a[list(rows), j] = large if j != 65 else math.nan
+    a[:600, 200] = 1e-320  # of float64 out of range, of others 0
+    report = gradclip.clip_by_norm(a, math.inf, axis=0, ord=ord, nonfinite="zero")[1]
+    assert report.nonfinite == (1 if dtype == np.float64 else 8)
+    for j in (*odd, 200):
+        assert norm_error(report.norms[j], power_sum([finite(a[:, j])], ord), 2 if ord == 2 else 1) <= 0.501
+    assert norm_error(report.norm, power_sum([finite(a)], ord), 2 if ord == 2 else 1) <= 0.501
+    alike = [j for j in range(513) if j not in (*odd, 200)]
+    assert report.norms[alike].tolist() == clean[alike].tolist()
 
 
 @pytest.mark.parametrize("rows", [20, 3000])

@@ -38,6 +38,24 @@ static double NAME(amax)(const void *x, ptrdiff_t n)
     return GET(e);
 }
 
+/* The sum of squares of n <= GC_LANES elements: a square per lane needs no addition, hence no start, and no bound for it. */
+static inline gc_sum NAME(sum_few)(const ELEMENT *p, ptrdiff_t n)
+{
+    ELEMENT row[GC_LANES];
+    vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
+    gc_fill_row(row, p, n, sizeof *p);
+    for (int j = 0; j < GC_LANES / GC_W; j++) {
+        vd x = LOAD(row + j * GC_W);
+        sum[j] = x * x;
+#if WIDE
+        error[j] = vd_where_above(sum[j], 0x1p-960, gc_square_rest(x, sum[j])); /* alike without fma */
+#else
+        error[j] = vd_all(0.0);
+#endif
+    }
+    return gc_fold_lanes(0.0, sum, error, NAME(amax)(row, GC_LANES));
+}
+
 /* One term per lane: sum += term, error += what that addition lost. FastTwoSum: exact because
  * the sum starts above every term. */
 static inline void NAME(add_squares)(const ELEMENT *p, vd sum[], vd error[])
@@ -83,17 +101,27 @@ static inline void NAME(add_magnitudes)(const ELEMENT *p, vd sum[], vd error[])
 }
 
 #if SHORT
-enum { NAME(TRACKS) = 32, NAME(EIGHT) = 8 * GC_LANES };
+/* A group: eight elements of each lane. */
+enum { NAME(GROUP) = 8 * GC_LANES };
 
-/* Largest magnitude, and smallest that is not 0, less 1: 0 becomes the largest. */
-static inline void NAME(track_both)(const ELEMENT *p, BITS largest[], BITS least[])
+/* Whether an element of a group, other than 0, lies outside [low, high), as bits. */
+static inline int NAME(leaves_window)(const ELEMENT *p, BITS low, BITS high, BITS largest[])
 {
-    for (int i = 0; i < NAME(EIGHT); i += NAME(TRACKS))
-        for (int j = 0; j < NAME(TRACKS); j++) {
-            BITS a = (BITS)(p[i + j] & ABS_MASK), b = (BITS)((a - 1) & ABS_MASK);
-            largest[j] = a > largest[j] ? a : largest[j];
+    BITS most[GC_TRACKS] = {0}, least[GC_TRACKS], out[GC_TRACKS];
+    const BITS from = (BITS)(low + ABS_MASK);
+    for (int j = 0; j < GC_TRACKS; j++)
+        least[j] = ABS_MASK;
+    for (int i = 0; i < NAME(GROUP); i += GC_TRACKS)
+        for (int j = 0; j < GC_TRACKS; j++) {
+            BITS a = (BITS)(p[i + j] & ABS_MASK), b = (BITS)(a + ABS_MASK); /* 1 becomes the least, 0 the largest */
+            most[j] = a > most[j] ? a : most[j];
             least[j] = b < least[j] ? b : least[j];
         }
+    for (int j = 0; j < GC_TRACKS; j++) {
+        largest[j] = most[j] > largest[j] ? most[j] : largest[j];
+        out[j] = (BITS)-((most[j] >= high) | (least[j] < from));
+    }
+    return gc_any(out);
 }
 
 /* Eight squares per lane are added plainly, and the eight compensated as one. */
@@ -112,113 +140,67 @@ static inline void NAME(add_eights)(const ELEMENT *p, vd sum[], vd error[])
     }
 }
 
-/* Binades from the smallest to the largest of a block. Subnormals of float16 are multiples of what its
- * smallest normal number is a multiple of, so none counts as smaller. */
-static int NAME(span)(const BITS least[], double amax)
+static inline void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS largest[], vd sum[], vd error[])
 {
-    BITS smallest = ABS_MASK;
-    for (int j = 0; j < NAME(TRACKS); j++)
-        smallest = least[j] < smallest ? least[j] : smallest;
-    ELEMENT e = (ELEMENT)(smallest + 1);
-    int low = gc_exponent(GET(e));
-    if (SHORT == 11 && low < -13)
-        low = -13;
-    return gc_exponent(amax) - low;
+    if (!NAME(leaves_window)(p, low, high, largest)) {
+        NAME(add_eights)(p, sum, error);
+        return;
+    }
+    for (int k = 0; k < NAME(GROUP); k += GC_LANES)
+        NAME(add_squares)(p + k, sum, error);
 }
 
-/* Where all squares of a block are multiples of one small enough unit, float64 adds eight of them
- * exactly: 2 * span + 2 * SHORT bits hold any square, 3 more eight. Gain: a third of the time. */
-static inline int NAME(sum_eights)(const ELEMENT *p, ptrdiff_t n, double bound, gc_sum *into)
-{
-    const double start = 16 * bound * bound; /* above eight squares */
-    BITS largest[NAME(TRACKS)], least[NAME(TRACKS)];
-    vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
-    for (int j = 0; j < NAME(TRACKS); j++) {
-        largest[j] = 0;
-        least[j] = ABS_MASK;
-    }
-    gc_start(start, sum, error);
-    ptrdiff_t i = 0;
-    for (; i + NAME(EIGHT) <= n; i += NAME(EIGHT)) {
-        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p);
-        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p + 64);
-        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p + 128);
-        GC_PREFETCH((const char *)(p + i) + GC_BLOCK * sizeof *p + 192);
-        NAME(track_both)(p + i, largest, least);
-        NAME(add_eights)(p + i, sum, error);
-    }
-    if (i < n) {
-        ELEMENT padded[NAME(EIGHT)] = {0};
-        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
-        NAME(track_both)(padded, largest, least);
-        NAME(add_eights)(padded, sum, error);
-    }
-    double amax = NAME(amax)(largest, NAME(TRACKS));
-    *into = (gc_sum){0, 0, amax};
-    if (!(amax <= bound) || amax == 0)
-        return 1;
-    if (2 * NAME(span)(least, amax) + 2 * SHORT + 3 > 53)
-        return 0;
-    *into = gc_fold_lanes(start, sum, error, amax);
-    return 1;
-}
-#endif
-
-/* The sum of squares of n <= GC_LANES elements: a square per lane needs no addition, hence no start, and no bound for it. */
-static inline gc_sum NAME(sum_few)(const ELEMENT *p, ptrdiff_t n)
-{
-    ELEMENT row[GC_LANES];
-    vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
-    gc_fill_row(row, p, n, sizeof *p);
-    for (int j = 0; j < GC_LANES / GC_W; j++) {
-        vd x = LOAD(row + j * GC_W);
-        sum[j] = x * x;
-#if WIDE
-        error[j] = vd_where_above(sum[j], 0x1p-960, gc_square_rest(x, sum[j])); /* alike without fma */
-#else
-        error[j] = vd_all(0.0);
-#endif
-    }
-    return gc_fold_lanes(0.0, sum, error, NAME(amax)(row, GC_LANES));
-}
-
-/* One pass: the running sums and, where squares are not short, the largest magnitude of each lane as bits. */
+/* float64 adds eight squares of elements below 2**c exactly, and their sum is below 2**(2c + 3), if the elements are
+ * multiples of 2**(c - 25): those from 2**(c + SHORT - 26) on are. So groups of such elements, with c two binades below
+ * the bound, are added in eights, others one by one; of standard normal numbers about one group in forty. A block that
+ * chose for all its groups, by what it spans, took 1.5 times as long. */
 static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
 {
     const ELEMENT *p = x;
     if (n <= GC_LANES)
         return NAME(sum_few)(p, n);
-#if SHORT
-    gc_sum short_sum;
-    if (NAME(sum_eights)(p, n, bound, &short_sum))
-        return short_sum;
-    double amax = short_sum.amax;
+    const double start = 2 * bound * bound; /* above every square, and every eight of a window */
+    const BITS normal = INF_BITS & -INF_BITS; /* subnormals are multiples of what it is a multiple of */
+    const BITS high = (BITS)PUT(bound / 4), least = (BITS)PUT(bound / (1 << (28 - SHORT)));
+    const BITS low = least > normal ? least : 1;
+    BITS largest[GC_TRACKS] = {0};
+    vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
+    gc_start(start, sum, error);
+    ptrdiff_t i = 0;
+    for (; i + NAME(GROUP) <= n; i += NAME(GROUP))
+        NAME(add_group)(p + i, low, high, largest, sum, error);
+    if (i < n) {
+        ELEMENT padded[NAME(GROUP)] = {0};
+        memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
+        NAME(add_group)(padded, low, high, largest, sum, error);
+    }
+    return gc_fold_lanes(start, sum, error, NAME(amax)(largest, GC_TRACKS));
+}
 #else
+/* One pass: the running sums, and the largest magnitude of each lane as bits. */
+static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
+{
+    const ELEMENT *p = x;
+    if (n <= GC_LANES)
+        return NAME(sum_few)(p, n);
     BITS largest[GC_LANES] = {0};
-#endif
     double start = 2 * bound * bound; /* above every square */
     vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
     gc_start(start, sum, error);
     ptrdiff_t i = 0;
     for (; i + GC_LANES <= n; i += GC_LANES) {
-#if !SHORT
         NAME(track)(p + i, largest);
-#endif
         NAME(add_squares)(p + i, sum, error);
     }
     if (i < n) {
         ELEMENT padded[GC_LANES];
         gc_fill_row(padded, p + i, n - i, sizeof *p);
-#if !SHORT
         NAME(track)(padded, largest);
-#endif
         NAME(add_squares)(padded, sum, error);
     }
-#if !SHORT
-    double amax = NAME(amax)(largest, GC_LANES);
-#endif
-    return gc_fold_lanes(start, sum, error, amax);
+    return gc_fold_lanes(start, sum, error, NAME(amax)(largest, GC_LANES));
 }
+#endif
 
 /* Seldom asked for: two passes over the block do. */
 static gc_sum NAME(sum_abs)(const void *x, ptrdiff_t n, double bound)
@@ -345,63 +327,107 @@ static inline const ELEMENT *NAME(whole_vector)(const void *p, ptrdiff_t n, ELEM
  * do not drive each other out of a cache of eight ways. Four times faster than row by row. */
 enum { NAME(ROWS) = 6 };
 
-/* Some rows of GC_W columns. By TwoSum: nothing is known of the order of magnitudes. The next rows are prefetched:
- * these are too short for the processor to see them coming. */
-static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
-                                  double *error, BITS *largest)
+/* sum + error += the squares (ord 2) or magnitudes (ord 1) of some rows of GC_W columns, by TwoSum; or by FastTwoSum, which
+ * gives the same bits where the sums are known not to be below the terms. */
+static inline void NAME(add_terms)(const char *p, ptrdiff_t stride, ptrdiff_t rows, int ord, int grown, vd *sum, vd *error)
 {
-    vd s, e;
-    BITS top[GC_W];
-    memcpy(&s, sum, sizeof s);
-    memcpy(&e, error, sizeof e);
-    memcpy(top, largest, sizeof top);
     for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
-        ELEMENT padded[GC_W];
-        const ELEMENT *q = NAME(whole_vector)(p, n, padded);
-        GC_PREFETCH(p + NAME(ROWS) * stride);
-        for (int k = 0; k < GC_W; k++) {
-            BITS a;
-            memcpy(&a, q + k, sizeof a);
-            a &= ABS_MASK;
-            top[k] = a > top[k] ? a : top[k];
-        }
-        vd x = LOAD(q);
+        vd x = LOAD((const ELEMENT *)p);
 #if GC_FMA && !WIDE /* squares are exact, and the fused units take work off those that add */
         if (ord == 2) {
-            vd t = vd_fma(x, x, s), part = t - s;
-            e += (s - (t - part)) + vd_fma(x, x, -part);
-            s = t;
+            vd t = vd_fma(x, x, *sum), part = t - *sum;
+            if (grown)
+                *error += vd_fma(x, x, -part);
+            else
+                *error += (*sum - (t - part)) + vd_fma(x, x, -part);
+            *sum = t;
             continue;
         }
 #endif
         vd term = ord == 1 ? vd_abs(x) : x * x;
-        gc_two_sum(&s, &e, term);
+        if (grown) {
+            vd t = *sum + term;
+            *error += term - (t - *sum);
+            *sum = t;
+        } else
+            gc_two_sum(sum, error, term);
 #if WIDE
         if (ord != 1)
-            e += vd_where_above(term, 0x1p-960, gc_square_rest(x, term)); /* alike without fma */
+            *error += vd_where_above(term, 0x1p-960, gc_square_rest(x, term)); /* alike without fma */
 #endif
     }
+}
+
+/* Some rows of GC_W columns. */
+static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t rows, int ord, double *sum, double *error,
+                                  BITS *largest)
+{
+    vd s, e;
+    BITS top[GC_W] = {0};
+    memcpy(&s, sum, sizeof s);
+    memcpy(&e, error, sizeof e);
+    const char *row = p;
+    for (ptrdiff_t i = 0; i < rows; i++, row += stride) {
+        for (int k = 0; k < GC_W; k++) {
+            BITS a;
+            memcpy(&a, (const ELEMENT *)row + k, sizeof a);
+            a &= ABS_MASK;
+            top[k] = a > top[k] ? a : top[k];
+        }
+    }
+    ELEMENT magnitude[GC_W];
+    memcpy(magnitude, top, sizeof top);
+    vd most = LOAD(magnitude);
+    if (gc_all_within(ord == 1 ? most : most * most, s))
+        NAME(add_terms)(p, stride, rows, ord, 1, &s, &e);
+    else
+        NAME(add_terms)(p, stride, rows, ord, 0, &s, &e);
+    for (int k = 0; k < GC_W; k++)
+        largest[k] = top[k] > largest[k] ? top[k] : largest[k];
     memcpy(sum, &s, sizeof s);
     memcpy(error, &e, sizeof e);
-    memcpy(largest, top, sizeof top);
+}
+
+/* At most ROWS rows of a panel. Inlined with a constant ord, and the usual number of rows another, for the compiler. The
+ * next rows are prefetched, line by line: these are too short for the processor to see them coming. */
+static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
+                                   double *error, BITS *largest)
+{
+    ELEMENT padded[NAME(ROWS) * GC_W] = {0};
+    const ptrdiff_t width = GC_W * sizeof(ELEMENT);
+    for (ptrdiff_t j = 0; j < n; j += GC_W) {
+        const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
+        ptrdiff_t step = stride;
+        if (j % (64 / (ptrdiff_t)sizeof(ELEMENT)) == 0)
+            for (int i = 0; i < NAME(ROWS); i++)
+                GC_PREFETCH(q + (NAME(ROWS) + i) * stride);
+        if (n - j < GC_W) {
+            for (ptrdiff_t i = 0; i < rows; i++)
+                memcpy(padded + i * GC_W, q + i * stride, (size_t)(n - j) * sizeof(ELEMENT));
+            q = (const char *)padded;
+            step = width;
+        }
+        if (rows == NAME(ROWS))
+            NAME(add_rows)(q, step, NAME(ROWS), ord, sum + j, error + j, largest + j);
+        else
+            NAME(add_rows)(q, step, rows, ord, sum + j, error + j, largest + j);
+    }
 }
 
 static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                               double *error, double *amax)
 {
     BITS largest[GC_PANEL] = {0};
-    for (ptrdiff_t j = 0; j < GC_PANEL; j++)
-        sum[j] = error[j] = 0;
+    const size_t room = (size_t)(n + GC_LANES - 1) / GC_LANES * GC_LANES * sizeof *sum;
+    memset(sum, 0, room);
+    memset(error, 0, room);
     for (ptrdiff_t i = 0; i < rows; i += NAME(ROWS)) {
         const char *p = (const char *)x + i * stride;
         const ptrdiff_t few = rows - i < NAME(ROWS) ? rows - i : NAME(ROWS);
-        for (ptrdiff_t j = 0; j < n; j += GC_W) {
-            const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
-            if (few == NAME(ROWS) && n - j >= GC_W) /* constants, for the compiler to unroll */
-                NAME(add_rows)(q, stride, NAME(ROWS), GC_W, ord, sum + j, error + j, largest + j);
-            else
-                NAME(add_rows)(q, stride, few, n - j, ord, sum + j, error + j, largest + j);
-        }
+        if (ord == 2)
+            NAME(add_panel)(p, stride, few, n, 2, sum, error, largest);
+        else
+            NAME(add_panel)(p, stride, few, n, 1, sum, error, largest);
     }
     for (ptrdiff_t j = 0; j < n; j++) {
         ELEMENT e;
@@ -449,13 +475,31 @@ static void NAME(scale_columns)(void *y, ptrdiff_t y_stride, const void *x, ptrd
     const char *from = x;
     char *to = y;
 #if SHORT
-    float f[GC_SCALED];
+    float f[GC_PANEL];
     for (ptrdiff_t j = 0; j < n; j++)
         f[j] = (float)factor[j];
 #else
     const double *f = factor;
 #endif
-    for (ptrdiff_t i = 0; i < rows; i++, from += x_stride, to += y_stride) {
+    ptrdiff_t i = 0;
+#if !SHORT /* four rows for each time that a factor is loaded */
+    for (; i + 4 <= rows; i += 4, from += 4 * x_stride, to += 4 * y_stride) {
+        const ELEMENT *p[4];
+        ELEMENT *q[4];
+        for (int k = 0; k < 4; k++) {
+            p[k] = (const ELEMENT *)(from + k * x_stride);
+            q[k] = (ELEMENT *)(to + k * y_stride);
+        }
+        GC_IVDEP
+        for (ptrdiff_t j = 0; j < n; j++) {
+            q[0][j] = PUT(p[0][j] * f[j]);
+            q[1][j] = PUT(p[1][j] * f[j]);
+            q[2][j] = PUT(p[2][j] * f[j]);
+            q[3][j] = PUT(p[3][j] * f[j]);
+        }
+    }
+#endif
+    for (; i < rows; i++, from += x_stride, to += y_stride) {
         const ELEMENT *p = (const ELEMENT *)from;
         ELEMENT *q = (ELEMENT *)to;
         GC_IVDEP

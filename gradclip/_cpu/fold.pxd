@@ -118,26 +118,25 @@ cdef inline void merge(Sum *into, const Sum *s, double ord) noexcept nogil:
     into.outside += s.outside
 
 
-cdef inline Wide wide_sum(const Sum *s, double ord) noexcept nogil:
+cdef inline Wide wide_sum(const Unit *u, double ord) noexcept nogil:
     cdef Wide w
-    cdef double head = <double>s.high
-    cdef double rest = <double>(s.high - head) + <double>s.low
-    w.head = head + rest
-    w.tail = rest - (w.head - head)
-    w.exponent = shift_of(ord) * <int>s.bin if ord == 1 or ord == 2 else 0     # other orders: gc_root knows the bin
+    w.head = u.high + u.low
+    w.tail = u.low - (w.head - u.high)
+    w.exponent = shift_of(ord) * <int>u.bin if ord == 1 or ord == 2 else 0     # other orders: gc_root knows the bin
     return w
 
 
-cdef inline Wide norm_of(const Sum *s, double ord, double grad_scale) noexcept nogil:
+cdef inline Wide norm_of(const Unit *u, double ord, double grad_scale) noexcept nogil:
     """The norm of the true gradient; ord 0 stands for inf."""
     cdef Wide w
     cdef double root, rest
     if ord == 0:
         w.exponent = 0
-        w.head = <double>frexpl(s.amax, &w.exponent)
+        w.head = frexp(u.amax, &w.exponent)
         w.tail = 0
+        w.exponent += <int>u.bin
     else:
-        w = wide_sum(s, ord)
+        w = wide_sum(u, ord)
         if ord == 2 and w.head > 0:
             root = sqrt(w.head)
             rest = (fma(-root, root, w.head) + w.tail) / (2 * root)
@@ -145,7 +144,7 @@ cdef inline Wide norm_of(const Sum *s, double ord, double grad_scale) noexcept n
             w.tail = rest - (w.head - root)
             w.exponent //= 2
         elif ord != 1 and w.head > 0:
-            root = gc_root(w.head, w.tail, s.bin, ord, &w.exponent)
+            root = gc_root(w.head, w.tail, u.bin, ord, &w.exponent)
             w.head, w.tail = root, 0
     if grad_scale != 1:
         w = divide(w, grad_scale)

@@ -13,12 +13,23 @@
 #define GC_TEXT2(a) #a
 #define GC_TEXT(a) GC_TEXT2(a)
 
-/* The least e with x < 2**e, for a normal x > 0. */
-static inline int gc_exponent(double x)
+/* Halves whose magnitudes are tracked side by side: one or two vectors. */
+enum { GC_TRACKS = 32 };
+
+/* Whether any of them is below 0. */
+static inline int gc_any(const int16_t a[])
 {
-    uint64_t u;
-    memcpy(&u, &x, 8);
-    return (int)(u >> 52) - 1022;
+#if defined(GC_AVX512)
+    return _mm512_movepi16_mask(_mm512_loadu_si512(a)) != 0;
+#elif defined(GC_AVX2)
+    __m256i low = _mm256_loadu_si256((const __m256i *)a), high = _mm256_loadu_si256((const __m256i *)(a + 16));
+    return _mm256_movemask_epi8(_mm256_or_si256(low, high)) != 0;
+#else
+    int16_t any = 0;
+    for (int j = 0; j < GC_TRACKS; j++)
+        any |= a[j];
+    return any < 0;
+#endif
 }
 
 static inline void gc_start(double start, vd sum[], vd error[])

@@ -16,12 +16,12 @@
  * same for every instruction set and thread count. */
 enum { GC_BLOCK = 4096, GC_LANES = 16 };
 
-/* Columns that are worked on together, and elements of a sample: with their sums they stay in the nearest cache. */
-enum { GC_PANEL = 256, GC_STRIP = 1024 };
+/* Columns that are worked on together: long pieces of rows, which memory delivers twice as fast as short ones. No more, as
+ * what a kernel notes of them lies on the stack, and musl gives a thread no more than 128 KiB of it. */
+enum { GC_PANEL = 2048 };
 
-/* Columns that are scaled together: long pieces of rows, which memory delivers twice as fast as short ones. No more, as
- * their factors lie on the stack, and musl gives a thread no more than 128 KiB of it. */
-enum { GC_SCALED = 4096 };
+/* Elements of a sample: with their sums they stay in the nearest cache. */
+enum { GC_STRIP = 1024 };
 
 enum { GC_F16, GC_BF16, GC_F32, GC_F64, GC_DTYPES };
 
@@ -61,10 +61,11 @@ typedef struct {
                                    const double *factor);
     /* Columns of a panel, `rows` rows of n <= GC_PANEL elements that lie `stride` bytes apart: each column's sum of squares
      * (ord 2) or magnitudes (ord 1) as sum + error, and its largest magnitude, not finite if some element is not.
-     * Sums of columns whose largest magnitude is outside GC_TINY .. GC_HUGE mean nothing. sum and error have room for GC_PANEL. */
+     * Sums of columns whose largest magnitude is outside GC_TINY .. GC_HUGE mean nothing. sum and error have room for n rounded
+     * up to GC_LANES; the rest becomes 0. */
     void (*sum_columns[GC_DTYPES])(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                                    double *error, double *amax);
-    /* y = x * factor, column by column (n <= GC_SCALED), as `scale` does it with one factor. y may be x. */
+    /* y = x * factor, column by column (n <= GC_PANEL), as `scale` does it with one factor. y may be x. */
     void (*scale_columns[GC_DTYPES])(void *y, ptrdiff_t y_stride, const void *x, ptrdiff_t x_stride, ptrdiff_t rows,
                                      ptrdiff_t n, const double *factor);
     /* How many elements are NaN and Inf, of a block that amax found not finite. */

@@ -16,6 +16,7 @@ Why they look like this:
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from cython.parallel cimport prange
+from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, isfinite, ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t
@@ -23,11 +24,12 @@ from libc.string cimport memmove, memset
 
 from gradclip._layout cimport gc_leaf, gc_move, gc_unit, gc_unit_data, lay_out
 from gradclip._leaves cimport Leaves
+from gradclip._cpu.columns cimport Columns, columns_of, settle_columns, write_panel
 from gradclip._cpu.fold cimport Factor, Sum, Unit, GC_SHIFT, clear, fold, merge, settle
 from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, GC_F32, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
-from gradclip._cpu.work cimport BLOCK, LANES, PANEL, SCALED, Group, Part, Work, cut
+from gradclip._cpu.work cimport BLOCK, LANES, Group, Part, Work, cut
 
 cdef extern from "pairs.h" nogil:
     long double gc_pair_amax(const void *x, ptrdiff_t n, int dtype, long double largest)
@@ -257,57 +259,25 @@ cdef struct Task:           # what the chunks of one pass share
     Unit *unit              # of each unit, once it is complete
 
 
-# ---- panels: units that are the columns of a matrix ----------------------------------------------
-
-cdef void measure_panel(const Task *t, const Group *group, Sum *total) noexcept nogil:
-    """Some rows of some columns, a sum for each column, row by row as memory has them."""
-    cdef double sums[PANEL]
-    cdef double errors[PANEL]
-    cdef double amax[PANEL]
-    cdef const gc_leaf *leaf = &t.leaf[group.leaf]
-    cdef bint whole = group.rows == leaf.size
+cdef void measure_panel(const Task *t, const Group *g) noexcept nogil:
+    """Some rows of some columns: a pair for each column, or a Sum (columns.pxd)."""
+    cdef const gc_leaf *leaf = &t.leaf[g.leaf]
+    cdef bint ranged = leaf.dtype == GC_F64 and t.ord != 0
+    cdef double least = GC_TINY if ranged else 0, most = GC_HUGE if ranged else DBL_MAX
     cdef ptrdiff_t stride = leaf.axes[1], j
+    cdef Columns c = columns_of(t.slot, g)
     cdef gc_leaf column
-    cdef Sum sum
-    kernels.sum_columns[leaf.dtype](leaf.data + group.first * stride + group.unit * leaf.itemsize, stride, group.rows,
-                                    group.count, 2 if t.ord == 2 else 1, sums, errors, amax)
-    for j in range(group.count):
-        if isfinite(amax[j]) and (leaf.dtype != GC_F64 or t.ord == 0 or amax[j] == 0 or GC_TINY <= amax[j] <= GC_HUGE):
-            clear(&sum)
-            sum.amax = amax[j]
-            if t.ord != 0:
-                fold(&sum, sums[j], errors[j], 0, t.ord)
-        else:
-            column = gc_unit(leaf, group.unit + j)
-            measure_segment(&column, group.first, group.first + group.rows, t.ord, NULL, NULL, &sum)
-        merge(total, &sum, t.ord)
-        if whole:
-            settle(t.unit + leaf.first_unit + group.unit + j, &sum, t.ord)
-        else:
-            t.slot[group.slot + j] = sum
-
-
-cdef bint write_panel(const gc_leaf *to, const gc_leaf *source, const Group *group, const Write *w, bint per_unit) noexcept nogil:
-    """Scale some rows of some columns; False where a column needs more than that."""
-    cdef double factors[SCALED]
-    cdef ptrdiff_t j
-    cdef bint idle = to.data == source.data
-    cdef double largest = 3e38 if to.itemsize == 2 else INFINITY
-    cdef double smallest = 1.2e-38 if to.itemsize == 2 else 0
-    for j in range(group.count):
-        if w.zero or w.kind > Kind.SCALE or w.factor.shift:
-            return False
-        factors[j] = w.factor.last if w.kind == Kind.SCALE else 1
-        if factors[j] != 0 and not smallest <= abs(factors[j]) <= largest:
-            return False
-        idle = idle and w.kind == Kind.KEEP
-        w += per_unit
-    if not idle:
-        kernels.scale_columns[to.dtype](
-            to.data + group.first * to.axes[1] + group.unit * to.itemsize, to.axes[1],
-            source.data + group.first * source.axes[1] + group.unit * source.itemsize, source.axes[1],
-            group.rows, group.count, factors)
-    return True
+    kernels.sum_columns[leaf.dtype](leaf.data + g.first * stride + g.unit * leaf.itemsize, stride, g.rows, g.count,
+                                    2 if t.ord == 2 else 1, c.high, c.low, c.amax)
+    for j in range(g.count):
+        if t.ord == 0:
+            c.high[j] = c.low[j] = 0
+        if least <= c.amax[j] <= most or c.amax[j] == 0:
+            continue
+        c.high[j] = c.low[j] = 0
+        c.amax[j] = INFINITY
+        column = gc_unit(leaf, g.unit + j)
+        measure_segment(&column, g.first, g.first + g.rows, t.ord, NULL, NULL, &c.odd[j])
 
 
 # ---- the list of work, and the region that does it ----------------------------------------------
@@ -368,7 +338,7 @@ cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept 
         if g.part == Part.WHOLE:
             measure_units(t, g, &t.part[i])
         elif g.part == Part.COLUMNS:
-            measure_panel(t, g, &t.part[i])
+            measure_panel(t, g)
         else:
             one = gc_unit(&t.leaf[g.leaf], g.unit)
             w = t.write + one.first_unit if t.per_unit else t.write
@@ -424,29 +394,33 @@ cdef void run(Task *t, const Work *work, bint writing) noexcept nogil:
 
 cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
     """Groups into the total, and the parts of units into these, in order."""
-    cdef Py_ssize_t i, j, start = 0
+    cdef Py_ssize_t i, start = 0, above = 0
     cdef const Group *g
-    cdef ptrdiff_t size
+    cdef Unit *unit
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(n):
         g = &t.group[i]
-        size = t.leaf[g.leaf].size
         merge(total, &t.part[i], t.ord)
-        if g.part == Part.WHOLE or (g.part == Part.COLUMNS and g.rows == size):
+        if g.part == Part.WHOLE:
             continue
         if g.first == 0:
-            start = g.slot      # the slots of the first parts take those of the others
-        for j in range(g.count):
-            if g.first:
-                merge(&t.slot[start + j], &t.slot[g.slot + j], t.ord)
-            if g.first + g.rows == size:
-                settle(t.unit + t.leaf[g.leaf].first_unit + g.unit + j, &t.slot[start + j], t.ord)
+            start = g.slot      # the slot of the first part takes those of the others
+            above = i
+        unit = t.unit + t.leaf[g.leaf].first_unit + g.unit
+        if g.part == Part.COLUMNS:
+            if g.first + g.rows == t.leaf[g.leaf].size:
+                settle_columns(t.slot, &t.group[above], i + 1 - above, t.ord, unit, total)
+            continue
+        if g.first:
+            merge(&t.slot[start], &t.slot[g.slot], t.ord)
+        if g.first + g.rows == t.leaf[g.leaf].size:
+            settle(unit, &t.slot[start], t.ord)
     gc_fp_leave(saved)
 
 
 cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double grad_scale, const Write *bounds, Plan made):
     cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
-    cdef Work work = cut(leaf, leaf, leaves.count, PANEL if simple else 0)
+    cdef Work work = cut(leaf, leaf, leaves.count, simple)
     cdef Sums sums = Sums(leaves.units, work.elements, ord, grad_scale)
     cdef Task task
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
@@ -499,7 +473,7 @@ def write(Leaves leaves, Plan plan):
     if leaves.on_device:
         gpu().write(leaves, plan)       # begins there; errors come before anything is written here
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
-    cdef Work work = cut(leaves.leaf, source, leaves.count, SCALED)
+    cdef Work work = cut(leaves.leaf, source, leaves.count, True)
     cdef Task task
     task.leaf, task.source, task.group, task.write, task.per_unit = leaves.leaf, source, work.group, plan.write, plan.count > 1
     with nogil:

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gradclip._cpu.fold cimport Factor, Sum, Wide, norm_of, factor_of, multiply
+from gradclip._cpu.fold cimport Factor, Unit, Wide, norm_of, factor_of, multiply
 from gradclip._cpu.sums cimport Sums
 
 
@@ -26,7 +26,7 @@ cdef class StandardState:
 cdef void settle_one(Write *w, Sums sums, Py_ssize_t unit, double goal, double eps, bint normalize, bint strict, int decided) noexcept:
     """One unit (-1: all of `sums` together); `decided` -1: not yet."""
     cdef bint nonfinite = sums.shows_nonfinite(unit)
-    cdef Sum sum
+    cdef Unit sum
     w.acts = decided
     if decided < 0:
         if nonfinite:

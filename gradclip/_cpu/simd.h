@@ -38,7 +38,7 @@ enum { GC_W = 2 };
 typedef double vd __attribute__((vector_size(8 * GC_W)));
 typedef float vf __attribute__((vector_size(4 * GC_W)));
 #define GC_TO_DOUBLE(v) __builtin_convertvector(v, vd)
-#define GC_PREFETCH(p) __builtin_prefetch(p)
+#define GC_PREFETCH(p) __builtin_prefetch(p, 0, 2) /* into the second cache: the first has no room for rows to come */
 #else
 enum { GC_W = 1 };
 typedef double vd;
@@ -135,6 +135,24 @@ static inline void gc_fill_row(void *to, const void *from, ptrdiff_t n, ptrdiff_
 #endif
     memset(q, 0, (size_t)(16 * size));
     memcpy(q, p, (size_t)(n * size));
+#endif
+}
+
+/* Whether no x is above its limit, or NaN. */
+static inline int gc_all_within(vd x, vd limit)
+{
+#if defined(GC_AVX512)
+    return _mm512_cmp_pd_mask((__m512d)x, (__m512d)limit, _CMP_NLE_UQ) == 0;
+#elif defined(GC_AVX2)
+    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)x, (__m256d)limit, _CMP_NLE_UQ)) == 0;
+#else
+    double a[GC_W], b[GC_W];
+    memcpy(a, &x, sizeof x);
+    memcpy(b, &limit, sizeof limit);
+    int within = 1;
+    for (int j = 0; j < GC_W; j++)
+        within &= a[j] <= b[j];
+    return within;
 #endif
 }
 

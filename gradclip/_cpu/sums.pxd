@@ -14,7 +14,7 @@ cdef class Sums:
     cdef public bint finite_only        # whether norms leave NaN and Inf out
     cdef Unit *unit
     cdef Sum total
-    cdef Sum at(self, Py_ssize_t leaf) noexcept
+    cdef Unit at(self, Py_ssize_t leaf) noexcept
     cdef double norm_of(self, Py_ssize_t leaf) noexcept
     cpdef bint shows_nonfinite(self, Py_ssize_t leaf=*) noexcept
     cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=*) noexcept

@@ -101,15 +101,19 @@ cdef class Sums:
             merge(&self.total, &s, self.ord)
         gc_fp_leave(saved)
 
-    cdef Sum at(self, Py_ssize_t leaf) noexcept:
-        return self.total if leaf < 0 else reopen(&self.unit[leaf], self.ord)
+    cdef Unit at(self, Py_ssize_t leaf) noexcept:
+        cdef Unit all
+        if leaf >= 0:
+            return self.unit[leaf]
+        settle(&all, &self.total, self.ord)
+        return all
 
     cdef double norm_of(self, Py_ssize_t leaf) noexcept:
         """To be called in the standard floating-point state."""
-        cdef Sum s = self.at(leaf)
-        if s.nans + s.infs and not self.finite_only:
-            return NAN if s.nans else INFINITY
-        return narrow(norm_of(&s, self.ord, self.grad_scale))
+        cdef Unit u = self.at(leaf)
+        if u.nans + u.infs and not self.finite_only:
+            return NAN if u.nans else INFINITY
+        return narrow(norm_of(&u, self.ord, self.grad_scale))
 
     def norm(self, Py_ssize_t leaf=-1):
         """Norm of the true gradient, correctly rounded but for some 2**-35 of cases."""
@@ -146,19 +150,20 @@ cdef class Sums:
 
     def max_abs(self):
         """Largest finite magnitude of the true gradient."""
+        cdef Unit all
         cdef gc_fpenv saved = gc_fp_enter()
-        cdef double result = narrow(norm_of(&self.total, 0, self.grad_scale))
+        settle(&all, &self.total, 0)
+        cdef double result = narrow(norm_of(&all, 0, self.grad_scale))
         gc_fp_leave(saved)
         return result if self.true_max is None else self.true_max
 
     cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=-1) noexcept:
         """How many elements are NaN or Inf."""
-        cdef Sum s = self.at(leaf)
-        return s.nans + s.infs
+        return self.total.nans + self.total.infs if leaf < 0 else self.unit[leaf].nans + self.unit[leaf].infs
 
     def outside(self, Py_ssize_t leaf=-1):
         """How many elements lie beyond the bounds that were given."""
-        return self.at(leaf).outside
+        return self.total.outside if leaf < 0 else self.unit[leaf].outside
 
     def exact(self, Py_ssize_t leaf=-1):
         """The sum of squares (magnitudes; the maximum) of the finite stored elements, as the pass
@@ -168,7 +173,7 @@ cdef class Sums:
 
     def scaled(self, Py_ssize_t leaf=-1):
         """The same, and for sums of other powers, as a Fraction and a power of two."""
-        cdef Sum s = self.at(leaf)
+        cdef Sum s = self.total if leaf < 0 else reopen(&self.unit[leaf], self.ord)
         cdef double a, b, c, d
         cdef int exponent = 0
         if self.ord == 0:

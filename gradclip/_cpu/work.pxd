@@ -3,6 +3,7 @@
 from cpython.mem cimport PyMem_Malloc
 from libc.stddef cimport ptrdiff_t
 
+from gradclip._cpu.fold cimport Sum
 from gradclip._cpu.machine cimport team_size
 from gradclip._layout cimport gc_leaf
 
@@ -11,9 +12,13 @@ cdef enum:
     LANES = 16              # GC_LANES
     GROUP = 16 * BLOCK
     SETUP = 128             # elements that take as long as starting with a unit
-    PANEL = 256             # GC_PANEL
-    SCALED = 4096           # GC_SCALED
-    AREA = 1024 * PANEL     # elements of a panel, so rows: more of a narrow one
+    PANEL = 2048            # GC_PANEL
+    LINE = 64               # bytes of a cache line
+    AREA = 1 << 18          # elements of a panel, at least;
+    SHARE = 16              # a leaf has so many panels, unless they were smaller than that or
+    LARGEST = 1 << 22       # larger than this
+    FEWEST = 512            # rows of a panel, if the leaf has them: a sum per column costs as much as some fifty
+    MOST = 1 << 17          # rows, so that their sums stay exact enough
 
 
 cdef enum Part:
@@ -27,7 +32,7 @@ cdef struct Group:
     ptrdiff_t leaf, unit    # the first,
     ptrdiff_t count         # of so many units
     ptrdiff_t first, rows   # elements (rows) of a segment (of columns): from, how many
-    ptrdiff_t slot          # where the Sums of such parts stand
+    ptrdiff_t slot          # where the Sums of such parts stand, of columns also their pairs
 
 
 cdef struct Work:
@@ -38,14 +43,27 @@ cdef struct Work:
     int team
 
 
-cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, ptrdiff_t panel) except *:
+cdef inline ptrdiff_t padded(ptrdiff_t columns) noexcept nogil:
+    return (columns + LANES - 1) // LANES * LANES
+
+
+cdef inline ptrdiff_t slots_of(ptrdiff_t columns) noexcept nogil:
+    """Room for so many Sums and, from the start of a line, three arrays of double."""
+    return columns + (3 * padded(columns) * <ptrdiff_t>sizeof(double) + LINE) // <ptrdiff_t>sizeof(Sum) + 1
+
+
+cdef inline ptrdiff_t area_of(const gc_leaf *leaf) noexcept:
+    return min(max(leaf.units * leaf.size // SHARE, <ptrdiff_t>AREA), <ptrdiff_t>LARGEST)
+
+
+cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint columns) except *:
     """Groups of about GROUP elements: short units together, long ones in segments; shared out in chunks, a few
     per thread, so that a thread that the system holds up does not hold up the others. Units that are columns come
-    in panels of so many (0: one by one)."""
+    in panels, or with `columns` False one by one."""
     cdef Work work
     cdef Group *g
     cdef Py_ssize_t i, n = 0, room = 0
-    cdef ptrdiff_t unit, first, rows, whole, held = GROUP, bytes = 0, short = 0
+    cdef ptrdiff_t unit, first, rows, whole, area, wide, held = GROUP, bytes = 0, short = 0
     work.elements = 0
     for i in range(count):
         if leaf[i].device:
@@ -55,8 +73,10 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
             room += leaf[i].units * (leaf[i].size // GROUP + 1) + 1     # a group of short units ends there
         else:
             short += leaf[i].units * (leaf[i].size + SETUP)
-        if panel and leaf[i].panel:
-            room += (leaf[i].units // panel + 1) * (leaf[i].size * panel // AREA + 1) + 1
+        if columns and leaf[i].panel:
+            area = area_of(leaf + i)
+            wide = min(<ptrdiff_t>PANEL, area // FEWEST)
+            room += (leaf[i].units // wide + 1) * (leaf[i].size // min(area // wide, <ptrdiff_t>MOST) + 1) + 1
         work.elements += leaf[i].units * leaf[i].size >> leaf[i].is_complex
         bytes += leaf[i].units * (leaf[i].size * leaf[i].itemsize + SETUP * 4)
     room += short // GROUP * 2 + 2      # any two groups in a row hold more than GROUP
@@ -68,16 +88,18 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
         if leaf[i].device:      # units of a group stand side by side
             held = GROUP
             continue
-        if panel and leaf[i].panel and source[i].panel and leaf[i].units > 1:
+        if columns and leaf[i].panel and source[i].panel and leaf[i].units > 1:
+            area = area_of(leaf + i)
+            wide = min(<ptrdiff_t>PANEL, area // FEWEST)
             unit = 0
             while unit < leaf[i].units:
-                whole = min(panel, leaf[i].units - unit)
-                rows = AREA // whole
+                whole = min(wide, leaf[i].units - unit)
+                rows = min(area // whole, <ptrdiff_t>MOST)
+                rows = (leaf[i].size - 1) // ((leaf[i].size - 1) // rows + 1) + 1   # alike, none left over
                 first = 0
                 while first < leaf[i].size:
                     g[n] = Group(Part.COLUMNS, i, unit, whole, first, min(rows, leaf[i].size - first), work.slots)
-                    if rows < leaf[i].size:
-                        work.slots += whole
+                    work.slots += slots_of(whole)
                     n += 1
                     first += rows
                 unit += whole

@@ -39,6 +39,8 @@ cdef object MASKED = np.ma.MaskedArray
 cdef bint is_cupy(object node):
     """Whether a leaf is a CuPy array: not without CuPy, which is never imported here."""
     global CUPY
+    if PyList_Check(node) or PyTuple_Check(node) or PyDict_CheckExact(node):
+        return False
     if CUPY is None or type(node) is not CUPY:
         CUPY = getattr(sys.modules.get("cupy"), "ndarray", None)
     return type(node) is CUPY

@@ -80,7 +80,10 @@ def view(node, write):
     if not is_array(node):
         raise TypeError(f"{kind} {node!r:.80} is not an array")
     if _is_on_gpu(node):
-        return _view_gpu(node, write), node
+        try:
+            return _view_gpu(node, write), node
+        except (AttributeError, KeyError, BufferError, RuntimeError) as error:
+            raise TypeError(f"{kind} gives CuPy no view of its memory: {error}") from None
     try:
         if _library(node) == "torch":
             return _view_torch(node, write), node
@@ -141,24 +144,6 @@ def addressed(array):
 def brought(array):
     """An array of NumPy: from a GPU, a copy."""
     return array if isinstance(array, np.ndarray | np.generic) else array.get()
-
-
-def empty_like(array, shape=None):
-    """A new array of the same kind, dtype and (without `shape`) order; its elements are anything."""
-    if isinstance(array, np.ndarray):
-        return np.empty_like(array, subok=False, shape=shape)
-    cupy = sys.modules["cupy"]
-    with cupy.cuda.Device(array.data.device_id):
-        return cupy.empty_like(array, shape=shape)
-
-
-def zero(array):
-    """Make every element 0."""
-    if isinstance(array, np.ndarray):
-        array[...] = 0
-    else:
-        with sys.modules["cupy"].cuda.Device(array.data.device_id):
-            array.fill(0)
 
 
 def _brain():

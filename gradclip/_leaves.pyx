@@ -172,6 +172,7 @@ cdef class Leaves:
             self.add(view, write)
         else:
             self.add_device(view, write)
+            self.in_torch_stream |= _foreign.is_cuda_tensor(node)
         if self._foreign is None:
             self._foreign = {}
         self._foreign[self.count - 1] = (node, original)
@@ -251,13 +252,18 @@ cdef class Leaves:
         """A CuPy array. It has no flag against writing, and its memory cannot be looked at: only addresses are."""
         cdef gc_leaf *leaf
         cdef object dtype = array.dtype
+        cdef int size
         cdef int number = number_of(dtype.num)
         if number < 0:
             self.refuse_dtype(dtype)
+        if not dtype.isnative:
+            raise TypeError(f"{self.path(self.count)}: byte order of {dtype!r} is not this machine's")
         self.reserve(1)
         leaf = &self.leaf[self.count]
         leaf.device = 0
-        if <uintptr_t>array.data.ptr % <uintptr_t>(dtype.itemsize >> (dtype.kind == "c")):
+        size = dtype.itemsize >> (dtype.kind == "c")
+        if array.data.ptr % size or (not array._c_contiguous and any(n > 1 and stride % size for n, stride in
+                                                                     zip(array.shape, array.strides))):
             raise ValueError(f"{self.path(self.count)}: elements are not aligned, which a GPU cannot read")
         if array._c_contiguous or array._f_contiguous:
             leaf.dtype = number
@@ -386,9 +392,25 @@ cdef class Leaves:
         """The numbers of the GPUs that leaves lie on."""
         return sorted({self.leaf[i].device - 1 for i in range(self.count) if self.leaf[i].device})
 
-    def from_torch(self):
-        """Whether a leaf on a GPU is a tensor of PyTorch."""
-        return self._foreign is not None and any(_foreign.is_cuda_tensor(node) for node, _ in self._foreign.values())
+    def empty_like(self, Py_ssize_t i, shape=None):
+        """A new array like one of these, where it lies."""
+        if not self.leaf[i].device:
+            return np.empty_like(self.arrays[i], subok=False, shape=shape)
+        return self.place(i).empty_like(self.arrays[i], shape)
+
+    def zero(self):
+        """Make every element 0."""
+        for i in range(self.count):
+            if self.leaf[i].device:
+                self.place(i).zero(self.arrays[i])
+            else:
+                self.arrays[i][...] = 0
+
+    def place(self, Py_ssize_t i):
+        """The device of a leaf, and the stream there."""
+        from ._gpu.program import Place
+
+        return Place(self, self.leaf[i].device - 1)
 
     def described(self, int device):
         """The leaves on one GPU: (indices of leaves; for each, the words of `Leaf` in _gpu/leaves.cu that say where its
@@ -418,7 +440,7 @@ cdef class Leaves:
         cdef Leaves to
         cdef Py_ssize_t i
         if out is None:
-            to = Leaves([_foreign.empty_like(a) for a in self.arrays])
+            to = Leaves([self.empty_like(i) for i in range(self.count)])
         else:
             to = Leaves(self.matched(self.tree, out, "out", ()), True, "out")
             self.check_alike(to)
@@ -456,6 +478,8 @@ cdef class Leaves:
         self.check_alike(other, False)
         cdef Leaves both = Leaves(self.arrays + other.arrays)
         both._named = self
+        both.in_torch_stream = self.in_torch_stream or other.in_torch_stream
+        self.in_torch_stream = both.in_torch_stream
         both.cut(self.unit_axes + self.unit_axes)
         return both
 
@@ -463,6 +487,7 @@ cdef class Leaves:
         """Let `to` receive what is made of these, walked in step."""
         cdef Py_ssize_t i
         self.check_devices(to)
+        to.in_torch_stream |= self.in_torch_stream
         to.source = <gc_leaf *>PyMem_Malloc(max(to.count, 1) * sizeof(gc_leaf))
         if to.source == NULL:
             raise MemoryError

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _foreign
 from ._arguments import Rule, number, spelled_out
 from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
@@ -151,8 +150,7 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
         sums = sums.host(leaves.arrays)
     with StandardState():
         if sums.nonfinite() and refused(sums, rule):
-            for array in to.arrays:
-                _foreign.zero(array)
+            to.zero()
             return result(leaves, to, out), ClipReport(sums, max_norm, sums.count, skipped=True)
         plan = _bounded(sums, leaves, to, rule, max_norm)
         sum_samples(leaves, to, plan.by_owner(owners), sums.count)
@@ -183,7 +181,7 @@ def _by_sample(leaves, rule):
 def _sums_like(leaves, out):
     """Leaves for the sums: new ones, or those of `out`."""
     if out is None:
-        return Leaves([_foreign.empty_like(a, a.shape[1:]) for a in leaves.arrays])
+        return Leaves([leaves.empty_like(i, a.shape[1:]) for i, a in enumerate(leaves.arrays)])
     to = Leaves(leaves.matched(leaves.tree, out, "out", ()), True, "out")
     for i, (a, b) in enumerate(zip(leaves.arrays, to.arrays, strict=True)):
         if b.shape != a.shape[1:] or (a.dtype.kind == "c") != (b.dtype.kind == "c"):

@@ -18,6 +18,7 @@ import numpy as np
 
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 waits = 0  # copies to the host so far
+launches = []  # (kernel, stream)
 devices = [0]  # the current one last
 
 
@@ -140,6 +141,7 @@ class RawModule:
 
         def call(grid, block, args):
             assert block == (256,)
+            launches.append((name, streams[-1].ptr))
             values = [_argument(a) for a in args]
             pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
             function(ctypes.c_uint(grid[0]), pointers)
@@ -179,6 +181,7 @@ fetched_in = []  # streams of copies to the host
 cuda = types.SimpleNamespace(
     Device=_Device,
     Stream=Stream,
+    ExternalStream=lambda ptr, device=-1: Stream(ptr),
     get_current_stream=lambda: streams[-1],
     runtime=types.SimpleNamespace(pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p))),
 )

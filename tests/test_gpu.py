@@ -7,10 +7,13 @@ import copy
 import gc
 import math
 import pickle
+import signal
+import sys
 import weakref
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -542,6 +545,110 @@ def test_elements_that_are_not_aligned_are_refused(cupy):
     odd = memory[1:].view(np.float32)
     with pytest.raises(ValueError, match="grads: elements are not aligned"):
         gradclip.global_norm(odd)
+
+    if hasattr(memory, "_host"):
+        spaced = np.ndarray((2,), np.float32, memory._host, 0, (6,))
+        if spaced.ctypes.data % 4 == 0:
+            with pytest.raises(ValueError, match="grads: elements are not aligned"):
+                gradclip.global_norm(type(memory)(spaced, 0))
+
+
+def test_a_foreign_byte_order_is_refused(cupy):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("CuPy makes no such array")
+    with pytest.raises(TypeError, match="1: byte order"):
+        gradclip.global_norm([on_gpu(cupy, np.ones(2)), on_gpu(cupy, np.ones(2, ">f4"))])
+
+
+def test_the_largest_magnitude_is_not_the_largest_part(cupy):
+    """Below the end of float64's range a modulus needs no exponent, or it would outrank what is larger."""
+    a = np.array([1.7e308 + 0j, 5e307 + 1j])
+    assert gradclip.global_norm(on_gpu(cupy, a), math.inf) == 1.7e308
+    mixed = [np.array([1.79e308]), np.array([4.6e307 + 1j])]
+    gpu = there(cupy, mixed)
+    gradclip.clip_by_global_norm_(gpu, 1.0, ord=math.inf, nonfinite="skip")
+    assert host(gpu[0]).tolist() == pytest.approx([1.0])
+    beyond = on_gpu(cupy, np.array([1.7e308 + 1.7e308j, 3.0]))
+    report = gradclip.clip_by_global_norm_(beyond, 1.0, ord=math.inf, nonfinite="skip")
+    assert (report.norm, report.clipped) == (math.inf, True)
+    assert abs(host(beyond)[0]) == pytest.approx(1.0)
+
+
+@pytest.fixture
+def torch_tensor(cupy, monkeypatch):
+    """A maker of what looks like a CUDA tensor, of a PyTorch that works in stream 77."""
+    if not hasattr(cupy, "waits"):
+        pytest.skip("done with the stand-in of CuPy")
+
+    class Tensor:
+        is_cuda, requires_grad, layout = True, False, "strided"
+        detach = lambda self: self  # noqa: E731
+        is_conj = is_neg = lambda self: False
+
+        def __init__(self, *values):
+            self.array = on_gpu(cupy, np.array(values))
+            self.dtype, self.device = self.array.dtype, SimpleNamespace(index=0)
+            self.__cuda_array_interface__ = self.array.__cuda_array_interface__
+
+    Tensor.__module__ = "torch"
+    module = ModuleType("torch")
+    module.strided, module.bfloat16, module.from_dlpack = "strided", "bfloat16", lambda array: array
+    module.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return Tensor
+
+
+def test_all_of_a_call_with_tensors_runs_in_pytorchs_stream(cupy, torch_tensor):
+    t, skip = torch_tensor, {"nonfinite": "skip"}
+    g = [t(3.0, 4.0)]
+    calls = [
+        lambda: gradclip.clip_by_global_norm_(g, 1.0, **skip),
+        lambda: gradclip.clip_by_global_norm(g, 0.5, **skip)[1],
+        lambda: gradclip.clip_by_global_norm(g, 0.5, strict=True)[1],
+        lambda: gradclip.clip_by_value(g, 0.1)[1],
+        lambda: gradclip.clip_adaptive_(g, [t(1.0, 1.0)], **skip),
+        lambda: gradclip.clip_adaptive(there(cupy, [np.ones(2)]), [t(1.0, 1.0)], **skip)[1],
+        lambda: gradclip.sgd_step_([t(1.0, 1.0)], g, 0.1, 1e-3, **skip),
+        lambda: gradclip.per_sample_clip_sum(g, 1e-3, **skip)[1],
+        lambda: gradclip.per_sample_clip_sum(g, 1e-3)[1],
+    ]
+    for call in calls:
+        del cupy.launches[:], cupy.fetched_in[:]
+        assert call().clipped
+        assert {stream for _, stream in cupy.launches} == {77}
+        assert {stream.ptr for stream in cupy.fetched_in} == {77}
+
+
+def test_ctrl_c_leaves_nothing_half_done(cupy, monkeypatch):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("done with the stand-in of CuPy")
+    from gradclip._gpu.table import Table
+
+    launch = Table.launch
+
+    def interrupted(table, name, *args):
+        launch(table, name, *args)
+        if name == "write_leaves":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Table, "launch", interrupted)
+    mixed = [np.array([3.0]), on_gpu(cupy, np.array([4.0]))]
+    with cupy.cuda.Device(1):
+        mixed.append(cupy.asarray(np.zeros(1)))
+    with pytest.raises(KeyboardInterrupt):
+        gradclip.clip_by_global_norm_(mixed, 1.0)
+    assert [host(a).tolist() for a in mixed] == [[0.6000000000000001], [0.8], [0.0]]
+
+
+def test_large_thresholds_are_not_kept(cupy):
+    from gradclip._gpu import program
+
+    rows = on_gpu(cupy, np.ones((2000, 2), np.float32))
+    before = len(program._constants.found)
+    params = on_gpu(cupy, np.ones((2000, 2), np.float32))
+    gradclip.clip_adaptive_(rows, params, 0.1, nonfinite="skip")
+    gradclip.clip_by_norm_([on_gpu(cupy, np.ones(1)) for _ in range(600)], [float(i) for i in range(600)], nonfinite="skip")
+    assert len(program._constants.found) == before
 
 
 def test_rows_that_are_not_aligned_to_a_pack(cupy):

@@ -101,16 +101,16 @@ cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip) noexcept n
 
 def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch):
     """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample."""
+    if leaves.on_device:
+        from gradclip import _gpu
+
+        _gpu.sum_samples(leaves, to, plan, batch)
     cdef Batch *table = <Batch *>PyMem_Calloc(max(leaves.count, 1), sizeof(Batch))
     cdef Py_ssize_t i, j, count = leaves.count, strips = 0
     cdef ptrdiff_t bytes = 0
     cdef int team
     if table == NULL:
         raise MemoryError
-    if leaves.on_device:
-        from gradclip import _gpu
-
-        _gpu.sum_samples(leaves, to, plan, batch)
     try:
         for i in range(count):
             if leaves.leaf[i].device:

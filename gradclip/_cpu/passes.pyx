@@ -470,8 +470,18 @@ def measure_written_here(Leaves leaves, Plan plan, double ord):
 
 def write(Leaves leaves, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source."""
-    if leaves.on_device:
-        gpu().write(leaves, plan)       # begins there; errors come before anything is written here
+    if not leaves.on_device:
+        write_here(leaves, plan)
+    else:
+        begin = gpu().prepared(leaves, plan)
+        with gpu().Uninterrupted():
+            write_here(leaves, plan)
+            begin()
+    leaves.written()
+
+
+cdef int write_here(Leaves leaves, Plan plan) except -1:
+    """The same of the leaves that the processor can write."""
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
     cdef Work work = cut(leaves.leaf, source, leaves.count, True)
     cdef Task task
@@ -479,7 +489,7 @@ def write(Leaves leaves, Plan plan):
     with nogil:
         run(&task, &work, True)
     PyMem_Free(work.group)
-    leaves.written()
+    return 0
 
 
 cdef object gpu():

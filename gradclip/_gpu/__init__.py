@@ -9,8 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from .._cpu.passes import measure_here, measure_written_here
+from .program import Uninterrupted
 from .sums import WORDS_OF_SUM, DeviceSums, first_of, value_at
 from .table import sample_table, table_of
+
+__all__ = ["Uninterrupted", "measure", "measure_written", "prepared", "sum_samples"]
 
 KERNELS = {0.0: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squares"}
 
@@ -32,13 +35,18 @@ def measure_written(leaves, plan, ord):
     return _gathered(measure_written_here(leaves, plan, ord), leaves, tables, found)
 
 
-def write(leaves, plan):
-    """One write pass: every leaf on a GPU becomes what the plan makes of its source."""
+def prepared(leaves, plan):
+    """Everything of the write pass on all GPUs but its launches: a function that makes them, of which none can fail for
+    want of memory."""
     words, bounds = plan.records()
     tables = [table_of(leaves, device) for device in leaves.devices()]
     ready = [(table, *_writes(table, words), table.place.constant(bounds)) for table in tables]
-    for table, *args in ready:  # nothing was written before all was ready on all devices
-        table.launch("write_leaves", *args, 0)
+
+    def write():
+        for table, *args in ready:
+            table.launch("write_leaves", *args, 0)
+
+    return write
 
 
 def sum_samples(leaves, to, plan, batch):

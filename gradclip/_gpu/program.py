@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
+from threading import current_thread, get_ident, main_thread
 
 import numpy as np
 
@@ -41,11 +43,12 @@ class Place:
         self.device, self._device = device, cupy.cuda.Device(device)
         with self._device:
             self._stream = cupy.cuda.get_current_stream()
-            if leaves.from_torch():  # whose streams are not CuPy's
+            if leaves.in_torch_stream:  # whose streams are not CuPy's
                 number = sys.modules["torch"].cuda.current_stream(device).cuda_stream
                 if number != self._stream.ptr:
                     self._stream = cupy.cuda.ExternalStream(number, device)
-        self.key = device, self._stream.ptr
+        # The default stream of a thread has the same number in all of them.
+        self.key = device, self._stream.ptr, get_ident() if self._stream.ptr == 2 else 0
 
     def __enter__(self):
         self._device.__enter__()
@@ -82,8 +85,16 @@ class Place:
                 )
             return cupy.asarray(array)
 
+    def empty_like(self, array, shape=None):
+        import cupy
+
+        with self:
+            return cupy.empty_like(array, shape=shape)
+
     def constant(self, array):
-        """The same of a small array; the copy of an earlier call in this stream, if it is the same."""
+        """The same; of a small array the copy of an earlier call in this stream, if it is the same."""
+        if array.nbytes > 4096:
+            return self.upload(array)
         key = *self.key, array.tobytes()
         found = _constants.get(key)
         return _constants.put(key, self.upload(array)) if found is None else found
@@ -96,6 +107,24 @@ class Place:
     def zero(self, array):
         with self:
             array.fill(0)
+
+
+class Uninterrupted:
+    """A ``with`` block that Ctrl-C waits for: of several writes all are made, or none."""
+
+    def __enter__(self):
+        self._handler, self._caught = None, None
+        if current_thread() is main_thread():
+            self._handler = signal.signal(signal.SIGINT, self._catch)
+
+    def _catch(self, *args):
+        self._caught = args
+
+    def __exit__(self, *exception):
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            if self._caught is not None and callable(self._handler):
+                self._handler(*self._caught)
 
 
 _captured: list[object] = []  # what graphs write to: it must not be given to anybody else, ever

@@ -297,6 +297,6 @@ __noinline__ __device__ double modulus(double a, double b, i64 *exponent)
     double rest = ((p - t) + q) + (fma(large, large, -p) + fma(small, small, -q));
     double r = sqrt(t);
     r += (fma(-r, r, t) + rest) / (2 * r);
-    *exponent = e > 1022 ? 2 : e < -900 ? -SHIFT : 0; /* where float64 has not the range, or not the bits */
+    *exponent = !(ldexp(r, e) < INF) ? 2 : e < -900 ? -SHIFT : 0; /* where float64 has not the range, or not the bits */
     return ldexp(r, e - (int)*exponent);
 }

@@ -38,19 +38,15 @@ INSTRUCTION(to_f16, "cvt.rn.f16.f32", u16, "h", float, "f")
 INSTRUCTION(widen, "cvt.f64.f32", double, "d", float, "f")
 INSTRUCTION(to_f32, "cvt.rn.f32.f64", float, "f", double, "d")
 
-__device__ float times_f32(float x, float y)
-{
-    float z;
-    asm("mul.rn.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-    return z;
-}
-
-__device__ float minus_f32(float x, float y)
-{
-    float z;
-    asm("sub.rn.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-    return z;
-}
+#define BINARY(name, text)                                           \
+    __device__ float name(float x, float y)                          \
+    {                                                                \
+        float z;                                                     \
+        asm(text " %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));         \
+        return z;                                                    \
+    }
+BINARY(times_f32, "mul.rn.f32")
+BINARY(minus_f32, "sub.rn.f32")
 #else /* what compiles this for a processor has the first two */
 float from_f16(u16 h);
 u16 to_f16(float x);

@@ -1,0 +1,306 @@
+"""CuPy leaves: devices, streams, memory, what is waited for, and what is refused."""
+
+import gc
+import signal
+import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from gpu_leaves import assert_same_bits, assert_same_report, batch, host, model, on_gpu, there
+from reference import gradient
+
+import gradclip
+
+
+def test_several_devices(cupy):
+    if not hasattr(cupy, "waits") and cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU")
+    here = [gradient(np.float32, n) for n in (500, 70, 900)]
+    gpu = []
+    for device, a in zip((1, 0, 1), here, strict=True):
+        with cupy.cuda.Device(device):
+            gpu.append(cupy.asarray(a))
+    for options in ({}, {"nonfinite": "skip"}):
+        want, got = gradclip.clip_by_global_norm(here, 1.0, **options), gradclip.clip_by_global_norm(gpu, 1.0, **options)
+        assert_same_bits(want[0], got[0])
+        assert_same_report(want[1], got[1])
+        assert [a.data.device_id for a in got[0]] == [1, 0, 1]
+    with pytest.raises(ValueError, match="0: grads and out lie on different devices"):
+        gradclip.clip_by_global_norm(gpu, 1.0, out=[cupy.asarray(a) for a in here])
+
+
+@pytest.mark.parametrize("policy", ["skip", "zero", "propagate"])
+def test_nothing_is_waited_for_until_the_report_is_read(cupy, policy):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("waits are counted by the stand-in of CuPy")
+    g, params, samples = there(cupy, model()), there(cupy, model(seed=1)), there(cupy, batch())
+    before = cupy.waits
+    reports = [
+        gradclip.clip_by_global_norm_(g, 1.0, nonfinite=policy),
+        gradclip.clip_by_global_norm(g, 0.5, nonfinite=policy)[1],
+        gradclip.clip_by_norm_(g, 0.1, nonfinite=policy),
+        gradclip.normalize_(g, nonfinite=policy),
+        gradclip.clip_adaptive_(g, params, 1e-6, nonfinite=policy),
+        gradclip.clip_per_sample_(samples, 1.0, nonfinite=policy),
+        gradclip.per_sample_clip_sum(samples, 1.0, nonfinite=policy)[1],
+        gradclip.sgd_step_(params, g, 0.1, 1e-9, nonfinite=policy),
+        gradclip.clip_by_value_(g, 1e-12),
+    ]
+    assert cupy.waits == before
+    assert [report.clipped for report in reports] == [True] * len(reports)
+    assert cupy.waits > before
+
+
+def test_raise_waits_for_the_total_alone(cupy):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("waits are counted by the stand-in of CuPy")
+    g = there(cupy, model())
+    before = cupy.waits
+    gradclip.clip_by_global_norm_(g, 1.0)
+    assert cupy.waits == before + 1
+
+
+def test_tables_are_kept_from_step_to_step(cupy):
+    from gradclip._gpu import table
+
+    g = there(cupy, model())
+    gradclip.clip_by_global_norm_(g, 1.0)
+    before = len(table._tables.found)
+    gradclip.clip_by_global_norm_(g, 1.0)
+    assert len(table._tables.found) == before
+    for n in range(2 * table._tables.most):
+        gradclip.global_norm(there(cupy, [np.ones(n + 1)]))
+    assert len(table._tables.found) == table._tables.most
+
+
+def test_graph_capture(cupy):
+    """A call that was made before copies nothing, and what it writes to besides the leaves is never given away."""
+    if not hasattr(cupy, "waits"):
+        pytest.skip("done with the stand-in of CuPy, which has a stream to be set")
+    from gradclip._gpu import program
+
+    g, h = there(cupy, model()), there(cupy, model(seed=3))
+    calls = [
+        lambda g: gradclip.clip_by_global_norm_(g, 1.0, nonfinite="zero"),
+        lambda g: gradclip.clip_by_norm_(g, {"big": 1.0, "*": 2.0}, nonfinite="skip"),
+        lambda g: gradclip.clip_by_value_(g, 0.1),
+    ]
+    for call in calls:
+        call(g)
+    before = len(program._captured), cupy.waits
+    cupy.stream.capturing = True
+    try:
+        for call in calls:
+            call(g)
+        assert len(program._captured) == before[0] + 15
+        assert cupy.waits == before[1]
+        with pytest.raises(RuntimeError, match="make the same call once before"):
+            gradclip.clip_by_global_norm_(h, 1.0, nonfinite="skip")
+    finally:
+        cupy.stream.capturing = False
+
+
+def test_bad_leaves(cupy):
+    a = on_gpu(cupy, np.ones(10, np.float32))
+    for bad in (np.ones(3, np.int32), np.ones(3, bool), np.ones(3, np.uint8)):
+        with pytest.raises(TypeError, match=r"1: dtype .* cannot be clipped"):
+            gradclip.clip_by_global_norm_([a, cupy.asarray(bad)], 1.0)
+    with pytest.raises(ValueError, match="0 and 1 share memory"):
+        gradclip.clip_by_global_norm_([a, a[2:4]], 1.0)
+    with pytest.raises(ValueError, match="0 and 1 share memory"):
+        gradclip.clip_by_global_norm_([a[::2], a[4:]], 1.0)
+    gradclip.clip_by_global_norm_([a[::2], a[1::2]], 1e9)
+    with pytest.raises(ValueError, match="grads: grads has shape"):
+        gradclip.clip_by_global_norm(a, 1.0, out=a[:3])
+    with pytest.raises(ValueError, match="different devices"):
+        gradclip.clip_by_global_norm(a, 1.0, out=np.ones(10, np.float32))
+    with pytest.raises(ValueError, match="different devices"):
+        gradclip.sgd_step_(np.ones(10, np.float32), a, 0.1)
+    with pytest.raises(TypeError, match="complex numbers have no order"):
+        gradclip.clip_by_value_(on_gpu(cupy, np.ones(3, np.complex64)), 1.0)
+    assert host(a).tolist() == [1] * 10
+
+
+def test_other_objects_with_memory_on_a_gpu(cupy):
+    class Foreign:
+        def __init__(self, array, read_only=False):
+            self.array, self.read_only = array, read_only
+
+        @property
+        def __cuda_array_interface__(self):
+            shown = dict(self.array.__cuda_array_interface__)
+            return {**shown, "data": (shown["data"][0], self.read_only)}
+
+    a = on_gpu(cupy, np.array([3.0, 4.0]))
+    assert gradclip.clip_by_global_norm_({"w": Foreign(a)}, 1.0).norm == 5.0
+    assert host(a).tolist() == [0.6000000000000001, 0.8]
+    with pytest.raises(ValueError, match="w: read-only"):
+        gradclip.clip_by_global_norm_({"w": Foreign(a, True)}, 1.0)
+    assert gradclip.global_norm([Foreign(a, True)]) == 1.0
+
+
+def test_memory_of_a_device_that_is_not_the_current_one(cupy):
+    """CuPy's asarray would copy it."""
+    if not hasattr(cupy, "waits") and cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU")
+
+    class Foreign:
+        def __init__(self, array):
+            self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+    with cupy.cuda.Device(1):
+        a = cupy.asarray(np.array([3.0, 4.0]))
+    gradclip.clip_by_global_norm_([Foreign(a)], 1.0, nonfinite="skip")
+    assert host(a).tolist() == [0.6000000000000001, 0.8]
+
+
+def test_elements_that_are_not_aligned_are_refused(cupy):
+    memory = cupy.asarray(np.zeros(17, np.uint8))
+    odd = memory[1:].view(np.float32)
+    with pytest.raises(ValueError, match="grads: elements are not aligned"):
+        gradclip.global_norm(odd)
+
+    if hasattr(memory, "_host"):
+        spaced = np.ndarray((2,), np.float32, memory._host, 0, (6,))
+        if spaced.ctypes.data % 4 == 0:
+            with pytest.raises(ValueError, match="grads: elements are not aligned"):
+                gradclip.global_norm(type(memory)(spaced, 0))
+
+
+def test_a_foreign_byte_order_is_refused(cupy):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("CuPy makes no such array")
+    with pytest.raises(TypeError, match="1: byte order"):
+        gradclip.global_norm([on_gpu(cupy, np.ones(2)), on_gpu(cupy, np.ones(2, ">f4"))])
+
+
+@pytest.fixture
+def torch_tensor(cupy, monkeypatch):
+    """A maker of what looks like a CUDA tensor, of a PyTorch that works in stream 77."""
+    if not hasattr(cupy, "waits"):
+        pytest.skip("done with the stand-in of CuPy")
+
+    class Tensor:
+        is_cuda, requires_grad, layout = True, False, "strided"
+        detach = lambda self: self  # noqa: E731
+        is_conj = is_neg = lambda self: False
+
+        def __init__(self, *values):
+            self.array = on_gpu(cupy, np.array(values))
+            self.dtype, self.device = self.array.dtype, SimpleNamespace(index=0)
+            self.__cuda_array_interface__ = self.array.__cuda_array_interface__
+
+    Tensor.__module__ = "torch"
+    module = ModuleType("torch")
+    module.strided, module.bfloat16, module.from_dlpack = "strided", "bfloat16", lambda array: array
+    module.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setitem(sys.modules, "torch", module)
+    return Tensor
+
+
+def test_all_of_a_call_with_tensors_runs_in_pytorchs_stream(cupy, torch_tensor):
+    t, skip = torch_tensor, {"nonfinite": "skip"}
+    g = [t(3.0, 4.0)]
+    calls = [
+        lambda: gradclip.clip_by_global_norm_(g, 1.0, **skip),
+        lambda: gradclip.clip_by_global_norm(g, 0.5, **skip)[1],
+        lambda: gradclip.clip_by_global_norm(g, 0.5, strict=True)[1],
+        lambda: gradclip.clip_by_value(g, 0.1)[1],
+        lambda: gradclip.clip_adaptive_(g, [t(1.0, 1.0)], **skip),
+        lambda: gradclip.clip_adaptive(there(cupy, [np.ones(2)]), [t(1.0, 1.0)], **skip)[1],
+        lambda: gradclip.sgd_step_([t(1.0, 1.0)], g, 0.1, 1e-3, **skip),
+        lambda: gradclip.per_sample_clip_sum(g, 1e-3, **skip)[1],
+        lambda: gradclip.per_sample_clip_sum(g, 1e-3)[1],
+    ]
+    for call in calls:
+        del cupy.launches[:], cupy.fetched_in[:]
+        assert call().clipped
+        assert {stream for _, stream in cupy.launches} == {77}
+        assert {stream.ptr for stream in cupy.fetched_in} == {77}
+
+
+def test_ctrl_c_leaves_nothing_half_done(cupy, monkeypatch):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("done with the stand-in of CuPy")
+    from gradclip._gpu.table import Table
+
+    launch = Table.launch
+
+    def interrupted(table, name, *args):
+        launch(table, name, *args)
+        if name == "write_leaves":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Table, "launch", interrupted)
+    mixed = [np.array([3.0]), on_gpu(cupy, np.array([4.0]))]
+    with cupy.cuda.Device(1):
+        mixed.append(cupy.asarray(np.zeros(1)))
+    with pytest.raises(KeyboardInterrupt):
+        gradclip.clip_by_global_norm_(mixed, 1.0)
+    assert [host(a).tolist() for a in mixed] == [[0.6000000000000001], [0.8], [0.0]]
+
+
+def test_large_thresholds_are_not_kept(cupy):
+    from gradclip._gpu import program
+
+    rows = on_gpu(cupy, np.ones((2000, 2), np.float32))
+    before = len(program._constants.found)
+    params = on_gpu(cupy, np.ones((2000, 2), np.float32))
+    gradclip.clip_adaptive_(rows, params, 0.1, nonfinite="skip")
+    gradclip.clip_by_norm_([on_gpu(cupy, np.ones(1)) for _ in range(600)], [float(i) for i in range(600)], nonfinite="skip")
+    assert len(program._constants.found) == before
+
+
+def test_a_report_is_fetched_in_the_stream_of_its_call(cupy):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("streams are seen by the stand-in of CuPy")
+    own = cupy.cuda.Stream(7)
+    with own:
+        report = gradclip.clip_by_global_norm_(there(cupy, model()), 1.0, nonfinite="skip")
+    with cupy.cuda.Device(1):
+        assert report.clipped
+    assert cupy.fetched_in[-1] is own
+
+
+def test_an_unread_report_keeps_no_leaf_alive_and_outlives_the_nesting(cupy):
+    g = there(cupy, {"a": np.array([3.0, np.nan]), "b": [np.array([4.0]), None]})
+    alive = weakref.ref(g["a"])
+    report = gradclip.clip_by_global_norm_(g, 1.0, nonfinite="zero")
+    adapted = gradclip.clip_adaptive_(g, there(cupy, {"a": np.ones(2), "b": [np.ones(1), None]}), 0.1, nonfinite="zero")
+    g.clear()
+    gc.collect()
+    assert alive() is None
+    assert (report.first_nonfinite, report.nonfinite, report.norms.tolist()) == (("a", 1), 1, [3.0, 4.0])
+    assert adapted.norms.tolist() == [0.6000000000000001, 0.8]
+
+
+def test_a_report_read_by_several_threads(cupy):
+    for _ in range(5):
+        report = gradclip.clip_by_global_norm_(on_gpu(cupy, np.full(9, 5.0)), 1.0, nonfinite="skip")
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda _, r=report: (r.norm, r.clipped), range(8))) == {(15.0, True)}
+
+
+def test_nothing_is_written_when_a_device_has_no_room(cupy, monkeypatch):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("done with the stand-in of CuPy, which has two devices")
+    from gradclip._gpu import program
+
+    gpu = []
+    for device in (0, 1):
+        with cupy.cuda.Device(device):
+            gpu.append(cupy.asarray(np.full(4, 5.0)))
+    upload = program.Place.upload
+
+    def full(place, array):
+        if place.device == 1 and array.shape == (1, 6):  # a Write
+            raise MemoryError
+        return upload(place, array)
+
+    monkeypatch.setattr(program.Place, "upload", full)
+    with pytest.raises(MemoryError):
+        gradclip.clip_by_global_norm_(gpu, 1.0)
+    assert [host(a).tolist() for a in gpu] == [[5.0] * 4] * 2

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from ._version import __version__
 from .config import show_config
 from .errors import NonFiniteGradientError
 from .threads import get_num_threads
@@ -34,6 +35,7 @@ def main(argv=None):
 
 def _parser():
     parser = argparse.ArgumentParser("gradclip", description="Fast, exact and safe gradient clipping.")
+    parser.add_argument("--version", action="version", version=f"gradclip {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="train a small network without and with clipping")

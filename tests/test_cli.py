@@ -44,6 +44,12 @@ def test_info_prints_the_configuration(capsys):
     assert run(capsys, "info") == (0, gradclip.show_config() + "\n", "")
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert (stopped.value.code, capsys.readouterr().out) == (0, f"gradclip {gradclip.__version__}\n")
+
+
 def test_module_is_the_command():
     done = run_process("info")
     assert (done.returncode, done.stderr) == (0, "")

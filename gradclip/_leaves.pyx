@@ -187,6 +187,7 @@ cdef class Leaves:
     def refuse_dtype(self, dtype):
         raise TypeError(f"{self.path(self.count)}: dtype {dtype} cannot be clipped; "
                         "float16, bfloat16, float32, float64, complex64 and complex128 can")
+
     cdef int reserve(self, Py_ssize_t more) except -1:
         """Make room for some more leaves, and for as many again: what is not touched costs nothing, and glibc, which gives
         memory back when twice the largest block lies free, keeps what a call with many leaves needs for the next."""
@@ -251,26 +252,25 @@ cdef class Leaves:
     cdef int add_device(self, object array, bint write) except -1:
         """A CuPy array. It has no flag against writing, and its memory cannot be looked at: only addresses are."""
         cdef gc_leaf *leaf
-        cdef object dtype = array.dtype
-        cdef int size
-        cdef int number = number_of(dtype.num)
+        cdef object dtype = array.dtype, memory = array.data
+        cdef uintptr_t start = memory.ptr
+        cdef int kind = dtype.num, number = number_of(kind)
+        cdef bint is_complex = kind == cnp.NPY_COMPLEX64 or kind == cnp.NPY_COMPLEX128
+        cdef int size = 8 if number == GC_F64 else 4 if number == GC_F32 else 2
+        cdef bint contiguous = array._c_contiguous or array._f_contiguous
         if number < 0:
             self.refuse_dtype(dtype)
         if not dtype.isnative:
             raise TypeError(f"{self.path(self.count)}: byte order of {dtype!r} is not this machine's")
+        if start % size or not contiguous and any(n > 1 and stride % size for n, stride in zip(array.shape, array.strides)):
+            raise ValueError(f"{self.path(self.count)}: elements are not aligned, which a GPU cannot read")
         self.reserve(1)
         leaf = &self.leaf[self.count]
         leaf.device = 0
-        size = dtype.itemsize >> (dtype.kind == "c")
-        if array.data.ptr % size or (not array._c_contiguous and any(n > 1 and stride % size for n, stride in
-                                                                     zip(array.shape, array.strides))):
-            raise ValueError(f"{self.path(self.count)}: elements are not aligned, which a GPU cannot read")
-        if array._c_contiguous or array._f_contiguous:
-            leaf.dtype = number
-            leaf.itemsize = 8 if number == GC_F64 else 4 if number == GC_F32 else 2
-            leaf.is_complex = dtype.kind == "c"
-            leaf.size = <ptrdiff_t>array.size << leaf.is_complex
-            leaf.data = <char *><uintptr_t>array.data.ptr
+        if contiguous:
+            leaf.dtype, leaf.itemsize, leaf.is_complex = number, size, is_complex
+            leaf.size = <ptrdiff_t>array.size << is_complex
+            leaf.data = <char *>start
             leaf.ndim = leaf.unit_ndim = leaf.panel = 0
             leaf.units = 1
             leaf.axes = NULL
@@ -278,7 +278,7 @@ cdef class Leaves:
             if write and overlaps_itself(_foreign.addressed(array)):
                 raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
             lay_out(array, None, leaf, NULL, False)
-        leaf.device = 1 + <int>array.data.device_id
+        leaf.device = 1 + <int>memory.device_id
         self.keep(leaf, array)
         self.on_device += 1
         return 0

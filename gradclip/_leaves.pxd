@@ -9,6 +9,7 @@ cdef class Leaves:
     cdef readonly list arrays       # the NumPy views (CuPy arrays) behind `leaf`, None leaves left out
     cdef readonly Py_ssize_t on_device  # how many leaves lie in the memory of a GPU
     cdef public object tables       # what the GPU engine made of them
+    cdef dict _places               # device -> where this call works there
     cdef readonly bint in_torch_stream  # whether one, or what they are made from, is a CUDA tensor of PyTorch's
     cdef readonly object tree       # the nesting as it was given
     cdef readonly str name          # "grads", "out", ...: stands in paths and messages

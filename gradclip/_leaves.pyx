@@ -396,21 +396,25 @@ cdef class Leaves:
         """A new array like one of these, where it lies."""
         if not self.leaf[i].device:
             return np.empty_like(self.arrays[i], subok=False, shape=shape)
-        return self.place(i).empty_like(self.arrays[i], shape)
+        return self.place(self.leaf[i].device - 1).empty_like(self.arrays[i], shape)
 
     def zero(self):
         """Make every element 0."""
         for i in range(self.count):
             if self.leaf[i].device:
-                self.place(i).zero(self.arrays[i])
+                self.place(self.leaf[i].device - 1).zero(self.arrays[i])
             else:
                 self.arrays[i][...] = 0
 
-    def place(self, Py_ssize_t i):
-        """The device of a leaf, and the stream there."""
+    def place(self, int device):
+        """A device, and the stream in which these are worked on there: found out once."""
         from ._gpu.program import Place
 
-        return Place(self, self.leaf[i].device - 1)
+        if self._places is None:
+            self._places = {}
+        if device not in self._places:
+            self._places[device] = Place(device, self.in_torch_stream)
+        return self._places[device]
 
     def described(self, int device):
         """The leaves on one GPU: (indices of leaves; for each, the words of `Leaf` in _gpu/leaves.cu that say where its

@@ -144,23 +144,25 @@ cdef class Plan:
         return self.write[i].factor.value
 
     def records(self):
-        """What a GPU needs of this: words as in Write of _gpu/sums.cu, and the bounds of CLAMP (low, high by dtype)."""
+        """What a GPU needs of this: words as in Write of _gpu/sums.cu."""
         cdef Py_ssize_t i
-        cdef int t
         cdef const Write *w
         words = np.empty((self.count, 6), np.int64)
-        bounds = np.zeros((2, 4))
         cdef int64_t[:, ::1] word = words
         cdef double[:, ::1] number = words.view(np.float64)
-        cdef double[:, ::1] bound = bounds
         for i in range(self.count):
             w = &self.write[i]
             word[i, 0], word[i, 1], word[i, 2], word[i, 5] = w.kind, w.acts, w.zero, w.factor.shift
             number[i, 3], number[i, 4] = w.factor.value, w.factor.last
-            if w.kind == Kind.CLAMP:
-                for t in range(4):
-                    bound[0, t], bound[1, t] = w.low[t], w.high[t]
-        return words, bounds
+        return words
+
+    def bounds(self):
+        """The bounds of those that clamp, alike in all of them: (low, high) by dtype; None where none does."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.write[i].kind == Kind.CLAMP:
+                return np.array([<double[:4]>self.write[i].low, <double[:4]>self.write[i].high])
+        return None
 
     def exact_factor(self):
         """The first factor in rational arithmetic; its float64 may be rounded to a subnormal number, or to 0."""

@@ -21,7 +21,7 @@ KERNELS = {0.0: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squa
 def measure(leaves, ord, grad_scale=1.0, bounds=None):
     """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
     tables = [table_of(leaves, device) for device in leaves.devices()]
-    limits = None if bounds is None else bounds.records()[1]
+    limits = None if bounds is None else bounds.bounds()
     found = [_read(table, ord, limits=limits) for table in tables]
     if leaves.on_device == leaves.count and len(found) == 1:
         return DeviceSums(tables[0], *found[0], ord, grad_scale, leaves.size, leaves.naming())
@@ -38,9 +38,9 @@ def measure_written(leaves, plan, ord):
 def prepared(leaves, plan):
     """Everything of the write pass on all GPUs but its launches: a function that makes them, of which none can fail for
     want of memory."""
-    words, bounds = plan.records()
+    words, limits = plan.records(), plan.bounds()
     tables = [table_of(leaves, device) for device in leaves.devices()]
-    ready = [(table, *_writes(table, words), table.place.constant(bounds)) for table in tables]
+    ready = [(table, *_writes(table, words), _bounds(table, limits)) for table in tables]
 
     def write():
         for table, *args in ready:
@@ -51,7 +51,7 @@ def prepared(leaves, plan):
 
 def sum_samples(leaves, to, plan, batch):
     """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample, on every GPU."""
-    words = plan.records()[0][:batch]  # the same for each leaf
+    words = plan.records()[:batch]  # the same for each leaf
     tables = [sample_table(leaves, device, to) for device in leaves.devices()]
     ready = [(table, table.place.upload(words)) for table in tables]
     for table, writes in ready:
@@ -68,14 +68,19 @@ def _writes(table, words):
     return table.place.upload(words), len(words)
 
 
+def _bounds(table, limits):
+    """The bounds of clamping as an argument; 0 for none."""
+    return 0 if limits is None else table.place.constant(limits)
+
+
 def _read(table, ord, plan=None, limits=None):
     """Launch the read pass on one GPU: the Sums of its units, and partial Sums of all of them."""
     place = table.place
     unit, partial = place.empty(table.units, WORDS_OF_SUM), place.empty(table.partials, WORDS_OF_SUM)
     slots = unit if table.slots == table.units else place.empty(table.slots, WORDS_OF_SUM)
-    writes = (0, 0) if plan is None else _writes(table, plan.records()[0])
+    writes = (0, 0) if plan is None else _writes(table, plan.records())
     kernel = KERNELS.get(ord, "measure_powers") if limits is None else "measure_and_count"
-    table.launch(kernel, *writes, 0 if limits is None else place.constant(limits), ord, slots)
+    table.launch(kernel, *writes, _bounds(table, limits), ord, slots)
     place.launch("fold_segments", table.partials, *table.args, slots, table.units, table.lanes, ord, unit, partial)
     return unit, partial
 

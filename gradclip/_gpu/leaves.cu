@@ -119,13 +119,13 @@ __device__ void put(i64 dtype, char *p, double x)
         *(u64 *)p = Double::narrow(x);
 }
 
-/* The last leaf whose blocks begin at or before this one. Leaves without blocks share their beginning with the next. */
-__device__ const Leaf *leaf_of_block(const Leaf *leaf, i64 count, i64 block)
+/* The last leaf whose `first` (block, unit) is at or before a place. Leaves that have none share it with the next. */
+__device__ const Leaf *leaf_at(const Leaf *leaf, i64 count, i64 Leaf::*first, i64 place)
 {
     i64 low = 0, high = count;
     while (high - low > 1) {
         i64 middle = (low + high) / 2;
-        if (leaf[middle].first_block <= block)
+        if (leaf[middle].*first <= place)
             low = middle;
         else
             high = middle;
@@ -264,7 +264,7 @@ struct Job {
 __device__ bool find_job(Job *job, const Leaf *leaf, i64 count)
 {
     job->pool = pool_of(leaf, count);
-    job->leaf = leaf = leaf_of_block(leaf, count, blockIdx.x);
+    job->leaf = leaf = leaf_at(leaf, count, &Leaf::first_block, blockIdx.x);
     i64 local = blockIdx.x - leaf->first_block;
     job->segment = local % leaf->segments;
     job->unit = local / leaf->segments;

@@ -311,16 +311,9 @@ __device__ void fold_units(const Leaf *leaf, i64 count, const Sum *from, i64 uni
     if (index < units) {
         i64 start = index, step = units, n = (count - index + units - 1) / units;
         if (from_leaves) {
-            i64 low = 0, high = count;
-            while (high - low > 1) { /* leaves without units share their beginning with the next */
-                i64 middle = (low + high) / 2;
-                if (leaf[middle].first_unit <= index)
-                    low = middle;
-                else
-                    high = middle;
-            }
-            start = leaf[low].first_slot + (index - leaf[low].first_unit) * leaf[low].segments;
-            n = leaf[low].segments;
+            leaf = leaf_at(leaf, count, &Leaf::first_unit, index);
+            start = leaf->first_slot + (index - leaf->first_unit) * leaf->segments;
+            n = leaf->segments;
             step = 1;
         }
         for (i64 k = lane; k < n; k += lanes)

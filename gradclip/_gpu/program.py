@@ -37,13 +37,13 @@ def _kernel(device, name):
 class Place:
     """A device, and the stream on it in which a call works from its first launch to the reading of its report."""
 
-    def __init__(self, leaves, device):
+    def __init__(self, device, pytorchs):
         import cupy
 
         self.device, self._device = device, cupy.cuda.Device(device)
         with self._device:
             self._stream = cupy.cuda.get_current_stream()
-            if leaves.in_torch_stream:  # whose streams are not CuPy's
+            if pytorchs:  # whose streams are not CuPy's
                 number = sys.modules["torch"].cuda.current_stream(device).cuda_stream
                 if number != self._stream.ptr:
                     self._stream = cupy.cuda.ExternalStream(number, device)

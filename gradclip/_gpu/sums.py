@@ -115,7 +115,7 @@ class DeviceSums:
 
     def clamp(self, to, plan, shown):
         """Clip by value: leaves of which an element is outside the bounds of a plan."""
-        bounds = self.place.constant(plan.records()[1])
+        bounds = self.place.constant(plan.bounds())
         writes = self._settled(self.count, False, 0, 0.0, None, CLAMPS)
         self._write(to, writes, bounds, self)
 
@@ -180,8 +180,9 @@ def first_of(table, words):
     bad = np.flatnonzero(words[:, NANS] + words[:, INFS])
     if not len(bad):
         return None
-    at = int(np.searchsorted(table.starts(), bad[0], side="right")) - 1
-    start, n = table.starts()[at], table.places[at][1]
+    starts = table.starts()
+    at = int(np.searchsorted(starts, bad[0], side="right")) - 1
+    start, n = starts[at], table.places[at][1]
     return table.which[at], int(words[start : start + n, FIRST].min())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .program import THREADS, Place, Remembered
+from .program import THREADS, Remembered
 
 SEGMENT = 16384  # elements at least
 NARROW_SEGMENT = 1024  # of a thread
@@ -55,7 +55,7 @@ def table_of(leaves, device):
     if leaves.tables is None:
         leaves.tables = {}
     if device not in leaves.tables:
-        leaves.tables[device] = _remembered(leaves, Place(leaves, device))
+        leaves.tables[device] = _remembered(leaves, leaves.place(device))
     return leaves.tables[device]
 
 
@@ -86,13 +86,12 @@ def _made(place, which, row, pool, arrays):
 
 def sample_table(leaves, device, to):
     """The table of `per_sample_clip_sum`: units are samples, `to` is where their sum is written, threads are its elements."""
-    place = Place(leaves, device)
     which, row, pool = leaves.summed_into(to).described(device)
     row[:, ROW["narrow"]] = 0
     row[:, ROW["units"]] = 1  # of work: each thread takes all samples
     row[:, ROW["segments"]] = -(-row[:, ROW["size"]] // THREADS)
     row[:, ROW["first_block"]] = _before(_blocks(row))
-    return Table(place, which, row, pool, [])
+    return Table(leaves.place(device), which, row, pool, [])
 
 
 def _before(counts):

@@ -64,18 +64,9 @@ __device__ typename T::bits step(typename T::bits y, typename T::bits x, double 
     return T::narrow(T::wide(y) - T::wide(x) * factor);
 }
 
-/* Of two dtypes, or by a factor beyond float64: in float64. */
-__device__ double wide_step(double y, double x, const Write *w)
-{
-    if (w->shift) {
-        const int half = (int)(w->shift / 2);
-        x = ldexp(1.0, half) * x * ldexp(1.0, (int)w->shift - half);
-    }
-    return y - x * w->last;
-}
-
 __device__ bool is_finite(double x) { return fabs(x) < INF; }
 
+/* A step of two dtypes, or by a factor beyond float64: in float64. */
 APART void step_apart(const Job *job, const Write *w, char *from, char *to)
 {
     const Leaf *leaf = job->leaf;
@@ -87,7 +78,7 @@ APART void step_apart(const Job *job, const Write *w, char *from, char *to)
         } else if (w->zero && !is_finite(x))
             x = 0;
         char *p = element(&leaf->to, job->pool, to, i);
-        put(leaf->to.dtype, p, wide_step(get(leaf->to.dtype, p), x, w));
+        put(leaf->to.dtype, p, get(leaf->to.dtype, p) - Double::wide(scaled<Double>(Double::narrow(x), w)));
     }
 }
 
@@ -157,8 +148,8 @@ __device__ void write_run(const Job *job, const Write *write, const Bounds *boun
 
 /* writes: one for each unit number modulo so many. unit: the Sums of the read pass where there are,
  * which spare the leaves that hold nothing to be zeroed. */
-extern "C" __global__ __launch_bounds__(THREADS, 3) void write_leaves(const Leaf *leaf, i64 count, const Write *writes, i64 modulo, const Bounds *bounds,
-                                 const Sum *unit)
+extern "C" __global__ __launch_bounds__(THREADS, 3) void write_leaves(const Leaf *leaf, i64 count, const Write *writes,
+                                                                       i64 modulo, const Bounds *bounds, const Sum *unit)
 {
     Job job;
     if (!find_job(&job, leaf, count))
@@ -200,13 +191,8 @@ __device__ double contribution(const Leaf *leaf, double x, const Write *w)
     const i64 dtype = leaf->from.dtype;
     if (w->kind != SCALE)
         return rounded(leaf->to.dtype, x);
-    if (dtype != leaf->to.dtype) {
-        if (w->shift) {
-            const int half = (int)(w->shift / 2);
-            x = ldexp(1.0, half) * x * ldexp(1.0, (int)w->shift - half);
-        }
-        return rounded(leaf->to.dtype, x * w->last);
-    }
+    if (dtype != leaf->to.dtype)
+        return rounded(leaf->to.dtype, Double::wide(scaled<Double>(Double::narrow(x), w)));
     return dtype == F16    ? Half::wide(scaled<Half>(Half::narrow(x), w))
            : dtype == BF16 ? Brain::wide(scaled<Brain>(Brain::narrow(x), w))
            : dtype == F32  ? Single::wide(scaled<Single>(Single::narrow(x), w))
@@ -219,7 +205,7 @@ extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, const Write 
 {
     enum { AHEAD = 4 }; /* samples that are loaded before the first is added */
     const i64 *pool = pool_of(leaf, count);
-    leaf = leaf_of_block(leaf, count, blockIdx.x);
+    leaf = leaf_at(leaf, count, &Leaf::first_block, blockIdx.x);
     const i64 i = (blockIdx.x - leaf->first_block) * THREADS + threadIdx.x, dtype = leaf->from.dtype;
     if (i >= leaf->size)
         return;

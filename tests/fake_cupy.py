@@ -1,6 +1,9 @@
 """A stand-in for the part of CuPy that gradclip uses, on a processor: arrays in NumPy's memory, and kernels compiled
 from the same CUDA source by a C++ compiler (fake_cuda.h). It counts what would make a process wait for a GPU.
 
+What is put into a stream is done when something waits for that stream, and no sooner: what another stream did not wait for,
+by an event, has then not happened. Memory of `empty` that is dropped is spoilt, by the stream that it was made in.
+
 What it cannot show: that the source is right on a device, where threads really run side by side, and how fast it is."""
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import types
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +25,58 @@ COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 waits = 0  # copies to the host so far
 launches = []  # (kernel, stream)
 devices = [0]  # the current one last
+queues = defaultdict(list)  # by (device, stream): what is yet to be done
+lock = threading.RLock()
+dropped = []  # memory that something yet to be done may look at
+
+
+def enqueue(function, *args):
+    with lock:
+        queues[devices[-1], streams[-1].ptr].append((function, args))
+
+
+def run(key, count=None):
+    """What was put into a stream, all of it or what an event was put behind."""
+    with lock:
+        queue = queues[key]
+        while queue and count != 0:
+            function, args = queue.pop(0)
+            done[key] += 1
+            function(*args)
+            count = None if count is None else count - 1
+
+
+done = defaultdict(int)  # by (device, stream): how much
+
+
+def finish():
+    """Everything, the streams in an order of their own."""
+    for key in sorted(queues, reverse=True):
+        run(key)
+    dropped.clear()
+
+
+class Memory:
+    """What arrays share. Given back, that of `empty` belongs to what its stream does next."""
+
+    def __init__(self, host, spoilt=False):
+        self.host, self.spoilt_in = host, (devices[-1], streams[-1].ptr) if spoilt else None
+
+    def __del__(self):
+        dropped.append(self.host)
+        if self.spoilt_in is not None:
+            queues[self.spoilt_in].append((spoil, (self.host,)))
+
+
+def spoil(host):
+    host.reshape(-1).view(np.uint8).fill(0xA5)
 
 
 class ndarray:
     """An array whose elements only `get` shows, as on a GPU."""
 
-    def __init__(self, host, device):
-        self._host, self._device = host, device
+    def __init__(self, host, device, memory=None):
+        self._host, self._device, self._memory = host, device, memory or Memory(host)
 
     dtype = property(lambda self: self._host.dtype)
     shape = property(lambda self: self._host.shape)
@@ -51,27 +101,27 @@ class ndarray:
         return len(self._host)
 
     def __getitem__(self, key):
-        return ndarray(self._host[(*(key if isinstance(key, tuple) else (key,)), ...)], self._device)  # a view, always
+        key = key if isinstance(key, tuple) else (key,)
+        return ndarray(self._host[(*key, ...)], self._device, self._memory)  # a view, always
 
     def get(self):
         global waits
         assert self._device == devices[-1], "copied in a stream of another device"
         waits += 1
         fetched_in.append(streams[-1])
+        run((self._device, streams[-1].ptr))
         return self._host.copy()
 
     def fill(self, value):
         assert self._device == devices[-1]
-        self._host[...] = value
+        enqueue(np.copyto, self._host, value)
 
     def view(self, dtype=None):
-        return ndarray(self._host if dtype in (None, ndarray) else self._host.view(dtype), self._device)
-
-    def ravel(self):
-        return ndarray(np.ascontiguousarray(self._host).reshape(-1), self._device)
+        host = self._host if dtype in (None, ndarray) else self._host.view(dtype)
+        return ndarray(host, self._device, self._memory)
 
     def transpose(self, axes):
-        return ndarray(self._host.transpose(axes), self._device)
+        return ndarray(self._host.transpose(axes), self._device, self._memory)
 
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
@@ -79,8 +129,8 @@ class ndarray:
 
 def empty(shape, dtype=np.float64):
     made = np.empty(shape, dtype)
-    made.reshape(-1).view(np.uint8).fill(0xA5)  # nothing may rest on what was there
-    return ndarray(made, devices[-1])
+    spoil(made)  # nothing may rest on what was there
+    return ndarray(made, devices[-1], Memory(made, True))
 
 
 def empty_like(array, shape=None):
@@ -93,6 +143,7 @@ def asarray(array):
         shown = types.SimpleNamespace(__array_interface__={**array.__cuda_array_interface__, "version": 3})
         array = ndarray(np.asarray(shown), owner_of(array.__cuda_array_interface__["data"][0]))
     if isinstance(array, ndarray):
+        finish()
         return array if array._device == devices[-1] else ndarray(array._host.copy(), devices[-1])
     if stream.capturing:
         raise RuntimeError("a copy from the host was captured")
@@ -144,7 +195,7 @@ class RawModule:
             launches.append((name, streams[-1].ptr))
             values = [_argument(a) for a in args]
             pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
-            function(ctypes.c_uint(grid[0]), pointers)
+            enqueue(lambda grid, pointers, *_: function(ctypes.c_uint(grid), pointers), grid[0], pointers, values)
 
         return call
 
@@ -157,8 +208,15 @@ def _argument(value):
     return np.array([value], np.int64 if isinstance(value, int) else np.float64)
 
 
+class Event:
+    """A place in a stream."""
+
+    def __init__(self, disable_timing=False):
+        self.device = devices[-1]
+
+
 class Stream:
-    """A number, and whether a graph captures what is put into it. What is put into a stream is done at once."""
+    """A number, and whether a graph captures what is put into it."""
 
     capturing = False
 
@@ -167,6 +225,15 @@ class Stream:
 
     def is_capturing(self):
         return self.capturing
+
+    def record(self, event):
+        assert event.device == devices[-1], "an event of another device"
+        event.key = devices[-1], self.ptr
+        event.place = done[event.key] + len(queues[event.key])
+        return event
+
+    def wait_event(self, event):
+        enqueue(lambda: run(event.key, max(event.place - done[event.key], 0)))
 
     def __enter__(self):
         streams.append(self)
@@ -178,10 +245,20 @@ class Stream:
 stream = Stream()
 streams = [stream]  # the current one last
 fetched_in = []  # streams of copies to the host
+
+
+def memcpy_peer(to, to_device, source, source_device, size, stream):
+    assert (to_device, stream) == (devices[-1], streams[-1].ptr), "a copy in a stream of another device"
+    enqueue(ctypes.memmove, to, source, size)
+
+
 cuda = types.SimpleNamespace(
     Device=_Device,
+    Event=Event,
     Stream=Stream,
     ExternalStream=lambda ptr, device=-1: Stream(ptr),
     get_current_stream=lambda: streams[-1],
-    runtime=types.SimpleNamespace(pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p))),
+    runtime=types.SimpleNamespace(
+        pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p)), memcpyPeerAsync=memcpy_peer
+    ),
 )

@@ -1,10 +1,13 @@
 """CuPy leaves beside NumPy leaves: copies of the same layout, and what must be alike."""
 
+import itertools
 import math
 import pickle
+import sys
 from collections import namedtuple
 
 import numpy as np
+import pytest
 from reference import BFLOAT16, gradient
 
 Layer = namedtuple("Layer", "weight bias")
@@ -36,6 +39,25 @@ def there(cupy, tree):
     return [there(cupy, v) for v in tree] if isinstance(tree, list) else tree
 
 
+def across(cupy, count, tree):
+    """The same nesting with its leaves dealt out to so many GPUs, the last first."""
+    if not hasattr(cupy, "waits") and cupy.cuda.runtime.getDeviceCount() < count:
+        pytest.skip("fewer GPUs")
+    turns = itertools.cycle(reversed(range(count)))
+
+    def dealt(node):
+        if isinstance(node, np.ndarray):
+            with cupy.cuda.Device(next(turns)):
+                return on_gpu(cupy, node)
+        if isinstance(node, dict):
+            return {k: dealt(v) for k, v in node.items()}
+        if isinstance(node, tuple):
+            return type(node)(*map(dealt, node))
+        return list(map(dealt, node)) if isinstance(node, list) else node
+
+    return dealt(tree)
+
+
 def flat(tree):
     if isinstance(tree, dict):
         tree = list(tree.values())
@@ -47,6 +69,7 @@ def flat(tree):
 def host(leaf):
     """A copy of a leaf, without counting as a wait."""
     if hasattr(leaf, "_host"):
+        sys.modules["cupy"].finish()
         return leaf._host.copy()
     return leaf.get() if hasattr(leaf, "get") else np.asarray(leaf)
 

@@ -9,27 +9,9 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-from gpu_leaves import assert_same_bits, assert_same_report, batch, host, model, on_gpu, there
-from reference import gradient
+from gpu_leaves import batch, host, model, on_gpu, there
 
 import gradclip
-
-
-def test_several_devices(cupy):
-    if not hasattr(cupy, "waits") and cupy.cuda.runtime.getDeviceCount() < 2:
-        pytest.skip("one GPU")
-    here = [gradient(np.float32, n) for n in (500, 70, 900)]
-    gpu = []
-    for device, a in zip((1, 0, 1), here, strict=True):
-        with cupy.cuda.Device(device):
-            gpu.append(cupy.asarray(a))
-    for options in ({}, {"nonfinite": "skip"}):
-        want, got = gradclip.clip_by_global_norm(here, 1.0, **options), gradclip.clip_by_global_norm(gpu, 1.0, **options)
-        assert_same_bits(want[0], got[0])
-        assert_same_report(want[1], got[1])
-        assert [a.data.device_id for a in got[0]] == [1, 0, 1]
-    with pytest.raises(ValueError, match="0: grads and out lie on different devices"):
-        gradclip.clip_by_global_norm(gpu, 1.0, out=[cupy.asarray(a) for a in here])
 
 
 @pytest.mark.parametrize("policy", ["skip", "zero", "propagate"])
@@ -95,7 +77,7 @@ def test_graph_capture(cupy):
     try:
         for call in calls:
             call(g)
-        assert len(program._captured) == before[0] + 15
+        assert len(program._captured) == before[0] + 14
         assert cupy.waits == before[1]
         with pytest.raises(RuntimeError, match="make the same call once before"):
             gradclip.clip_by_global_norm_(h, 1.0, nonfinite="skip")
@@ -293,14 +275,14 @@ def test_nothing_is_written_when_a_device_has_no_room(cupy, monkeypatch):
     for device in (0, 1):
         with cupy.cuda.Device(device):
             gpu.append(cupy.asarray(np.full(4, 5.0)))
-    upload = program.Place.upload
+    empty = program.Place.empty
 
-    def full(place, array):
-        if place.device == 1 and array.shape == (1, 6):  # a Write
+    def full(place, *shape):
+        if place.device == 1 and shape == (1, 6):  # a Write
             raise MemoryError
-        return upload(place, array)
+        return empty(place, *shape)
 
-    monkeypatch.setattr(program.Place, "upload", full)
+    monkeypatch.setattr(program.Place, "empty", full)
     with pytest.raises(MemoryError):
         gradclip.clip_by_global_norm_(gpu, 1.0)
     assert [host(a).tolist() for a in gpu] == [[5.0] * 4] * 2

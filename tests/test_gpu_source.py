@@ -105,6 +105,14 @@ def test_the_stand_in_has_what_cupy_has():
         assert set(mine) <= set(theirs) | {"array", "dtype", "shape"}, name
     assert hasattr(cupy.RawModule, "get_function")
     assert hasattr(cupy.cuda.Device, "__enter__")
+    for name in ("record", "wait_event", "is_capturing"):
+        assert set(inspect.signature(getattr(fake_cupy.Stream, name)).parameters) <= set(
+            inspect.signature(getattr(cupy.cuda.Stream, name)).parameters
+        ) | {"event"}
+        assert hasattr(cupy.cuda.ExternalStream, name)
+    assert "disable_timing" in inspect.signature(cupy.cuda.Event.__init__).parameters
+    copy = re.sub(r"intptr_t |size_t |int ", "", cupy.cuda.runtime.memcpyPeerAsync.__doc__)
+    assert copy.startswith("memcpyPeerAsync(dst, dstDevice, src, srcDevice, size, stream)")
     host = np.arange(24, dtype=np.float32)
     memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
     a = cupy.ndarray((4, 6), np.float32, cupy.cuda.MemoryPointer(memory, 0))

@@ -85,8 +85,9 @@ cdef class Sums:
             sums.first_leaf, sums.first_nonfinite, sums.first_value = self.first_leaf, self.first_nonfinite, self.first_value
         return sums
 
-    def absorb(self, Py_ssize_t first, records):
-        """Take units from `first` on from what a GPU found: words as in Sum of _gpu/sums.cu."""
+    def absorb(self, numbers, records):
+        """Take units of some numbers from what a GPU found: words as in Sum of _gpu/sums.cu."""
+        cdef const Py_ssize_t[::1] unit = numbers
         cdef const int64_t[:, ::1] word = records
         cdef const double[:, ::1] number = records.view(np.float64)
         cdef Py_ssize_t i
@@ -97,7 +98,7 @@ cdef class Sums:
             s.high, s.low, s.bin = number[i, 0], number[i, 1], word[i, 2]
             s.amax = ldexpl(number[i, 3], <int>word[i, 4])
             s.nans, s.infs, s.outside = word[i, 5], word[i, 6], word[i, 7]
-            settle(&self.unit[first + i], &s, self.ord)
+            settle(&self.unit[unit[i]], &s, self.ord)
             merge(&self.total, &s, self.ord)
         gc_fp_leave(saved)
 

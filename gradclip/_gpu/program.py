@@ -108,6 +108,30 @@ class Place:
         with self:
             array.fill(0)
 
+    def mark(self):
+        """An event that other streams can wait for: the end of what was launched here so far."""
+        import cupy
+
+        with self:
+            if self._stream.is_capturing():
+                raise RuntimeError("a graph cannot capture a call whose leaves lie on several devices")
+            return self._stream.record(cupy.cuda.Event(disable_timing=True))
+
+    def follow(self, event):
+        """Let what is launched next wait for an event. The host does not."""
+        with self:
+            self._stream.wait_event(event)
+
+    def copy(self, to, array):
+        """Begin a copy of an array, of any device, to one of as many bytes here."""
+        import cupy
+
+        source = array.data
+        with self:
+            cupy.cuda.runtime.memcpyPeerAsync(
+                to.data.ptr, self.device, source.ptr, source.device_id, array.nbytes, self._stream.ptr
+            )
+
 
 class Uninterrupted:
     """A ``with`` block that Ctrl-C waits for: of several writes all are made, or none."""

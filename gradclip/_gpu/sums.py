@@ -1,33 +1,48 @@
-"""Sums that stay on a GPU, and what is decided of them there."""
+"""Sums that stay on the GPUs, and what is decided of them there."""
 
 from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._cpu.sums import Sums
 from ..report import ClipReport, Factors
-from .program import THREADS
-from .table import sample_table, table_of
+from .gather import WORDS_OF_SUM, delivered, gathered
+from .program import THREADS, Uninterrupted
+from .table import Table, sample_table, table_of
 
-WORDS_OF_SUM, WORDS_OF_WRITE = 9, 6
+WORDS_OF_WRITE = 6
 NANS, INFS, FIRST = 5, 6, 8  # words of a Sum
 NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT = (1 << k for k in range(8))  # as in decide.cu
 ASKED = {"norm", "norms", "nonfinite", "first_nonfinite", "max_abs", "parts", "outside", "exact", "scaled", "size"}
 
 
-class DeviceSums:
-    """What one read pass found on a GPU: Sums of units and of all. What `Sums` can be asked besides is asked of `host()`,
-    the same in this process, for which the pass must have ended. Leaves are not held: a report that nobody reads keeps
-    no gradient alive."""
+class Part(NamedTuple):
+    """What one device holds: Sums of units, and partial Sums of all of these.
 
-    def __init__(self, table, unit, partial, ord, grad_scale, size, naming, bring=None):
-        self.table, self.place, self.unit = table, table.place, unit
-        self.ord, self.grad_scale, self.count = ord, grad_scale, len(unit)
-        self.units = None  # by unit, where these are by owner
+    table: of the leaves that were read; numbers: of the units, among those of all devices; None: these are Sums of owners,
+    and every device holds them all."""
+
+    table: Table
+    unit: Any
+    partial: Any
+    numbers: np.ndarray | None
+
+
+class DeviceSums:
+    """What one read pass found on GPUs: Sums of units, each on the device of its leaf, and the Sum of all on every device.
+    Every device decides for its own units, by the same arithmetic, and so alike. What `Sums` can be asked besides is asked of
+    `host()`, the same in this process, for which the pass must have ended. Leaves are not held: a report that nobody reads
+    keeps no gradient alive."""
+
+    def __init__(self, parts, ord, grad_scale, count, size, naming, bring=None):
+        self.by_device, self.places = parts, [part.table.place for part in parts]
+        self.ord, self.grad_scale, self.count = ord, grad_scale, count
+        self.units = self  # by unit, where these are by owner
         self._size, self._naming = size, naming
         self._bring, self._host, self._finite_only = bring or self._brought, None, False
-        self.total = self.place.empty(1, WORDS_OF_SUM)
-        self.place.launch("fold_total", 1, partial, len(partial), ord, self.total)
 
     def __getattr__(self, name):
         if name not in ASKED:
@@ -51,50 +66,76 @@ class DeviceSums:
             sums.finite_only = self._finite_only
             self._host = sums
         if arrays is not None and self._host.nonfinite():
-            self._host.first_value = value_at(self.place, arrays[self._host.first_leaf], self._host.first_nonfinite[1])
+            self._host.first_value = value_at(self.places, arrays[self._host.first_leaf], self._host.first_nonfinite[1])
         return self._host
 
     def _brought(self):
-        words = self.place.fetch(self.unit)
         sums = Sums(self.count, self._size, self.ord, self.grad_scale)
-        sums.absorb(0, words)
-        first = first_of(self.table, words)
-        if first is not None:
-            sums.first_leaf, index = first
-            sums.first_nonfinite = self._naming(sums.first_leaf), index
+        absorb(sums, self.by_device, self._naming)
         return sums
 
-    def _folded(self, unit, owners, grad_scale, bring):
-        """Sums of every owners-th unit together."""
+    @cached_property
+    def totals(self):
+        """The Sum of all, on each device: folded from the same Sums in the same order everywhere."""
+        sums = [part.partial for part in self.by_device]
+        if len(sums) > 1 and self.by_device[0].numbers is not None:
+            sums = gathered(self.places, 1, lambda k, to: self._fold_total(k, sums[k], to))
+        return [self._fold_total(k, found, self.places[k].empty(1, WORDS_OF_SUM)) for k, found in enumerate(sums)]
+
+    def _fold_total(self, k, sums, to):
+        self.places[k].launch("fold_total", 1, sums, len(sums), self.ord, to)
+        return to
+
+    def _fold_owners(self, k, sums, owners, to):
+        """Every owners-th of some Sums together; and partial Sums of all of them."""
         blocks = -(-owners // THREADS)
-        owner, partial = (self.place.empty(n, WORDS_OF_SUM) for n in (owners, blocks))
-        self.place.launch("fold_owners", blocks, unit, len(unit), owners, self.ord, owner, partial)
-        return DeviceSums(self.table, owner, partial, self.ord, grad_scale, self._size, self._naming, bring)
+        partial = self.places[k].empty(blocks, WORDS_OF_SUM)
+        self.places[k].launch("fold_owners", blocks, sums, len(sums), owners, self.ord, to, partial)
+        return to, partial
 
     def by_owner(self, owners, count):
-        """Sums of samples, each of which owns every count-th unit."""
-        sums = self._folded(self.unit, count, self.grad_scale, lambda: self.host().by_owner(owners, count))
-        sums.units = self
-        return sums
+        """Sums of samples, each of which owns every count-th unit of each device."""
+        sums = [part.unit for part in self.by_device]
+        if len(sums) > 1:  # what is folded first is less to carry
+            sums = gathered(self.places, count, lambda k, to: self._fold_owners(k, sums[k], count, to))
+        parts = []
+        for k, part in enumerate(self.by_device):
+            owner, partial = self._fold_owners(k, sums[k], count, self.places[k].empty(count, WORDS_OF_SUM))
+            parts.append(Part(part.table, owner, partial, None))
+        found = self._with(parts, count, self.grad_scale, lambda: self.host().by_owner(owners, count))
+        found.units = self
+        return found
 
     def of_units(self, start, stop, grad_scale):
         """The Sums of some of the units alone."""
-        unit = self.unit[start:stop]
-        return self._folded(unit, len(unit), grad_scale, lambda: self.host().of_units(start, stop, grad_scale))
+        parts = []
+        for k, part in enumerate(self.by_device):
+            some = slice(*np.searchsorted(part.numbers, (start, stop)).tolist())
+            unit = part.unit[some]
+            unit, partial = self._fold_owners(k, unit, len(unit), self.places[k].empty(len(unit), WORDS_OF_SUM))
+            parts.append(Part(part.table, unit, partial, part.numbers[some]))
+        return self._with(parts, stop - start, grad_scale, lambda: self.host().of_units(start, stop, grad_scale))
+
+    def _with(self, parts, count, grad_scale, bring):
+        return DeviceSums(parts, self.ord, grad_scale, count, self._size, self._naming, bring)
 
     def weigh(self, first, clip_factor, eps):
-        """Thresholds for adaptive clipping, from the units from `first` on, which are parameters."""
-        weight = self.unit[first:]
-        goals = self.place.empty(len(weight))
-        blocks = -(-len(weight) // THREADS)
-        self.place.launch("weigh", blocks, weight, len(weight), clip_factor, eps, self.ord, goals)
-        return goals
+        """Thresholds for adaptive clipping, on each device for its units before `first`; the others are parameters."""
+        goals, have, want = [], [], []
+        for place, part in zip(self.places, self.by_device, strict=True):
+            start = int(np.searchsorted(part.numbers, first))
+            weight = part.unit[start:]
+            goals.append(place.empty(len(weight)))
+            place.launch("weigh", -(-len(weight) // THREADS), weight, len(weight), clip_factor, eps, self.ord, goals[-1])
+            want.append(part.numbers[:start])
+            have.append(part.numbers[start:] - first)
+        return delivered(self.places, goals, have, want)
 
     def seen_nonfinite(self):
-        """Whether an element is NaN or Inf: waits for the pass, and brings no more than the total."""
+        """Whether an element is NaN or Inf: waits for the pass, and brings no more than one total."""
         if self._host is not None:
             return self._host.nonfinite() > 0
-        total = self.place.fetch(self.total)[0]
+        total = self.places[0].fetch(self.totals[0])[0]
         return bool(total[NANS] + total[INFS])
 
     # ---- deciding ---------------------------------------------------------------------------------
@@ -107,17 +148,15 @@ class DeviceSums:
         flags = self._flags(rule)
         for flag, wanted in ((NORMALIZE, normalize), (KEEP_OUT, keep_out), (STEPS, lr is not None)):
             flags |= flag if wanted else 0
-        goals, goal = self._goals(target)
-        writes = self._settled(1 if together else self.count, together, goals, goal, rule, flags, lr=lr)
-        self._write(to, writes, 0, self if self.units is None else self.units)
+        writes = self._settled(together, self._goals(target), rule, flags, lr=lr)
+        self._write(to, writes, [0] * len(writes))
         size = to.units if owners is None else self.count
         return self._report(writes, shown, size, rule, together, norms)
 
     def clamp(self, to, plan, shown):
         """Clip by value: leaves of which an element is outside the bounds of a plan."""
-        bounds = self.place.constant(plan.bounds())
-        writes = self._settled(self.count, False, 0, 0.0, None, CLAMPS)
-        self._write(to, writes, bounds, self)
+        bounds = [place.constant(plan.bounds()) for place in self.places]
+        self._write(to, self._settled(False, self._goals(0.0), None, CLAMPS), bounds)
 
         def fill():
             sums = self.host()
@@ -131,39 +170,51 @@ class DeviceSums:
         if rule.nonfinite == "raise" or not self.count:
             return None
         flags = self._flags(rule) | BOUNDS | (KEPT if kept else 0)
-        writes = self._settled(self.count, False, 0, goal, rule, flags, limit=max_norm)
-        sample_table(leaves, self.place.device, to).launch("sum_samples", writes, self.count, self.total, flags)
+        writes = self._settled(False, self._goals(goal), rule, flags, limit=max_norm)
+        tables = [sample_table(leaves, place.device, to) for place in self.places]
+        with Uninterrupted():
+            for table, made, total in zip(tables, writes, self.totals, strict=True):
+                table.launch("sum_samples", made, self.count, total, flags)
         return self._report(writes, max_norm, self.count, rule, False, None)
 
     def _flags(self, rule):
         return {"skip": SKIP, "zero": FINITE_ONLY}.get(rule.nonfinite, 0)
 
     def _goals(self, target):
-        """Thresholds on the device, if they differ, and that of all."""
+        """Thresholds on each device, if they differ, and that of all."""
+        if isinstance(target, np.ndarray) and (target == target[:1]).all():
+            target = float(target[0]) if len(target) else 0.0
         if isinstance(target, float):
-            return 0, target
+            return [(0, target)] * len(self.by_device)
         if isinstance(target, np.ndarray):
-            if len(target) == 0 or (target == target[0]).all():
-                return 0, float(target[0]) if len(target) else 0.0
-            return self.place.constant(target), 0.0
-        return target, 0.0
+            target = [place.constant(mine(part, target)) for place, part in zip(self.places, self.by_device, strict=True)]
+        return [(goals, 0.0) for goals in target]
 
-    def _settled(self, n, together, goals, goal, rule, flags, lr=None, limit=0.0):
-        writes = self.place.empty(n, WORDS_OF_WRITE)
-        sums, eps = self.total if together else self.unit, 0.0 if rule is None else rule.eps
-        numbers = goal, eps, self.ord, self.grad_scale, 1.0 if lr is None else lr, limit
-        self.place.launch("settle", -(-n // THREADS), sums, self.total, n, goals, *numbers, flags, writes)
-        return writes
+    def _settled(self, together, goals, rule, flags, lr=None, limit=0.0):
+        """Writes of the units of each device, or one for all of them."""
+        eps = 0.0 if rule is None else rule.eps
+        totals = self.totals if together or flags & SKIP else [0] * len(self.by_device)
+        made = []
+        for place, part, total, (goals_here, goal) in zip(self.places, self.by_device, totals, goals, strict=True):
+            sums = total if together else part.unit
+            writes = place.empty(len(sums), WORDS_OF_WRITE)
+            numbers = goal, eps, self.ord, self.grad_scale, 1.0 if lr is None else lr, limit
+            place.launch("settle", -(-len(sums) // THREADS), sums, total, len(sums), goals_here, *numbers, flags, writes)
+            made.append(writes)
+        return made
 
-    def _write(self, to, writes, bounds, found):
-        table_of(to, self.place.device).launch("write_leaves", writes, len(writes), bounds, found.unit)
+    def _write(self, to, writes, bounds):
+        tables = [table_of(to, place.device) for place in self.places]
+        with Uninterrupted():
+            for table, made, limits, part in zip(tables, writes, bounds, self.units.by_device, strict=True):
+                table.launch("write_leaves", made, len(made), limits, part.unit)
         to.written()
 
     def _report(self, writes, shown, size, rule, together, norms):
         finite_only, skips = rule.nonfinite == "zero", rule.nonfinite == "skip"
 
         def fill():
-            sums, words = self.host(), self.place.fetch(writes)
+            sums, words = self.host(), self._told(writes, together)
             sums.finite_only = finite_only
             skipped = skips and sums.nonfinite() > 0
             factors = words.view(np.float64)[:, 3].copy()
@@ -174,20 +225,49 @@ class DeviceSums:
 
         return ClipReport.pending(fill, shown, norms)
 
+    def goals_here(self, target):
+        """Thresholds that are on devices, as float64 of this process."""
+        return self._told(target, False).view(np.float64)
+
+    def _told(self, arrays, together):
+        """What devices hold of all units, or alike for all together, as one array here."""
+        if together or self.by_device[0].numbers is None or len(self.by_device) == 1:
+            return self.places[0].fetch(arrays[0])
+        words = np.empty((self.count, *arrays[0].shape[1:]), np.int64)
+        for place, part, array in zip(self.places, self.by_device, arrays, strict=True):
+            words[part.numbers] = place.fetch(array)
+        return words
+
+
+def mine(part, values):
+    """Of values by unit, those of the units of a device."""
+    return values if part.numbers is None else values[part.numbers]
+
+
+def absorb(sums, parts, naming):
+    """Take what GPUs found into Sums of this process."""
+    found = [(sums.first_leaf, sums.first_nonfinite[1])] if sums.first_nonfinite else []
+    for part in parts:
+        words = part.table.place.fetch(part.unit)
+        sums.absorb(part.numbers, words)
+        found += first_of(part.table, words)
+    if found:
+        sums.first_leaf, index = min(found)
+        sums.first_nonfinite = naming(sums.first_leaf), index
+
 
 def first_of(table, words):
-    """(index of the leaf, flat index) of the first element that is not finite, from the Sums of a table's units."""
+    """[(index of the leaf, flat index)] of the first element that is not finite, from the Sums of a table's units; or []."""
     bad = np.flatnonzero(words[:, NANS] + words[:, INFS])
     if not len(bad):
-        return None
-    starts = table.starts()
-    at = int(np.searchsorted(starts, bad[0], side="right")) - 1
-    start, n = starts[at], table.places[at][1]
-    return table.which[at], int(words[start : start + n, FIRST].min())
+        return []
+    at = int(np.searchsorted(table.edges, bad[0], side="right")) - 1
+    return [(table.which[at], int(words[table.edges[at] : table.edges[at + 1], FIRST].min()))]
 
 
-def value_at(place, array, index):
-    """One element of an array."""
+def value_at(places, array, index):
+    """One element of an array, which lies here or on one of some devices."""
     if isinstance(array, np.ndarray):
         return array.flat[index]
+    place = next(place for place in places if place.device == array.data.device_id)
     return place.fetch(array[tuple(map(int, np.unravel_index(index, array.shape)))])

@@ -25,15 +25,18 @@ class Table:
     place : where
     args : what kernels take first: the table and the number of leaves
     which : indices of the leaves
-    places : (first unit, units) of each leaf among the units of all leaves
+    edges : where the units of each leaf begin among those of the table, and where they end
+    numbers : of each unit of the table, among the units of all leaves
     blocks, slots, units, lanes, partials : thread blocks of a pass, Sums of segments, units, threads that fold a unit,
         thread blocks that fold
     """
 
-    def __init__(self, place, which, row, pool, places):
-        self.place, self.which, self.places = place, which, places
+    def __init__(self, place, which, row, pool, first):
+        self.place, self.which = place, which
         units, segments = row[:, ROW["units"]], row[:, ROW["segments"]]
         self.units, self.slots = int(units.sum()), int((units * segments).sum())
+        self.edges = np.append(_before(units), self.units)
+        self.numbers = np.arange(self.units, dtype=np.intp) + np.repeat(first - self.edges[:-1], units)
         self.lanes = 1
         while self.lanes < THREADS and self.lanes * 4 < segments.max(initial=1):
             self.lanes *= 2
@@ -44,10 +47,6 @@ class Table:
     def launch(self, name, *args):
         """Begin a pass over all leaves."""
         self.place.launch(name, self.blocks, *self.args, *args)
-
-    def starts(self):
-        """The first unit of each leaf among the units of this table."""
-        return _before(np.array([n for _, n in self.places], np.int64)).tolist()
 
 
 def table_of(leaves, device):
@@ -76,12 +75,12 @@ def _remembered(leaves, place):
 
 
 def _made(place, which, row, pool, arrays):
-    places = list(zip(row[:, ROW["first_unit"]].tolist(), row[:, ROW["units"]].tolist(), strict=True))
+    first = row[:, ROW["first_unit"]].copy()
     row[:, ROW["first_unit"]] = _before(row[:, ROW["units"]])
     _cut(row)
     for i, words in zip(which, row, strict=True):
         _index(arrays[i], words, pool)
-    return Table(place, which, row, pool, places)
+    return Table(place, which, row, pool, first)
 
 
 def sample_table(leaves, device, to):
@@ -91,7 +90,7 @@ def sample_table(leaves, device, to):
     row[:, ROW["units"]] = 1  # of work: each thread takes all samples
     row[:, ROW["segments"]] = -(-row[:, ROW["size"]] // THREADS)
     row[:, ROW["first_block"]] = _before(_blocks(row))
-    return Table(leaves.place(device), which, row, pool, [])
+    return Table(leaves.place(device), which, row, pool, row[:, ROW["first_unit"]])
 
 
 def _before(counts):

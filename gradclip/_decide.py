@@ -16,7 +16,6 @@ from ._arguments import number
 from ._cpu.passes import measure_written, write
 from ._cpu.plan import Plan, StandardState
 from ._cpu.sums import Sums
-from ._foreign import brought
 from .errors import NonFiniteGradientError
 from .report import ClipReport
 from .thresholds import Threshold
@@ -132,14 +131,15 @@ def _exceeds(sums, to, unit, rule, goal, owners):
     if rule.ord and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
         if sums.count == 0 or (rule.ord == 1 and any(a.dtype.kind == "c" for a in to.sources)):
             return True  # measured elsewhere, or irrational
-        total = _slow_sum(to.sources_of(unit) if owners is None else [a[unit] for a in to.sources], rule.ord)
+        arrays = to.sources_of(unit) if owners is None else [a[unit] for a in to.sources]
+        total = _slow_sum(map(to.brought, arrays), rule.ord)
     return total > bound
 
 
 def _slow_sum(arrays, ord):
     """The sum of powers of the finite real parts in integers, without any error; a second for millions."""
     by_exponent = defaultdict(int)
-    for array in map(brought, arrays):
+    for array in arrays:
         for start in range(0, array.size, 4096):
             part = np.asarray(array.flat[start : start + 4096])
             part = np.stack([part.real, part.imag]) if part.dtype.kind == "c" else part

@@ -141,11 +141,6 @@ def addressed(array):
     return np.asarray(memory).view(array.dtype)
 
 
-def brought(array):
-    """An array of NumPy: from a GPU, a copy."""
-    return array if isinstance(array, np.ndarray | np.generic) else array.get()
-
-
 def _brain():
     """bfloat16, which NumPy knows by ml_dtypes alone."""
     try:

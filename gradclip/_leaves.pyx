@@ -416,6 +416,10 @@ cdef class Leaves:
             self._places[device] = Place(device, self.in_torch_stream)
         return self._places[device]
 
+    def brought(self, array):
+        """A leaf, or part of one, as an array of NumPy: from a GPU, a copy."""
+        return self.place(array.data.device_id).fetch(array) if is_cupy(array) else array
+
     def described(self, int device):
         """The leaves on one GPU: (indices of leaves; for each, the words of `Leaf` in _gpu/leaves.cu that say where its
         elements are; the pool of axes). Words that cut the work stay 0."""

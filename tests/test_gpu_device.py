@@ -139,6 +139,15 @@ def test_memory_of_a_device_that_is_not_the_current_one(cupy):
     assert host(a).tolist() == [0.6000000000000001, 0.8]
 
 
+def test_a_sample_at_the_threshold_on_a_device_that_is_not_the_current_one(cupy):
+    """What decides it exactly is fetched in its device's stream."""
+    if not hasattr(cupy, "waits") and cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU")
+    with cupy.cuda.Device(1):
+        a = cupy.asarray(np.array([[3.0, 4.0], [6.0, 8.0]]))
+    assert gradclip.per_sample_clip_sum([a], 5.0)[1].clipped_count == 1
+
+
 def test_elements_that_are_not_aligned_are_refused(cupy):
     memory = cupy.asarray(np.zeros(17, np.uint8))
     odd = memory[1:].view(np.float32)

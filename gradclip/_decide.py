@@ -16,6 +16,7 @@ from ._arguments import number
 from ._cpu.passes import measure_written, write
 from ._cpu.plan import Plan, StandardState
 from ._cpu.sums import Sums
+from ._rounding import RATIONAL, ROUNDS, Room, exact_order, safety, typical
 from .errors import NonFiniteGradientError
 from .report import ClipReport
 from .thresholds import Threshold
@@ -23,13 +24,6 @@ from .thresholds import Threshold
 # Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
 # in exact arithmetic.
 MARGIN = 1 + Fraction(1, 2**60)
-
-# Orders (0: inf) whose sums are compared in rational arithmetic; the norms of others lie within 4 ulp.
-RATIONAL = (0.0, 1.0, 2.0)
-ULPS = 1 - 2.0**-49
-
-# Half an ulp of 1, by dtype.
-ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "complex64": 2.0**-24}
 
 
 def decide(
@@ -48,12 +42,10 @@ def decide(
     if type(target) is not float and isinstance(target, Threshold):
         target = _ask(target, sums, rule)
     shown = target if max_norm is None else max_norm
-    if type(sums) is not Sums:  # on a GPU, where they stay unless something here has to know them
+    if type(sums) is not Sums:  # on GPUs, where they stay unless something is to be raised
         report = sums.decide(to, rule, target, shown, normalize=normalize, keep_out=keep_out, norms=norms, owners=owners, lr=lr)
         if report is not None:
             return report
-        if isinstance(target, list):
-            target = sums.goals_here(target)
         sums = sums.host(to.sources)
     if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
         return ClipReport(sums, shown, to.units, None, 0, False, norms)  # the usual step, kept short
@@ -154,11 +146,6 @@ def _power(value, ord):
     return Fraction(value) ** int(ord or 1)
 
 
-def exact_order(ord, arrays):
-    """Whether the pass sums what the order asks for in rational arithmetic; magnitudes of complex numbers are not."""
-    return ord == 2 or (ord in RATIONAL and all(a.dtype.kind != "c" for a in arrays))
-
-
 def _shrink(plan, sums, rule, target, exact):
     """Shrink the factor of a step, whose products are not rounded to a gradient, until it keeps the bound."""
     if target == math.inf or sums.shows_nonfinite():
@@ -166,7 +153,7 @@ def _shrink(plan, sums, rule, target, exact):
     if not plan.acting() and plan.exact_factor() * Fraction(rule.grad_scale) <= 1:
         return
     if not exact:
-        plan.shrink(0, ULPS - 2.0**-49)
+        plan.shrink(0, 2 * safety(rule.ord) - 1)
         return
     bound, total = _power(target, rule.ord), sums.exact() * MARGIN
     while _power(plan.exact_factor(), rule.ord) * total > bound:
@@ -174,14 +161,13 @@ def _shrink(plan, sums, rule, target, exact):
 
 
 def _enforce(to, plan, rule, sums, target, share, owners):
-    """Shrink factors until what would be written keeps the bound in exact arithmetic. Rounding is
-    monotone, so smaller factors never write larger elements.
-
-    The first slack is what the rounding of n elements typically adds to a norm, u / sqrt(n); it doubles."""
-    units = [(-1, target)] if type(target) is float else list(enumerate(target.tolist()))
-    slack = max((ROUNDING.get(a.dtype.name, 2.0**-53) / math.sqrt(max(a.size, 1)) for a in to.arrays), default=1.0)
-    over = True
-    while over:
+    """Shrink factors until what would be written keeps the bound in exact arithmetic: by what it was measured to be above,
+    and a slack that doubles. What is still above in the last round gets a factor that holds however elements are rounded."""
+    together = type(target) is float
+    units = [(-1, target)] if together else list(enumerate(target.tolist()))
+    slack, room = typical(to.arrays), Room.of_leaves(to, rule, together or owners is not None)
+    part = float(share) ** (1.0 / rule.ord) if rule.ord in RATIONAL and rule.ord else float(share)  # of the norm
+    for more in reversed(range(ROUNDS)):
         written = measure_written(to, _by_unit(plan, sums, to, rule, owners), rule.ord)
         if owners is not None:
             written = written.by_owner(owners, plan.count)
@@ -189,16 +175,29 @@ def _enforce(to, plan, rule, sums, target, share, owners):
         for i, (unit, goal) in enumerate(units):
             if goal == math.inf or plan.keeps(i) or sums.shows_nonfinite(unit):
                 continue
-            if written.nonfinite(unit):  # overflow to Inf is above any bound
-                ratio = 0.5
-            elif rule.ord in RATIONAL:
-                bound = _power(goal, rule.ord) * share
-                total = written.exact(unit) * MARGIN if rule.ord else written.exact(unit)
-                ratio = float(bound / total) ** (1.0 / (rule.ord or 1)) if total > bound else None
+            ratio = _ratio(written, unit, goal, rule.ord, share)
+            if ratio > 1.0:
+                continue
+            over = True
+            if more:
+                plan.shrink(i, ratio * (1.0 - max(slack, 2.0**-53)))
             else:
-                bound = goal * share * ULPS
-                ratio = bound / written.norm(unit) if written.norm(unit) > bound else None
-            if ratio is not None:
-                over = True
-                plan.shrink(i, max(ratio * (1.0 - max(slack, 2.0**-53)), 0.0))
+                plan.aim(i, sums, unit, room.safe_goal(goal * part) / part if part else 0.0, rule.eps)
+        if not over:
+            return
         slack *= 2.0
+
+
+def _ratio(written, unit, goal, ord, share):
+    """What brings a written norm to its bound; above 1 where it certainly keeps it."""
+    if written.nonfinite(unit):
+        return 0.5  # overflow is above any bound
+    if ord not in RATIONAL:
+        norm, bound = written.norm(unit), goal * share * safety(ord)
+        return bound / norm if norm > bound else 2.0
+    bound = _power(goal, ord) * share
+    total = written.exact(unit) * (MARGIN if ord else 1)
+    if total <= bound:
+        return 2.0
+    power = float(bound / total)
+    return math.sqrt(power) if ord == 2 else power

@@ -12,8 +12,9 @@ from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
 from ._cpu.plan import Plan, StandardState
 from ._cpu.sums import Sums
-from ._decide import acts, decide, exact_order, refused
+from ._decide import acts, decide, refused
 from ._leaves import Leaves
+from ._rounding import Room, exact_order
 from .norm import result
 from .report import ClipReport
 from .thresholds import Threshold
@@ -193,13 +194,6 @@ def _sums_like(leaves, out):
     return to
 
 
-# Half an ulp of 1 and half the least subnormal, by the dtype of the real parts; twice the least of float64, where
-# norms and bounds are rounded too. 2**-20 more, for factors and products that are rounded before.
-_UNITS = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134), "float32": (2.0**-24, 2.0**-150)}
-_FLOAT64 = 2.0**-53, 2.0**-1073
-_ROOM = 1 + 2.0**-20
-
-
 def _bounded(sums, leaves, to, rule, max_norm):
     """Factors by sample, such that contributions keep the bound after their rounding."""
     goal = _goal(leaves, to, rule, max_norm)
@@ -221,21 +215,8 @@ def _kept(leaves, to, rule):
 
 
 def _goal(leaves, to, rule, max_norm):
-    """The norm that stays within `max_norm` when each element is rounded up: by a relative part, and by a subnormal
-    part, whose norm over all elements is taken off (below order 1, where norms do not add, its power)."""
+    """The norm that stays within `max_norm` when each element is rounded up."""
     if max_norm == math.inf:
         return math.inf
-    relative, absolute = 0.0, []
-    for a, b in zip(leaves.arrays, to.arrays, strict=True):
-        half, least = _UNITS.get(np.empty(0, b.dtype).real.dtype.name, _FLOAT64)
-        relative = max(relative, half)
-        if a.dtype.kind == "c":
-            least = 1.5 * least + 2.0**-1073 / rule.grad_scale  # of two parts; and of the magnitude that was measured
-        absolute.append((a[:1].size, least))
-    ord = rule.ord
-    power = min(ord or 1.0, 1.0)
-    most = max((least for _, least in absolute), default=0.0)
-    count = sum(n * (least / most) ** ord for n, least in absolute)
-    lost = most**power * (count ** (power / ord) if ord else 1.0) * _ROOM
-    goal = max(max_norm**power - lost, 0.0) ** (1.0 / power)
-    return goal / (1.0 + relative * _ROOM + 2.0**-48 / power)
+    parts = [(a[:1].size, a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True)]
+    return Room.of(parts, rule.ord, rule.grad_scale).goal(max_norm)

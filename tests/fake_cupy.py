@@ -25,7 +25,8 @@ COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 waits = 0  # copies to the host so far
 launches = []  # (kernel, stream)
 devices = [0]  # the current one last
-queues = defaultdict(list)  # by (device, stream): what is yet to be done
+queues = defaultdict(list)  # by (device, stream): what is yet to be done,
+done = defaultdict(int)  # and how much has been
 lock = threading.RLock()
 dropped = []  # memory that something yet to be done may look at
 
@@ -44,9 +45,6 @@ def run(key, count=None):
             done[key] += 1
             function(*args)
             count = None if count is None else count - 1
-
-
-done = defaultdict(int)  # by (device, stream): how much
 
 
 def finish():

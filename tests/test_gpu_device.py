@@ -30,6 +30,8 @@ def test_nothing_is_waited_for_until_the_report_is_read(cupy, policy):
         gradclip.per_sample_clip_sum(samples, 1.0, nonfinite=policy)[1],
         gradclip.sgd_step_(params, g, 0.1, 1e-9, nonfinite=policy),
         gradclip.clip_by_value_(g, 1e-12),
+        gradclip.clip_by_global_norm_(g, 1e-13, nonfinite=policy, strict=True),
+        gradclip.sgd_step_(params, g, 0.1, 1e-14, nonfinite=policy, strict=True),
     ]
     assert cupy.waits == before
     assert [report.clipped for report in reports] == [True] * len(reports)
@@ -69,6 +71,7 @@ def test_graph_capture(cupy):
         lambda g: gradclip.clip_by_global_norm_(g, 1.0, nonfinite="zero"),
         lambda g: gradclip.clip_by_norm_(g, {"big": 1.0, "*": 2.0}, nonfinite="skip"),
         lambda g: gradclip.clip_by_value_(g, 0.1),
+        lambda g: gradclip.clip_by_global_norm_(g, 0.01, nonfinite="zero", strict=True),
     ]
     for call in calls:
         call(g)
@@ -77,7 +80,7 @@ def test_graph_capture(cupy):
     try:
         for call in calls:
             call(g)
-        assert len(program._captured) == before[0] + 14
+        assert len(program._captured) == before[0] + 36
         assert cupy.waits == before[1]
         with pytest.raises(RuntimeError, match="make the same call once before"):
             gradclip.clip_by_global_norm_(h, 1.0, nonfinite="skip")

@@ -56,7 +56,7 @@ def test_the_source_compiles(nvrtc, architecture):
         pytest.skip(f"this NVRTC does not know compute capability {architecture / 10}")
     ptx = compiled(nvrtc, source(), architecture)
     kernels = set(re.findall(r"\.entry (\w+)", ptx))
-    assert {"measure_squares", "fold_segments", "fold_total", "settle", "write_leaves", "sum_samples"} <= kernels
+    assert {"measure_squares", "fold_segments", "fold_total", "settle", "enforce", "write_leaves", "sum_samples"} <= kernels
     # No operation on values flushes subnormal numbers (comparisons inside of pow do, of numbers that are none), and
     # sums are fused with products only in float64, where the source says so.
     assert set(re.findall(r"\b(?:add|sub|mul|fma|div|cvt|mad)\S*\.f32\S*", ptx)) <= {
@@ -66,7 +66,8 @@ def test_the_source_compiles(nvrtc, architecture):
 
 def test_sources_are_ascii_and_structs_are_as_python_sees_them():
     """Words of Sum, Write and Leaf: numbered in sums.py, table.py and _leaves.pyx."""
-    from gradclip._gpu import sums, table
+    from gradclip import _rounding
+    from gradclip._gpu import reading, sums, table
 
     code = source()
     assert code.isascii()
@@ -80,13 +81,14 @@ def test_sources_are_ascii_and_structs_are_as_python_sees_them():
     assert words("Sum").index("nans") == sums.NANS
     assert words("Sum").index("infs") == sums.INFS
     assert words("Sum").index("first") == sums.FIRST
-    assert len(words("Sum")) == sums.WORDS_OF_SUM
+    assert len(words("Sum")) == reading.WORDS_OF_SUM
     assert len(words("Write")) == sums.WORDS_OF_WRITE
     assert words("Write")[:2] == ["kind", "acts"]
     assert words("View") == ["data", "dtype", "ndim", "axes"]
     assert words("Leaf")[:2] == ["to", "from"]
     assert {name: 6 + k for k, name in enumerate(words("Leaf")) if k > 1} == table.ROW
-    flags = re.search(r"enum { (NORMALIZE = 1.*?) }", code)[1]
+    assert words("Room") == list(_rounding.Room._fields)
+    flags = re.search(r"enum { (NORMALIZE = 1.*?) }", code, re.S)[1]
     assert {n: getattr(sums, n) for n in re.findall(r"[A-Z_]+", flags)} == {
         n: int(v) for n, v in re.findall(r"([A-Z_]+) = (\d+)", flags)
     }

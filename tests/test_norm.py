@@ -11,6 +11,7 @@ import pytest
 from reference import BFLOAT16, REAL, element_error, gradient, power_sum, snapshot
 
 import gradclip
+from gradclip import _decide
 
 IN_PLACE = [gradclip.clip_by_global_norm_, gradclip.clip_by_norm_, gradclip.normalize_]
 FUNCTIONAL = [gradclip.clip_by_global_norm, gradclip.clip_by_norm, gradclip.normalize]
@@ -336,6 +337,38 @@ def test_strict_counts_overflow_as_above_any_bound():
         clipped, _ = clip(a, 1e6, strict=True, **options)
         assert np.isfinite(clipped).all()
         assert power_sum([clipped]) <= Fraction(1e6) ** 2
+
+
+def test_strict_normalizes_to_what_the_dtype_holds():
+    for target in (1e6, 1e30):
+        a = gradient(np.float16, 300)
+        gradclip.normalize_(a, target, strict=True)
+        assert np.isfinite(a).all()
+        assert (a != 0).any()
+        assert power_sum([a]) <= Fraction(target) ** 2
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_strict_reads_a_few_times_and_no_more(dtype, rounds, monkeypatch):
+    """What is over its bound in the last of them is safe without."""
+    reads = 0
+
+    def counted(*args):
+        nonlocal reads
+        reads += 1
+        return measured(*args)
+
+    measured = _decide.measure_written
+    monkeypatch.setattr(_decide, "ROUNDS", rounds)
+    monkeypatch.setattr(_decide, "measure_written", counted)
+    for seed in range(20):
+        for a in (gradient(dtype, 300, seed=seed), np.full(300, 1 + seed / 7, dtype), gradient(dtype, 300, "tiny", seed)):
+            for threshold in (0.7 * gradclip.global_norm(a), 1e-7 * seed):
+                written, before = a.copy(), reads
+                gradclip.clip_by_global_norm_(written, threshold, strict=True)
+                assert power_sum([written]) <= Fraction(threshold) ** 2
+                assert reads <= before + rounds
 
 
 def test_normalize_changes_nothing_at_its_target():

@@ -93,6 +93,14 @@ cdef class Plan:
         self.write[i].factor.last *= ratio
         gc_fp_leave(saved)
 
+    def aim(self, Py_ssize_t i, Sums sums, Py_ssize_t unit, double goal, double eps):
+        """Bring what was measured as `unit` to another goal."""
+        cdef gc_fpenv saved = gc_fp_enter()
+        cdef Unit sum = sums.at(unit)
+        self.write[i].acts = True
+        self.write[i].factor = factor_of(goal, norm_of(&sum, sums.ord, sums.grad_scale), eps, sums.grad_scale)
+        gc_fp_leave(saved)
+
     def zero_nonfinite(self, Sums sums):
         """Bring elements that are not finite to 0, in units that have any or were measured elsewhere."""
         cdef Py_ssize_t i

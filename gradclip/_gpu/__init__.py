@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from .._cpu.passes import measure_here, measure_written_here
 from .program import Uninterrupted
-from .sums import WORDS_OF_SUM, DeviceSums, Part, absorb, value_at
+from .reading import read
+from .sums import DeviceSums, absorb, value_at
 from .table import sample_table, table_of
 
 __all__ = ["Uninterrupted", "measure", "measure_written", "prepared", "sum_samples"]
-
-KERNELS = {0.0: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squares"}
 
 
 def measure(leaves, ord, grad_scale=1.0, bounds=None):
     """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
     tables = [table_of(leaves, device) for device in leaves.devices()]
     limits = None if bounds is None else bounds.bounds()
-    parts = [_read(table, ord, limits=limits) for table in tables]
+    parts = [read(table, ord, limits=_bounds(table, limits)) for table in tables]
     if leaves.on_device == leaves.count:
         return DeviceSums(parts, ord, grad_scale, leaves.units, leaves.size, leaves.naming())
     sums = _gathered(measure_here(leaves, ord, grad_scale, bounds), leaves, parts)
@@ -32,7 +31,8 @@ def measure(leaves, ord, grad_scale=1.0, bounds=None):
 
 def measure_written(leaves, plan, ord):
     """What `measure` would say of the elements that `write` would write; nothing is written."""
-    parts = [_read(table_of(leaves, device), ord, plan=plan) for device in leaves.devices()]
+    tables, words = [table_of(leaves, device) for device in leaves.devices()], plan.records()
+    parts = [read(table, ord, _writes(table, words)) for table in tables]
     return _gathered(measure_written_here(leaves, plan, ord), leaves, parts)
 
 
@@ -41,11 +41,11 @@ def prepared(leaves, plan):
     want of memory."""
     words, limits = plan.records(), plan.bounds()
     tables = [table_of(leaves, device) for device in leaves.devices()]
-    ready = [(table, *_writes(table, words), _bounds(table, limits)) for table in tables]
+    ready = [(table, _writes(table, words), _bounds(table, limits)) for table in tables]
 
     def write():
-        for table, *args in ready:
-            table.launch("write_leaves", *args, 0)
+        for table, writes, bounds in ready:
+            table.launch("write_leaves", writes, len(writes), bounds, 0)
 
     return write
 
@@ -63,26 +63,13 @@ def sum_samples(leaves, to, plan, batch):
 
 
 def _writes(table, words):
-    """One Write for all, or those of the units of a table; and how many."""
-    words = words[table.numbers] if len(words) > 1 else words
-    return table.place.upload(words), len(words)
+    """One Write for all, or those of the units of a table."""
+    return table.place.upload(words[table.numbers] if len(words) > 1 else words)
 
 
 def _bounds(table, limits):
     """The bounds of clamping as an argument; 0 for none."""
     return 0 if limits is None else table.place.constant(limits)
-
-
-def _read(table, ord, plan=None, limits=None):
-    """Launch the read pass on one GPU."""
-    place = table.place
-    unit, partial = place.empty(table.units, WORDS_OF_SUM), place.empty(table.partials, WORDS_OF_SUM)
-    slots = unit if table.slots == table.units else place.empty(table.slots, WORDS_OF_SUM)
-    writes = (0, 0) if plan is None else _writes(table, plan.records())
-    kernel = KERNELS.get(ord, "measure_powers") if limits is None else "measure_and_count"
-    table.launch(kernel, *writes, _bounds(table, limits), ord, slots)
-    place.launch("fold_segments", table.partials, *table.args, slots, table.units, table.lanes, ord, unit, partial)
-    return Part(table, unit, partial, table.numbers)
 
 
 def _gathered(sums, leaves, parts):

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-WORDS_OF_SUM = 9
+from .reading import WORDS_OF_SUM
 
 
 def carry(copies):

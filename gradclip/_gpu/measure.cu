@@ -257,39 +257,42 @@ __device__ void measure_run(const Job *job, const Write *made, const Bounds *bou
 }
 
 template <int ORD, bool COUNTS>
-__device__ void measure(const Leaf *leaf, i64 count, const Write *writes, i64 modulo, const Bounds *bounds, double ord,
-                        Sum *slots)
+__device__ void measure(const Leaf *leaf, i64 count, const Write *writes, const i64 *open, i64 modulo, const Bounds *bounds,
+                        double ord, Sum *slots)
 {
     __shared__ Sum sums[THREADS];
     Job job;
     Sum *sum = &sums[threadIdx.x];
-    bool any = find_job(&job, leaf, count);
+    if (!find_job(&job, leaf, count)) /* of one unit all threads return, or none */
+        return;
     leaf = job.leaf;
+    const i64 index = writes ? (leaf->first_unit + job.unit) % modulo : 0;
+    if (open && !open[index])
+        return;
+    const Write *made = writes ? writes + index : 0;
     clear(sum);
-    if (any) {
-        const Write *made = writes ? writes + (leaf->first_unit + job.unit) % modulo : 0;
-        if (leaf->from.dtype == F16)
-            measure_run<ORD, Half, COUNTS>(&job, made, bounds, ord, sum);
-        else if (leaf->from.dtype == BF16)
-            measure_run<ORD, Brain, COUNTS>(&job, made, bounds, ord, sum);
-        else if (leaf->from.dtype == F32)
-            measure_run<ORD, Single, COUNTS>(&job, made, bounds, ord, sum);
-        else
-            measure_run<ORD, Double, COUNTS>(&job, made, bounds, ord, sum);
-    }
+    if (leaf->from.dtype == F16)
+        measure_run<ORD, Half, COUNTS>(&job, made, bounds, ord, sum);
+    else if (leaf->from.dtype == BF16)
+        measure_run<ORD, Brain, COUNTS>(&job, made, bounds, ord, sum);
+    else if (leaf->from.dtype == F32)
+        measure_run<ORD, Single, COUNTS>(&job, made, bounds, ord, sum);
+    else
+        measure_run<ORD, Double, COUNTS>(&job, made, bounds, ord, sum);
     if (!leaf->narrow)
         merge_lanes(sums, THREADS, ord);
-    if (any && (leaf->narrow || threadIdx.x == 0))
+    if (leaf->narrow || threadIdx.x == 0)
         slots[leaf->first_slot + job.unit * leaf->segments + job.segment] = *sum;
 }
 
-/* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made.
- * bounds: null; or what is counted is the elements outside. */
-#define MEASURE(name, ORD, COUNTS)                                                                                        \
-    extern "C" __global__ __launch_bounds__(THREADS, 3) void name(const Leaf *leaf, i64 count, const Write *writes,       \
-                                                                  i64 modulo, const Bounds *bounds, double ord, Sum *slots) \
-    {                                                                                                                     \
-        measure<ORD, COUNTS>(leaf, count, writes, modulo, bounds, ord, slots);                                            \
+/* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made:
+ * of the units that are open, if `open` is not null. bounds: null; or what is counted is the elements outside. */
+#define MEASURE(name, ORD, COUNTS)                                                                                       \
+    extern "C" __global__ __launch_bounds__(THREADS, 3) void name(const Leaf *leaf, i64 count, const Write *writes,      \
+                                                                  const i64 *open, i64 modulo, const Bounds *bounds,     \
+                                                                  double ord, Sum *slots)                                \
+    {                                                                                                                    \
+        measure<ORD, COUNTS>(leaf, count, writes, open, modulo, bounds, ord, slots);                                     \
     }
 MEASURE(measure_largest, 0, false)
 MEASURE(measure_magnitudes, 1, false)

@@ -11,7 +11,7 @@ from threading import current_thread, get_ident, main_thread
 
 import numpy as np
 
-FILES = ("sums.cu", "leaves.cu", "measure.cu", "decide.cu", "write.cu")  # in this order: one source
+FILES = ("sums.cu", "leaves.cu", "measure.cu", "strict.cu", "decide.cu", "write.cu")  # in this order: one source
 THREADS = 256
 # Products and sums are fused only where the source says so: every device must round as the processor does.
 OPTIONS = ("--std=c++17", "--fmad=false")

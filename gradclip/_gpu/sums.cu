@@ -188,28 +188,33 @@ __device__ Wide divide(Wide w, double d)
     return w;
 }
 
-__device__ Wide norm_of(const Sum *s, double ord, double grad_scale)
+/* The sum as it is; of orders other than 1, 2 and inf without its bin. */
+__device__ Wide sum_of(const Sum *s, double ord)
 {
-    Wide w;
-    w.tail = 0;
-    w.exponent = 0;
+    Wide w = {0, 0, 0};
     if (ord == 0) {
         w.head = frexp(s->amax, &w.exponent);
         w.exponent += (int)s->exponent;
-    } else {
-        w.head = s->high + s->low;
-        w.tail = s->low - (w.head - s->high);
-        if (ord == 1 || ord == 2)
-            w.exponent = shift_of(ord) * (int)s->bin;
-        if (ord == 2 && w.head > 0) {
-            double r = sqrt(w.head), rest = (fma(-r, r, w.head) + w.tail) / (2 * r);
-            w.head = r + rest;
-            w.tail = rest - (w.head - r);
-            w.exponent /= 2;
-        } else if (ord != 1 && w.head > 0) {
-            w.head = root(w.head, w.tail, s->bin, ord, &w.exponent);
-            w.tail = 0;
-        }
+        return w;
+    }
+    w.head = s->high + s->low;
+    w.tail = s->low - (w.head - s->high);
+    if (ord == 1 || ord == 2)
+        w.exponent = shift_of(ord) * (int)s->bin;
+    return w;
+}
+
+__device__ Wide norm_of(const Sum *s, double ord, double grad_scale)
+{
+    Wide w = sum_of(s, ord);
+    if (ord == 2 && w.head > 0) {
+        double r = sqrt(w.head), rest = (fma(-r, r, w.head) + w.tail) / (2 * r);
+        w.head = r + rest;
+        w.tail = rest - (w.head - r);
+        w.exponent /= 2;
+    } else if (ord != 0 && ord != 1 && w.head > 0) {
+        w.head = root(w.head, w.tail, s->bin, ord, &w.exponent);
+        w.tail = 0;
     }
     return grad_scale == 1 ? w : divide(w, grad_scale);
 }

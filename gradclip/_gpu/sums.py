@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._arguments import DEFAULT
 from .._cpu.sums import Sums
+from .._rounding import exact_order, safety
 from ..report import ClipReport, Factors
-from .gather import WORDS_OF_SUM, delivered, gathered
+from .gather import delivered, gathered
 from .program import THREADS, Uninterrupted
-from .table import Table, sample_table, table_of
+from .reading import WORDS_OF_SUM, Part
+from .strict import enforce
+from .table import sample_table, table_of
 
 WORDS_OF_WRITE = 6
 NANS, INFS, FIRST = 5, 6, 8  # words of a Sum
-NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT = (1 << k for k in range(8))  # as in decide.cu
+NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT, STRICT, EXACT = (1 << k for k in range(10))  # of decide.cu
 ASKED = {"norm", "norms", "nonfinite", "first_nonfinite", "max_abs", "parts", "outside", "exact", "scaled", "size"}
-
-
-class Part(NamedTuple):
-    """What one device holds: Sums of units, and partial Sums of all of these.
-
-    table: of the leaves that were read; numbers: of the units, among those of all devices; None: these are Sums of owners,
-    and every device holds them all."""
-
-    table: Table
-    unit: Any
-    partial: Any
-    numbers: np.ndarray | None
 
 
 class DeviceSums:
@@ -116,6 +107,11 @@ class DeviceSums:
             parts.append(Part(part.table, unit, partial, part.numbers[some]))
         return self._with(parts, stop - start, grad_scale, lambda: self.host().of_units(start, stop, grad_scale))
 
+    def of_writes(self, parts):
+        """The same Sums of what would be written."""
+        written = self.units._with(parts, self.units.count, 1.0, None)
+        return written if self.units is self else written.by_owner(None, self.count)
+
     def _with(self, parts, count, grad_scale, bring):
         return DeviceSums(parts, self.ord, grad_scale, count, self._size, self._naming, bring)
 
@@ -142,13 +138,19 @@ class DeviceSums:
 
     def decide(self, to, rule, target, shown, *, normalize=False, keep_out=False, norms=None, owners=None, lr=None):
         """As `_decide.decide`, without waiting; None where that needs to know numbers."""
-        if rule.strict or (rule.nonfinite == "raise" and self.seen_nonfinite()):
+        if rule.nonfinite == "raise" and self.seen_nonfinite():
             return None
-        together = isinstance(target, float)
+        together, steps = isinstance(target, float), lr is not None
         flags = self._flags(rule)
-        for flag, wanted in ((NORMALIZE, normalize), (KEEP_OUT, keep_out), (STEPS, lr is not None)):
+        for flag, wanted in ((NORMALIZE, normalize), (KEEP_OUT, keep_out), (STEPS, steps), (STRICT, rule.strict)):
             flags |= flag if wanted else 0
-        writes = self._settled(together, self._goals(target), rule, flags, lr=lr)
+        if steps and rule.strict and exact_order(rule.ord, to.sources):
+            flags |= EXACT
+        goals = self._goals(target)
+        opened = self._words(together, 1) if rule.strict and not steps else None
+        writes = self._settled(together, goals, rule, flags, opened, lr)
+        if opened is not None:
+            enforce(self, to, rule, together, goals, opened, writes)
         self._write(to, writes, [0] * len(writes))
         size = to.units if owners is None else self.count
         return self._report(writes, shown, size, rule, together, norms)
@@ -156,7 +158,7 @@ class DeviceSums:
     def clamp(self, to, plan, shown):
         """Clip by value: leaves of which an element is outside the bounds of a plan."""
         bounds = [place.constant(plan.bounds()) for place in self.places]
-        self._write(to, self._settled(False, self._goals(0.0), None, CLAMPS), bounds)
+        self._write(to, self._settled(False, self._goals(0.0), DEFAULT, CLAMPS), bounds)
 
         def fill():
             sums = self.host()
@@ -190,17 +192,22 @@ class DeviceSums:
             target = [place.constant(mine(part, target)) for place, part in zip(self.places, self.by_device, strict=True)]
         return [(goals, 0.0) for goals in target]
 
-    def _settled(self, together, goals, rule, flags, lr=None, limit=0.0):
-        """Writes of the units of each device, or one for all of them."""
-        eps = 0.0 if rule is None else rule.eps
-        totals = self.totals if together or flags & SKIP else [0] * len(self.by_device)
-        made = []
-        for place, part, total, (goals_here, goal) in zip(self.places, self.by_device, totals, goals, strict=True):
-            sums = total if together else part.unit
-            writes = place.empty(len(sums), WORDS_OF_WRITE)
-            numbers = goal, eps, self.ord, self.grad_scale, 1.0 if lr is None else lr, limit
-            place.launch("settle", -(-len(sums) // THREADS), sums, total, len(sums), goals_here, *numbers, flags, writes)
-            made.append(writes)
+    def shared(self, k, together):
+        """On one device the Sums of what shares a norm: of its units, or of all."""
+        return self.totals[k] if together else self.by_device[k].unit
+
+    def _words(self, together, width):
+        """On each device room for so many words for each of these."""
+        return [place.empty(len(self.shared(k, together)), width) for k, place in enumerate(self.places)]
+
+    def _settled(self, together, goals, rule, flags, opened=None, lr=None, limit=0.0):
+        """On each device the Writes of its units, or one for all. opened: words to be set where `strict` has to hold it."""
+        made = self._words(together, WORDS_OF_WRITE)
+        for k, (place, writes) in enumerate(zip(self.places, made, strict=True)):
+            n, total = len(writes), self.totals[k] if flags & SKIP else 0
+            numbers = rule.eps, self.ord, self.grad_scale, 1.0 if lr is None else lr, limit, safety(self.ord)
+            args = *goals[k], *numbers, flags, 0 if opened is None else opened[k], writes
+            place.launch("settle", -(-n // THREADS), self.shared(k, together), total, n, *args)
         return made
 
     def _write(self, to, writes, bounds):
@@ -224,10 +231,6 @@ class DeviceSums:
             return {"_sums": sums, "_plan": plan, "_clipped_count": count, "_skipped": skipped, "_size": size}
 
         return ClipReport.pending(fill, shown, norms)
-
-    def goals_here(self, target):
-        """Thresholds that are on devices, as float64 of this process."""
-        return self._told(target, False).view(np.float64)
 
     def _told(self, arrays, together):
         """What devices hold of all units, or alike for all together, as one array here."""

@@ -1,0 +1,37 @@
+"""The read pass on one device."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .table import Table
+
+WORDS_OF_SUM = 9
+KERNELS = {0.0: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squares"}
+
+
+class Part(NamedTuple):
+    """What one device holds: Sums of units, and partial Sums of all of these.
+
+    table: of the leaves that were read; numbers: of the units, among those of all devices; None: these are Sums of owners,
+    and every device holds them all."""
+
+    table: Table
+    unit: Any
+    partial: Any
+    numbers: np.ndarray | None
+
+
+def read(table, ord, writes=None, opened=0, limits=0):
+    """Begin to read the leaves of a table. writes: they are measured as these would make them; opened: only where one of
+    these words, of which there is one for each Write, is not 0. limits: elements outside of them are counted."""
+    place = table.place
+    unit, partial = place.empty(table.units, WORDS_OF_SUM), place.empty(table.partials, WORDS_OF_SUM)
+    slots = unit if table.slots == table.units else place.empty(table.slots, WORDS_OF_SUM)
+    made = (0, 0, 0) if writes is None else (writes, opened, len(writes))
+    kernel = "measure_and_count" if limits else KERNELS.get(ord, "measure_powers")
+    table.launch(kernel, *made, limits, ord, slots)
+    place.launch("fold_segments", table.partials, *table.args, slots, table.units, table.lanes, ord, unit, partial)
+    return Part(table, unit, partial, table.numbers)

@@ -1,0 +1,123 @@
+/* Bounds that hold in exact arithmetic: sums beside the power of a bound, and factors that shrink until what would be
+ * written keeps it: _enforce and _shrink of _decide.py in pairs of float64. */
+#define ERROR 0x1p-70  /* above that of a Sum, which is below 2**-72, and of the quotient */
+#define MARGIN 0x1p-60 /* what _decide.py takes for it */
+
+__device__ bool is_rational(double ord) { return ord == 0 || ord == 1 || ord == 2; }
+
+/* (bound * grad_scale)**ord / sum; above 1 where nothing was summed. */
+__device__ Wide quotient(const Sum *s, double bound, double grad_scale, double ord)
+{
+    const Wide sum = sum_of(s, ord);
+    Wide w = {2, 0, 0};
+    if (sum.head == 0)
+        return w;
+    int eb, es;
+    bound = frexp(bound, &eb);
+    grad_scale = frexp(grad_scale, &es);
+    double head = bound * grad_scale, tail = fma(bound, grad_scale, -head);
+    w.exponent = eb + es;
+    if (ord == 2) {
+        const double square = head * head;
+        tail = fma(head, head, -square) + 2 * head * tail;
+        head = square;
+        w.exponent *= 2;
+    }
+    const double q = head / sum.head, rest = (fma(-q, sum.head, head) + (tail - q * sum.tail)) / sum.head;
+    w.head = q + rest;
+    w.tail = rest - (w.head - q);
+    w.exponent -= sum.exponent;
+    return w;
+}
+
+__device__ bool below(Wide q, double one_and)
+{
+    return ldexp(q.head, q.exponent) - 1 < one_and - ldexp(q.tail, q.exponent);
+}
+
+/* Whether a norm of order 1, 2 or inf is certainly at most a bound. */
+__device__ bool within(const Sum *s, double bound, double grad_scale, double ord)
+{
+    return !below(quotient(s, bound, grad_scale, ord), ord == 0 ? 0 : ERROR);
+}
+
+__device__ void shrink(Write *w, double ratio)
+{
+    w->acts = 1;
+    w->value *= ratio;
+    w->last *= ratio;
+}
+
+/* A step, whose products are not rounded to a gradient: its factor alone keeps the bound. exact: the sum is that of the
+ * order, and not of rounded moduli or powers, whose norms are right to `safety`. */
+__device__ void shrink_step(Write *w, const Sum *s, double goal, double grad_scale, double ord, bool exact, double safety)
+{
+    if (goal == INF || w->last == 0 || (!w->acts && grad_scale == 1))
+        return;
+    if (!exact) {
+        shrink(w, 2 * safety - 1);
+        return;
+    }
+    const Wide q = quotient(s, goal, 1, ord);
+    for (;;) {
+        Wide left = q;
+        for (int k = 0; k < (ord == 2 ? 2 : 1); k++) {
+            left = divide(left, w->last);
+            left.exponent -= (int)w->shift;
+        }
+        if (!below(left, MARGIN))
+            return;
+        shrink(w, 1 - 0x1p-53);
+    }
+}
+
+/* What brings a written norm to its bound; above 1 where it certainly keeps it. */
+__device__ double ratio_to(const Sum *written, double bound, double ord, double safety)
+{
+    if (written->nans + written->infs)
+        return 0.5; /* overflow is above any bound */
+    if (!is_rational(ord)) {
+        const double norm = narrow(norm_of(written, ord, 1));
+        return norm > bound * safety ? bound * safety / norm : 2;
+    }
+    const double margin = ord == 0 ? 0 : MARGIN;
+    const Wide q = quotient(written, bound, 1, ord);
+    if (!below(q, margin))
+        return 2;
+    const double power = ldexp(q.head + (q.tail - q.head * margin), q.exponent);
+    return ord == 2 ? sqrt(power) : power;
+}
+
+/* A norm that stays within a bound, however elements are rounded: _rounding.py. */
+struct Room {
+    double lost, slope, power, most;
+};
+
+__device__ double safe_goal(double bound, const Room *room)
+{
+    const bool linear = room->power == 1;
+    double left = (linear ? bound : pow(bound, room->power)) - room->lost;
+    left = left <= 0 ? 0 : linear ? left : pow(left, 1 / room->power);
+    return (left < room->most ? left : room->most) / room->slope;
+}
+
+/* One round, a thread for each Write that is still open: it is closed, or shrinks. room: of the last round, after which
+ * nothing is measured again; else null. unit: what was measured before. */
+extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, const double *goals, double goal, double eps,
+                                   double ord, double grad_scale, double safety, double slack, const Room *room, i64 *open,
+                                   Write *writes)
+{
+    const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= n || !open[i])
+        return;
+    if (goals)
+        goal = goals[i];
+    const double ratio = ratio_to(written + i, goal, ord, safety);
+    if (ratio > 1) {
+        open[i] = 0;
+    } else if (room) {
+        writes[i].acts = 1;
+        set_factor(&writes[i], safe_goal(goal, room), norm_of(unit + i, ord, grad_scale), eps, grad_scale);
+    } else
+        shrink(&writes[i], ratio * (1 - slack));
+}

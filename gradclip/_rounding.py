@@ -1,0 +1,95 @@
+"""How far rounding can carry the norm of what is written from what was meant."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# Orders (0: inf) whose sums are compared in rational arithmetic.
+RATIONAL = (0.0, 1.0, 2.0)
+
+# How often `strict` measures what would be written before it takes a factor that is safe without.
+ROUNDS = 4
+
+
+class Unit(NamedTuple):
+    """Of a dtype: half an ulp of 1, half the least subnormal number, the largest number."""
+
+    half: float
+    least: float
+    most: float
+
+
+# Twice the least of float64, where norms and bounds are rounded too.
+_FLOAT64 = Unit(2.0**-53, 2.0**-1073, float(np.finfo(np.float64).max))
+_UNITS = {
+    "float16": Unit(2.0**-11, 2.0**-25, 65504.0),
+    "bfloat16": Unit(2.0**-8, 2.0**-134, (2 - 2.0**-7) * 2.0**127),
+    "float32": Unit(2.0**-24, 2.0**-150, (2 - 2.0**-23) * 2.0**127),
+}
+_ROOM = 1 + 2.0**-20  # for factors and products that are rounded before
+
+
+def unit_of(dtype):
+    """That of a dtype, or of the parts of a complex one."""
+    return _UNITS.get(np.empty(0, dtype).real.dtype.name, _FLOAT64)
+
+
+def typical(arrays):
+    """What the rounding of n elements typically adds to a norm, relatively: u / sqrt(n)."""
+    return max((unit_of(a.dtype).half / math.sqrt(max(a.size, 1)) for a in arrays), default=1.0)
+
+
+def safety(ord):
+    """Of a norm of an order that is not RATIONAL: within 4 ulp of the exact one (below 1: 4 / ord); twice that is taken off."""
+    return 1 - 2.0**-49 / min(ord or 1.0, 1.0)
+
+
+def exact_order(ord, arrays):
+    """Whether the pass sums what the order asks for in rational arithmetic; magnitudes of complex numbers are not."""
+    return ord == 2 or (ord in RATIONAL and all(a.dtype.kind != "c" for a in arrays))
+
+
+class Room(NamedTuple):
+    """A norm stays within a bound when it is brought to `goal(bound)` and each element rounded up: by a relative part, and by
+    a subnormal part, whose norm over all elements is taken off (below order 1, where norms do not add, its power)."""
+
+    lost: float
+    slope: float
+    power: float
+    most: float
+
+    @classmethod
+    def of(cls, parts, ord, grad_scale=1.0):
+        """parts: (elements, dtype, dtype that they are rounded to) of each leaf."""
+        units = [unit_of(to) for _, _, to in parts]
+        relative = max((unit.half for unit in units), default=0.0)
+        # of a complex number both parts, and the magnitude that was measured
+        absolute = [
+            (n, 1.5 * unit.least + 2.0**-1073 / grad_scale if dtype.kind == "c" else unit.least)
+            for (n, dtype, _), unit in zip(parts, units, strict=True)
+        ]
+        power = min(ord or 1.0, 1.0)
+        most = max((least for _, least in absolute), default=0.0)
+        count = sum(n * (least / most) ** ord for n, least in absolute)
+        lost = most**power * (count ** (power / ord) if ord else 1.0) * _ROOM
+        slope = 1.0 + relative * _ROOM + 2.0**-48 / power
+        return cls(lost, slope, power, min((unit.most for unit in units), default=math.inf))
+
+    @classmethod
+    def of_leaves(cls, to, rule, together):
+        """Of what is written to leaves: of one unit of each where these share a norm, else of the largest."""
+        parts = [(a.size // max(n, 1), a.dtype, a.dtype) for a, n in zip(to.arrays, to.leaf_units(), strict=True)]
+        room = cls.of(parts, rule.ord, rule.grad_scale)
+        if together:
+            return room
+        return room._replace(lost=max((cls.of([part], rule.ord, rule.grad_scale).lost for part in parts), default=0.0))
+
+    def safe_goal(self, bound):
+        """The same, for which no element overflows either."""
+        return min(self.goal(bound), self.most / self.slope)
+
+    def goal(self, bound):
+        return max(bound**self.power - self.lost, 0.0) ** (1.0 / self.power) / self.slope

@@ -1,0 +1,191 @@
+"""`strict` on CuPy leaves: decided on the device, by the same rounds as on the processor, and the bound holds exactly."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from gpu_leaves import across, assert_same_bits, assert_same_report, flat, there
+from reference import COMPLEX, REAL, gradient, power_sum
+
+import gradclip
+
+
+def equal(dtype, size, seed):
+    """Elements that all round the same way."""
+    return np.full(size, np.random.default_rng(seed).uniform(0.5, 2)).astype(dtype)
+
+
+def awkward(dtype, kind, seed=0):
+    """Leaves of 2-d samples, from one element to some thousand."""
+    sizes = (1, 2, 7, 300, 2000)
+    make = equal if kind == "equal" else lambda d, n, s: gradient(d, n, kind, s)
+    return [make(dtype, 4 * n, seed + n).reshape(4, n) for n in sizes]
+
+
+FORMS = {  # what to call, and what shares a bound
+    "global norm": (gradclip.clip_by_global_norm_, lambda g: [g]),
+    "by leaf": (gradclip.clip_by_norm_, lambda g: [[a] for a in g]),
+    "by slice": (lambda g, c, **k: gradclip.clip_by_norm_(g, c, axis=1, **k), lambda g: [[row] for a in g for row in a]),
+    "per sample": (gradclip.clip_per_sample_, lambda g: [[a[i] for a in g] for i in range(4)]),
+    "normalize": (gradclip.normalize_, lambda g: [g]),
+    "normalize by leaf": (lambda g, c, **k: gradclip.normalize_(g, c, per_leaf=True, **k), lambda g: [[a] for a in g]),
+}
+LEAST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "float64": 5e-324}
+
+
+def assert_strict(cupy, form, here, bound, devices=1, ord=2, **options):
+    """The processor's bits, the exact bound, no wait; and a second call changes nothing."""
+    call, sharing = FORMS[form]
+    options = {"nonfinite": "skip", "ord": ord, "strict": True, **options}
+    gpu = across(cupy, devices, here)
+    before = getattr(cupy, "waits", 0)
+    got = call(gpu, bound, **options)
+    assert getattr(cupy, "waits", 0) == before
+    want = call(here, bound, **options)
+    assert_same_bits(here, gpu)
+    assert_same_report(want, got)
+    for arrays in sharing(flat(gpu)):
+        assert power_sum(arrays, ord) <= Fraction(bound) ** (1 if ord == math.inf else ord)
+    if "normalize" not in form:
+        assert not call(gpu, bound, **{**options, "grad_scale": 1.0}).clipped
+        assert_same_bits(here, gpu)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("kind", ["normal", "lognormal", "tiny", "huge", "wide", "equal"])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_bits_of_the_processor_and_an_exact_bound(cupy, form, dtype, kind, devices):
+    for seed, fraction in enumerate((0.7, 0.1 + 2.0**-30)):
+        here = awkward(dtype, kind, seed)
+        assert_strict(cupy, form, here, fraction * min(gradclip.global_norm(here), 1e300), devices)
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_written_is_subnormal(cupy, form, dtype):
+    least = LEAST[str(dtype)]
+    for bound in (0.6 * least, 7.3 * least, 1000.5 * least):
+        assert_strict(cupy, form, awkward(dtype, "normal"), bound)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_orders_and_scales(cupy, form):
+    for ord in (1, math.inf):
+        for scale in (1.0, 3.0, 1e-3):
+            assert_strict(cupy, form, awkward(np.float16, "normal"), 0.37, 2, ord, grad_scale=scale)
+
+
+def test_what_overflows(cupy):
+    """Brought down by halves, and at last to what the dtype holds."""
+    for target in (1e5, 1e6, 1e30, 1e300):
+        assert_strict(cupy, "normalize", awkward(np.float16, "normal"), target)
+        here = awkward(np.float16, "equal") + awkward(np.float32, "equal")
+        assert_strict(cupy, "normalize by leaf", here, target)
+        assert all((a != 0).all() for a in here)
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_last_resort(cupy, form, dtype, monkeypatch):
+    """A factor that is safe without having been measured."""
+    from gradclip import _decide
+    from gradclip._gpu import strict
+
+    monkeypatch.setattr(_decide, "ROUNDS", 1)
+    monkeypatch.setattr(strict, "ROUNDS", 1)
+    for seed, bound in enumerate((0.3, 1.7, 1e-5)):
+        assert_strict(cupy, form, awkward(dtype, "normal", seed), bound, 2)
+        assert_strict(cupy, form, awkward(dtype, "equal", seed), bound)
+
+
+def test_mixed_dtypes(cupy):
+    here = [a for dtype in REAL for a in awkward(dtype, "normal")]
+    for form in FORMS:
+        assert_strict(cupy, form, [a.copy() for a in here], 1.3, 2)
+
+
+@pytest.mark.parametrize("dtype", COMPLEX, ids=str)
+def test_complex_numbers(cupy, dtype):
+    for form in FORMS:
+        here = [
+            (a + 1j * b).astype(dtype) for a, b in zip(awkward(np.float32, "normal"), awkward(np.float32, "equal"), strict=True)
+        ]
+        assert_strict(cupy, form, here, 0.7, 2)
+
+
+@pytest.mark.parametrize("ord", [0.5, 3])
+def test_other_orders(cupy, ord):
+    """Their powers differ in the last bits, and so may factors."""
+    for bound in (0.3, 7.0):
+        here = awkward(np.float32, "normal")
+        gpu = there(cupy, here)
+        want = gradclip.clip_by_global_norm_(here, bound, ord=ord, strict=True)
+        got = gradclip.clip_by_global_norm_(gpu, bound, ord=ord, strict=True)
+        assert got.scale == pytest.approx(want.scale, rel=1e-6)
+        assert gradclip.global_norm(flat(gpu), ord) <= bound
+        assert not gradclip.clip_by_global_norm_(gpu, bound, ord=ord, strict=True).clipped
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_adaptive(cupy, dtype):
+    here, params = awkward(dtype, "normal"), awkward(np.float32, "lognormal", 1)
+    gpu, weights = across(cupy, 2, here), across(cupy, 2, params)
+    before = getattr(cupy, "waits", 0)
+    got = gradclip.clip_adaptive_(gpu, weights, 0.1, strict=True, nonfinite="zero")
+    assert getattr(cupy, "waits", 0) == before
+    assert_same_report(gradclip.clip_adaptive_(here, params, 0.1, strict=True), got)
+    assert_same_bits(here, gpu)
+
+
+@pytest.mark.parametrize("options", [{}, {"grad_scale": 3.0}, {"ord": 1}, {"ord": math.inf}, {"eps": 1e-6}], ids=str)
+def test_steps(cupy, options):
+    for seed in range(20):
+        g, params = [gradient(np.float32, 50, seed=seed)], [np.zeros(50)]
+        gpu, weights = across(cupy, 1, g), across(cupy, 1, params)
+        bound = 0.1 + seed / 7
+        want = gradclip.sgd_step_(params, g, 1.0, bound, strict=True, **options)
+        got = gradclip.sgd_step_(weights, gpu, 1.0, bound, strict=True, nonfinite="zero", **options)
+        assert_same_report(want, got)
+        assert_same_bits(params, weights)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_elements_that_are_not_finite(cupy, form):
+    for policy in ("skip", "zero", "propagate"):
+        here = awkward(np.float32, "normal")
+        here[3][1, 5], here[1][2, 1] = np.nan, np.inf
+        gpu = across(cupy, 2, here)
+        want = FORMS[form][0](here, 0.7, strict=True, nonfinite=policy)
+        got = FORMS[form][0](gpu, 0.7, strict=True, nonfinite=policy)
+        assert_same_bits(here, gpu)
+        assert_same_report(want, got)
+
+
+def test_a_norm_too_close_to_tell_is_clipped(cupy):
+    """The processor would add integers; here the sum alone decides, and the bound still holds."""
+    for policy in ("raise", "skip"):
+        gpu = there(cupy, [np.array([3.0, 4.0]), np.array([1e-30])])
+        report = gradclip.clip_by_norm_(gpu, 5.0, strict=True, nonfinite=policy)
+        assert (report.clipped_count, report.norm) == (1, 5.0)
+        assert report.scale == pytest.approx(1, abs=1e-15)
+        assert power_sum(flat(gpu)) < 25
+        assert not gradclip.clip_by_norm_(gpu, 5.0, strict=True, nonfinite=policy).clipped
+
+
+def test_rounds_are_few_and_leave_alone_what_keeps_its_bound(cupy):
+    if not hasattr(cupy, "waits"):
+        pytest.skip("launches are seen by the stand-in of CuPy")
+    gpu = there(cupy, awkward(np.float16, "equal"))
+    for bound in (1.0, 1e9):
+        del cupy.launches[:]
+        before = cupy.waits
+        gradclip.clip_by_global_norm_(gpu, bound, strict=True)
+        assert cupy.waits == before + 1
+        names = [name for name, _ in cupy.launches]
+        assert names == [
+            *("measure_squares", "fold_segments", "fold_total", "settle"),
+            *("measure_squares", "fold_segments", "fold_total", "enforce") * 4,
+            "write_leaves",
+        ]

@@ -247,6 +247,7 @@ fetched_in = []  # streams of copies to the host
 
 def memcpy_peer(to, to_device, source, source_device, size, stream):
     assert (to_device, stream) == (devices[-1], streams[-1].ptr), "a copy in a stream of another device"
+    assert size > 0
     enqueue(ctypes.memmove, to, source, size)
 
 

@@ -138,6 +138,18 @@ def test_parameters_on_other_devices_than_their_gradients(cupy, unit_axis):
         assert_same_report(want[1], got[1])
 
 
+def test_nothing_to_share(cupy):
+    for call in (gradclip.clip_per_sample, gradclip.per_sample_clip_sum):
+        made, report = call(across(cupy, 2, [np.ones((0, 3)), np.ones((0, 2))]), 1.0, nonfinite="skip")
+        assert (report.norm, report.size, [a.shape[-1] for a in made]) == (0.0, 0, [3, 2])
+    for strict in (False, True):
+        here = [np.ones((0, 4), np.float32), np.ones((3, 4))]
+        gpu, params = across(cupy, 2, here), across(cupy, 2, here)
+        want = gradclip.clip_adaptive_(here, copy.deepcopy(here), 0.1, strict=strict)
+        assert_same_report(want, gradclip.clip_adaptive_(gpu, params, 0.1, nonfinite="skip", strict=strict))
+        assert_same_bits(here, gpu)
+
+
 def test_step_after_step_without_a_wait(cupy):
     """What a step leaves behind is used by the next while other devices may not have read it."""
     here, gpu = mixed(), across(cupy, 3, mixed())

@@ -20,7 +20,8 @@ def carry(copies):
     for source, to in pairs:
         places[to].follow(filled[source])
     for _, array, to, there in copies:
-        to.copy(there, array)
+        if array.nbytes:
+            to.copy(there, array)
     copied = {device: place.mark() for device, place in places.items()}
     for source, to in pairs:
         places[source].follow(copied[to])

@@ -186,6 +186,26 @@ def test_taking_a_sample_out_changes_a_float64_sum_by_the_threshold(dtype):
         assert change <= (1 + Fraction(20 * 3, 2**53)) ** 2
 
 
+@pytest.mark.parametrize("batch", [7, 8, 9, 24])
+def test_sums_are_exact_whatever_they_span(isa, batch):
+    """float32 is added plainly where the products of a column span less than 2**26, else by TwoSum."""
+    rng = np.random.default_rng(batch)
+    reach = np.repeat([0, 24, 25, 26, 27, 28, 40, 90], 13)  # binades
+    big, small = rng.choice([1.0, 1 + 2.0**-23, 2 - 2.0**-23, 1.5], (2, batch, len(reach)))
+    third = batch // 3
+    a = np.float32(np.concatenate([big[:third], -big[:third], small[2 * third :] * 2.0**-reach]))  # large ones cancel
+    a[rng.random(len(a)) < 0.2] = 0
+    a = rng.permuted(a, axis=0)
+    a[:, 5] = 0
+    a[:, 30] = rng.integers(-9, 9, batch) * np.float32(1e-45)
+    a[0, 31:33] = 3e38, -3e38
+    for start in (0, 1):  # columns meet others in a vector
+        sums, _ = gradclip.per_sample_clip_sum(a[:, start:], math.inf)
+        for j, column in enumerate(a[:, start:].T.tolist()):
+            exact = sum(map(Fraction, column), Fraction(0))
+            assert sums[j] == np.float32(float(exact))
+
+
 def test_thresholds_at_the_ends():
     a = np.array([[3.0, 4.0], [1e300, -1e300], [0.0, 0.0]])
     assert gradclip.per_sample_clip_sum(a, 0)[0].tolist() == [0.0, 0.0]

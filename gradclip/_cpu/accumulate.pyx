@@ -20,7 +20,7 @@ from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_
 
 cdef enum:
     STRIP = 1024            # GC_STRIP: 16 KiB of sums
-    TOGETHER = 8            # samples whose sum stays in registers
+    TOGETHER = 8            # GC_TOGETHER: samples whose sum stays in registers
 
 
 cdef struct Batch:          # one leaf

@@ -95,6 +95,17 @@ static inline void gc_two_sum(vd *sum, vd *error, vd term)
     *sum = t;
 }
 
+/* The same of GC_W sums in memory. */
+static inline void gc_add_to(double *sum, double *error, vd term)
+{
+    vd s, e;
+    memcpy(&s, sum, sizeof s);
+    memcpy(&e, error, sizeof e);
+    gc_two_sum(&s, &e, term);
+    memcpy(sum, &s, sizeof s);
+    memcpy(error, &e, sizeof e);
+}
+
 /* Whether a factor may be rounded to float32 before it multiplies halves: not if it becomes subnormal, 0 or Inf. */
 static inline int gc_fits_float(double factor)
 {
@@ -115,6 +126,7 @@ static inline int gc_fits_float(double factor)
 #define PUT(d) gc_to_f16((float)(d))
 #define WIDE 0
 #include "block_kernels.h"
+#include "column_kernels.h"
 #undef NAME
 #undef ABS_MASK
 #undef INF_BITS
@@ -131,6 +143,7 @@ static inline int gc_fits_float(double factor)
 #define GET(e) ((double)gc_from_bf16(e))
 #define PUT(d) gc_to_bf16((float)(d))
 #include "block_kernels.h"
+#include "column_kernels.h"
 #undef NAME
 #undef ELEMENT
 #undef BITS
@@ -152,36 +165,101 @@ static inline int gc_fits_float(double factor)
 #define LOAD(p) gc_load_f32(p)
 #define GET(e) ((double)(e))
 #define PUT(d) ((float)(d))
-#define ROUND(v) gc_round_f32(v)
-static inline vd gc_round_f32(vd v)
+#define ROUND(v) gc_widen_f32(gc_narrow_f32(v))
+static inline vf gc_narrow_f32(vd v)
 {
 #if defined(GC_AVX512)
-    return (vd)_mm512_cvtps_pd(_mm512_cvtpd_ps((__m512d)v));
+    return (vf)_mm512_cvtpd_ps((__m512d)v);
 #elif defined(GC_AVX2)
-    return (vd)_mm256_cvtps_pd(_mm256_cvtpd_ps((__m256d)v));
+    return (vf)_mm256_cvtpd_ps((__m256d)v);
 #else
-    double a[GC_W];
-    memcpy(a, &v, sizeof v);
-    for (int j = 0; j < GC_W; j++)
-        a[j] = (float)a[j];
-    memcpy(&v, a, sizeof v);
-    return v;
+    return GC_TO_FLOAT(v);
+#endif
+}
+
+static inline vd gc_widen_f32(vf v)
+{
+#if defined(GC_AVX512)
+    return (vd)_mm512_cvtps_pd((__m256)v);
+#elif defined(GC_AVX2)
+    return (vd)_mm256_cvtps_pd((__m128)v);
+#else
+    return GC_TO_DOUBLE(v);
 #endif
 }
 
 static inline vd gc_load_f32(const float *p)
 {
-#if defined(GC_AVX512)
-    return (vd)_mm512_cvtps_pd(_mm256_loadu_ps(p));
-#elif defined(GC_AVX2)
-    return (vd)_mm256_cvtps_pd(_mm_loadu_ps(p));
-#else
     vf v;
     memcpy(&v, p, sizeof v);
-    return GC_TO_DOUBLE(v);
-#endif
+    return gc_widen_f32(v);
 }
+
+/* sum + error += some rows of GC_EIGHT columns, times their factors and rounded to float32: plainly, where the products of
+ * each column span less than 2**26. Eight such, multiples of 2**-23 of the least, add exactly in float64. Returns 0, and adds
+ * nothing, where they span more. From 0.36 to 0.25 ns per element. */
+static inline int gc_added_plainly(const char *p, ptrdiff_t stride, ptrdiff_t rows, const vd factor[], double *sum, double *error)
+{
+    const vi zero = {0};
+    vi apart = zero;
+    vd plain[GC_EIGHT / GC_W];
+    for (int k = 0; k < GC_EIGHT / GC_W; k++) {
+        vi most = zero, least = zero - 1; /* of magnitudes, as bits; least is one less, so that 0 becomes the largest */
+        plain[k] = vd_all(0.0);
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            vf y = gc_narrow_f32(gc_load_f32((const float *)(p + i * stride) + k * GC_W) * factor[i]);
+            vi a = vi_bits(y) & 0x7fffffff;
+            most = vi_max(most, a);
+            least = vi_unsigned_min(least, a - 1);
+            plain[k] += gc_widen_f32(y);
+        }
+        apart |= least - most + (26 << 23);
+    }
+    if (vi_any_negative(apart))
+        return 0;
+    for (int k = 0; k < GC_EIGHT / GC_W; k++)
+        gc_add_to(sum + k * GC_W, error + k * GC_W, plain[k]);
+    return 1;
+}
+#define ADDED_PLAINLY gc_added_plainly
+
+#if defined(GC_AVX512)
+/* Pairs of rows, as track_f32 and add_squares_f32 take them one by one; returns how many elements. In vectors of 256 bits,
+ * to which float32 from memory converts without a shuffle, and half of the differences in the fused units, which have less to
+ * do: 0.11 ns per element for 0.135 (512 bits) and 0.12. */
+static ptrdiff_t gc_pairs_of_rows(const float *p, ptrdiff_t n, vd sum[], vd error[], int32_t largest[])
+{
+    __m256d s[4], e[4];
+    __m256i top[2];
+    memcpy(s, sum, sizeof s);
+    memcpy(e, error, sizeof e);
+    memcpy(top, largest, sizeof top);
+    const __m256d minus = _mm256_set1_pd(-1.0);
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff);
+    ptrdiff_t i = 0;
+    for (; i + 32 <= n; i += 32)
+        for (int k = 0; k < 32; k += 16) {
+            const float *q = p + i + k;
+            for (int j = 0; j < 2; j++)
+                top[j] = _mm256_max_epi32(top[j], _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(q + 8 * j)), mask));
+            for (int j = 0; j < 4; j++) {
+                __m256d x = _mm256_cvtps_pd(_mm_loadu_ps(q + 4 * j)), t = _mm256_fmadd_pd(x, x, s[j]);
+                __m256d taken = j % 2 ? _mm256_sub_pd(s[j], t) : _mm256_fmadd_pd(minus, t, s[j]);
+                e[j] = _mm256_add_pd(e[j], _mm256_fmadd_pd(x, x, taken));
+                s[j] = t;
+            }
+        }
+    memcpy(sum, s, sizeof s);
+    memcpy(error, e, sizeof e);
+    memcpy(largest, top, sizeof top);
+    return i;
+}
+#define PAIRS_OF_ROWS gc_pairs_of_rows
+#else
+#define PAIRS_OF_ROWS(p, n, sum, error, largest) 0
+#endif
 #include "block_kernels.h"
+#include "column_kernels.h"
 #undef NAME
 #undef ELEMENT
 #undef BITS
@@ -190,6 +268,10 @@ static inline vd gc_load_f32(const float *p)
 #undef LOAD
 #undef GET
 #undef PUT
+#undef PAIRS_OF_ROWS
+#undef ADDED_PLAINLY
+#define PAIRS_OF_ROWS(p, n, sum, error, largest) 0
+#define ADDED_PLAINLY(p, stride, rows, factor, sum, error) 0
 #undef WIDE
 
 #undef REAL
@@ -212,6 +294,7 @@ static inline vd gc_load_f64(const double *p)
     return v;
 }
 #include "block_kernels.h"
+#include "column_kernels.h"
 
 static void scale_f64(void *y, const void *x, ptrdiff_t n, double factor)
 {

@@ -20,8 +20,9 @@ enum { GC_BLOCK = 4096, GC_LANES = 16 };
  * what a kernel notes of them lies on the stack, and musl gives a thread no more than 128 KiB of it. */
 enum { GC_PANEL = 2048 };
 
-/* Elements of a sample: with their sums they stay in the nearest cache. */
-enum { GC_STRIP = 1024 };
+/* Elements of a sample: with their sums they stay in the nearest cache. Samples that are added together, and how many elements
+ * of each: the widest vector, so that every set does the same with them. */
+enum { GC_STRIP = 1024, GC_TOGETHER = 8, GC_EIGHT = 8 };
 
 enum { GC_F16, GC_BF16, GC_F32, GC_F64, GC_DTYPES };
 

@@ -135,11 +135,32 @@ cdef inline bint sum_at_once(double ord, int t, const char *x, ptrdiff_t n, doub
     return s.amax <= bound[0]
 
 
+cdef inline gc_sum nothing() noexcept nogil:
+    cdef gc_sum s
+    s.high = s.low = s.amax = 0
+    return s
+
+
+cdef inline void add(gc_sum *into, const gc_sum *s) noexcept nogil:
+    """By TwoSum."""
+    cdef double total = into.high + s.high, part = total - into.high
+    into.low += ((into.high - (total - part)) + (s.high - part)) + s.low
+    into.high = total
+    if s.amax > into.amax:
+        into.amax = s.amax
+
+
+cdef inline void fold_usual(Sum *into, const gc_sum *usual, double ord) noexcept nogil:
+    fold(into, usual.high, usual.low, 0, ord)
+    if usual.amax > into.amax:
+        into.amax = usual.amax
+
+
 cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, double ord, const Write *bounds,
-                        const Write *made, char *buffer, double *bound, Sum *into) noexcept nogil:
+                        const Write *made, char *buffer, double *bound, gc_sum *usual, Sum *into) noexcept nogil:
     """Add one block to a Sum: of the leaf as it is, or as `made` would make it.
 
-    The usual block is read once. Where its bound is not kept, and for whatever is not finite, out of range,
+    The usual block is read once, and added to `usual`, in pairs of float64. Where its bound is not kept, and for whatever is not finite, out of range,
     complex or counted, the largest magnitude is found first."""
     cdef int t = leaf.dtype, bin = 0
     cdef gc_sum s
@@ -149,9 +170,7 @@ cdef void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, doubl
         alter(made, t, buffer, leaf, x, n, buffer)
         x = buffer
     if bounds == NULL and not leaf.is_complex and sum_at_once(ord, t, x, n, bound, &s):
-        if s.amax > into.amax:
-            into.amax = s.amax
-        fold(into, s.high, s.low, 0, ord)
+        add(usual, &s)
         return
     amax = kernels.amax[t](x, n)
     if bounds != NULL and not (amax <= bounds.high[t] and -amax >= bounds.low[t]):
@@ -212,10 +231,12 @@ cdef void measure_segment(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end, d
     """Some elements of one unit into a fresh Sum."""
     cdef double space[BLOCK]    # a block of the widest dtype
     cdef double bound = 0       # of the segment alone, so that it is a function of position
+    cdef gc_sum usual = nothing()
     clear(into)
     while first < end:
-        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, <char *>space, &bound, into)
+        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, <char *>space, &bound, &usual, into)
         first += BLOCK
+    fold_usual(into, &usual, ord)
 
 
 cdef void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, ptrdiff_t end, const Write *w) noexcept nogil:
@@ -282,15 +303,6 @@ cdef void measure_panel(const Task *t, const Group *g) noexcept nogil:
 
 # ---- the list of work, and the region that does it ----------------------------------------------
 
-cdef inline void add(gc_sum *into, const gc_sum *s) noexcept nogil:
-    """By TwoSum."""
-    cdef double total = into.high + s.high, part = total - into.high
-    into.low += ((into.high - (total - part)) + (s.high - part)) + s.low
-    into.high = total
-    if s.amax > into.amax:
-        into.amax = s.amax
-
-
 cdef void measure_units(const Task *t, const Group *g, Sum *total) noexcept nogil:
     """Whole units, a Unit of each. Usual ones of one block are added up in pairs of doubles: to fold each into long
     doubles takes longer than to sum ten elements."""
@@ -298,10 +310,9 @@ cdef void measure_units(const Task *t, const Group *g, Sum *total) noexcept nogi
     cdef const gc_leaf *leaf = &t.leaf[g.leaf]
     cdef bint plain = t.bounds == NULL and t.write == NULL
     cdef gc_leaf one
-    cdef gc_sum s, usual
+    cdef gc_sum s, usual = nothing()
     cdef Sum sum
     cdef double bound
-    usual.high = usual.low = usual.amax = 0
     while left:
         if unit == leaf.units:
             leaf += 1
@@ -320,9 +331,7 @@ cdef void measure_units(const Task *t, const Group *g, Sum *total) noexcept nogi
             merge(total, &sum, t.ord)
         unit += 1
         left -= 1
-    fold(total, usual.high, usual.low, 0, t.ord)
-    if usual.amax > total.amax:
-        total.amax = usual.amax
+    fold_usual(total, &usual, t.ord)
 
 
 cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:

@@ -1,6 +1,6 @@
 /* Vectors of the instruction set that this file is compiled for.
  *
- * vd: GC_W float64; vf: GC_W float32. GCC and Clang lower their operators to the set's own
+ * vd: GC_W float64; vf: GC_W float32; vi: GC_W int32. GCC and Clang lower their operators to the set's own
  * instructions; any other compiler gets GC_W = 1 and plain doubles: the same source, the same lanes,
  * the same bits. Only what operators cannot say (fused multiply-add, half conversion) is spelled
  * per set. Nothing here has external linkage: two sets must never share a symbol.
@@ -37,13 +37,17 @@ enum { GC_W = 2 };
 #endif
 typedef double vd __attribute__((vector_size(8 * GC_W)));
 typedef float vf __attribute__((vector_size(4 * GC_W)));
+typedef int32_t vi __attribute__((vector_size(4 * GC_W)));
 #define GC_TO_DOUBLE(v) __builtin_convertvector(v, vd)
+#define GC_TO_FLOAT(v) __builtin_convertvector(v, vf)
 #define GC_PREFETCH(p) __builtin_prefetch(p, 0, 2) /* into the second cache: the first has no room for rows to come */
 #else
 enum { GC_W = 1 };
 typedef double vd;
 typedef float vf;
+typedef int32_t vi;
 #define GC_TO_DOUBLE(v) ((double)(v))
+#define GC_TO_FLOAT(v) ((float)(v))
 #define GC_PREFETCH(p) ((void)(p))
 #endif
 
@@ -154,6 +158,56 @@ static inline int gc_all_within(vd x, vd limit)
         within &= a[j] <= b[j];
     return within;
 #endif
+}
+
+/* ---- 32-bit lanes: as many as vd has -------------------------------------------------------------------------------- */
+
+#if defined(GC_AVX512)
+static inline vi vi_max(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+static inline vi vi_unsigned_min(vi a, vi b) { return (vi)_mm256_min_epu32((__m256i)a, (__m256i)b); }
+static inline int vi_any_negative(vi a) { return _mm256_movemask_ps((__m256)a) != 0; }
+#elif defined(GC_AVX2)
+static inline vi vi_max(vi a, vi b) { return (vi)_mm_max_epi32((__m128i)a, (__m128i)b); }
+static inline vi vi_unsigned_min(vi a, vi b) { return (vi)_mm_min_epu32((__m128i)a, (__m128i)b); }
+static inline int vi_any_negative(vi a) { return _mm_movemask_ps((__m128)a) != 0; }
+#else
+static inline vi vi_max(vi a, vi b)
+{
+    int32_t x[GC_W], y[GC_W];
+    memcpy(x, &a, sizeof a);
+    memcpy(y, &b, sizeof b);
+    for (int j = 0; j < GC_W; j++)
+        x[j] = x[j] > y[j] ? x[j] : y[j];
+    memcpy(&a, x, sizeof a);
+    return a;
+}
+
+static inline vi vi_unsigned_min(vi a, vi b)
+{
+    uint32_t x[GC_W], y[GC_W];
+    memcpy(x, &a, sizeof a);
+    memcpy(y, &b, sizeof b);
+    for (int j = 0; j < GC_W; j++)
+        x[j] = x[j] < y[j] ? x[j] : y[j];
+    memcpy(&a, x, sizeof a);
+    return a;
+}
+
+static inline int vi_any_negative(vi a)
+{
+    int32_t x[GC_W], any = 0;
+    memcpy(x, &a, sizeof a);
+    for (int j = 0; j < GC_W; j++)
+        any |= x[j];
+    return any < 0;
+}
+#endif
+
+static inline vi vi_bits(vf x)
+{
+    vi a;
+    memcpy(&a, &x, sizeof a);
+    return a;
 }
 
 static inline vd vd_abs(vd x)

@@ -14,8 +14,8 @@ import numpy as np
 
 from gradclip._layout cimport gc_leaf, gc_move, lay_out
 from gradclip._leaves cimport Leaves
+from gradclip._cpu.blocks cimport alter, fetch
 from gradclip._cpu.machine cimport kernels, team_size, GC_F64
-from gradclip._cpu.passes cimport alter, fetch
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 
 cdef enum:

@@ -49,7 +49,15 @@ static inline gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
     return one;
 }
 
-static inline void gc_copy_run(char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride, ptrdiff_t n, int itemsize)
+/* Not inlined: a compiler that knows the stride of the buffer builds vectors of elements, which takes 1.7 times as long. */
+#if defined(__clang__)
+__attribute__((noinline, unused))
+#elif defined(__GNUC__)
+__attribute__((noinline, noclone, unused))
+#elif defined(_MSC_VER)
+__declspec(noinline)
+#endif
+static void gc_copy_run(char *to, ptrdiff_t to_stride, const char *from, ptrdiff_t from_stride, ptrdiff_t n, int itemsize)
 {
     if (to_stride == itemsize && from_stride == itemsize) {
         memcpy(to, from, (size_t)(n * itemsize));

@@ -85,6 +85,12 @@ int main(void)
             }
             k->scale_columns[t](&y, stride, &x, stride, rows, width, factor);
             mix(&y, (size_t)(rows * stride));
+            memset(total, 0, sizeof total);
+            memset(rest, 0, sizeof rest);
+            const ptrdiff_t samples = 1 + round % GC_TOGETHER, strip = n / samples < GC_STRIP ? n / samples : GC_STRIP;
+            k->add_samples[t](total, rest, &x, strip * (ptrdiff_t)size[t], samples, strip, factor);
+            mix(total, (size_t)strip * sizeof *total);
+            mix(rest, (size_t)strip * sizeof *rest);
         }
         printf("%016llx\n", (unsigned long long)hash);
     }

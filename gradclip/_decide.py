@@ -182,7 +182,8 @@ def _enforce(to, plan, rule, sums, target, share, owners):
             if more:
                 plan.shrink(i, ratio * (1.0 - max(slack, 2.0**-53)))
             else:
-                plan.aim(i, sums, unit, room.safe_goal(goal * part) / part if part else 0.0, rule.eps)
+                safe = room.goal(goal * part, written.nonfinite(unit) > 0) / part if part else 0.0
+                plan.aim(i, sums, unit, safe, rule.eps)
         if not over:
             return
         slack *= 2.0

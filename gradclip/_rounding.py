@@ -87,9 +87,7 @@ class Room(NamedTuple):
             return room
         return room._replace(lost=max((cls.of([part], rule.ord, rule.grad_scale).lost for part in parts), default=0.0))
 
-    def safe_goal(self, bound):
-        """The same, for which no element overflows either."""
-        return min(self.goal(bound), self.most / self.slope)
-
-    def goal(self, bound):
-        return max(bound**self.power - self.lost, 0.0) ** (1.0 / self.power) / self.slope
+    def goal(self, bound, overflows=False):
+        """overflows: elements do at some larger goal, and must not at this."""
+        goal = max(bound**self.power - self.lost, 0.0) ** (1.0 / self.power) / self.slope
+        return min(goal, self.most / self.slope) if overflows else goal

@@ -70,6 +70,11 @@ def test_what_is_written_is_subnormal(cupy, form, dtype):
         assert_strict(cupy, form, awkward(dtype, "normal"), bound)
 
 
+@pytest.mark.parametrize("target", [136406.09143992668, 1e9])  # beyond the largest element; beyond what all of them hold
+def test_norms_beyond_the_largest_element(cupy, target):
+    assert_strict(cupy, "normalize", [np.full((1, 285), 8078.1, np.float16)], target)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_orders_and_scales(cupy, form):
     for ord in (1, math.inf):

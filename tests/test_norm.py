@@ -339,6 +339,13 @@ def test_strict_counts_overflow_as_above_any_bound():
         assert power_sum([clipped]) <= Fraction(1e6) ** 2
 
 
+@pytest.mark.parametrize(("size", "value", "target"), [(285, 8078.1, 136406.09143992668), (979, 7134.46, 223278.10822688323)])
+def test_strict_reaches_norms_beyond_the_largest_element(size, value, target):
+    a = np.full(size, value, np.float16)
+    clipped, _ = gradclip.normalize(a, target, strict=True)  # takes all rounds
+    assert 0.996 * target < gradclip.global_norm(clipped) <= target
+
+
 def test_strict_normalizes_to_what_the_dtype_holds():
     for target in (1e6, 1e30):
         a = gradient(np.float16, 300)

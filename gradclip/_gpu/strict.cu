@@ -93,12 +93,13 @@ struct Room {
     double lost, slope, power, most;
 };
 
-__device__ double safe_goal(double bound, const Room *room)
+/* overflows: elements do at some larger goal, and must not at this. */
+__device__ double safe_goal(double bound, const Room *room, bool overflows)
 {
     const bool linear = room->power == 1;
     double left = (linear ? bound : pow(bound, room->power)) - room->lost;
     left = left <= 0 ? 0 : linear ? left : pow(left, 1 / room->power);
-    return (left < room->most ? left : room->most) / room->slope;
+    return (left < room->most || !overflows ? left : room->most) / room->slope;
 }
 
 /* One round, a thread for each Write that is still open: it is closed, or shrinks. room: of the last round, after which
@@ -117,7 +118,8 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
         open[i] = 0;
     } else if (room) {
         writes[i].acts = 1;
-        set_factor(&writes[i], safe_goal(goal, room), norm_of(unit + i, ord, grad_scale), eps, grad_scale);
+        const double safe = safe_goal(goal, room, written[i].nans + written[i].infs > 0);
+        set_factor(&writes[i], safe, norm_of(unit + i, ord, grad_scale), eps, grad_scale);
     } else
         shrink(&writes[i], ratio * (1 - slack));
 }

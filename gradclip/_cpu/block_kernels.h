@@ -105,8 +105,9 @@ static inline void NAME(add_magnitudes)(const ELEMENT *p, vd sum[], vd error[])
 /* A group: eight elements of each lane. */
 enum { NAME(GROUP) = 8 * GC_LANES };
 
-/* Whether an element of a group, other than 0, lies outside [low, high), as bits. */
-static inline int NAME(leaves_window)(const ELEMENT *p, BITS low, BITS high, BITS largest[])
+/* Whether an element of a group, other than 0, lies outside [low, high), as bits. Inlined with a constant `lower`: whether
+ * any could lie below. */
+static inline int NAME(leaves_window)(const ELEMENT *p, BITS low, BITS high, BITS largest[], int lower)
 {
     BITS most[GC_TRACKS] = {0}, least[GC_TRACKS], out[GC_TRACKS];
     const BITS from = (BITS)(low + ABS_MASK);
@@ -116,7 +117,8 @@ static inline int NAME(leaves_window)(const ELEMENT *p, BITS low, BITS high, BIT
         for (int j = 0; j < GC_TRACKS; j++) {
             BITS a = (BITS)(p[i + j] & ABS_MASK), b = (BITS)(a + ABS_MASK); /* 1 becomes the least, 0 the largest */
             most[j] = a > most[j] ? a : most[j];
-            least[j] = b < least[j] ? b : least[j];
+            if (lower)
+                least[j] = b < least[j] ? b : least[j];
         }
     for (int j = 0; j < GC_TRACKS; j++) {
         largest[j] = most[j] > largest[j] ? most[j] : largest[j];
@@ -143,7 +145,7 @@ static inline void NAME(add_eights)(const ELEMENT *p, vd sum[], vd error[])
 
 static inline void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS largest[], vd sum[], vd error[])
 {
-    if (!NAME(leaves_window)(p, low, high, largest)) {
+    if (SHORT == 11 && low == 1 ? !NAME(leaves_window)(p, low, high, largest, 0) : !NAME(leaves_window)(p, low, high, largest, 1)) {
         NAME(add_eights)(p, sum, error);
         return;
     }

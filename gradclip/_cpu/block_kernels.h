@@ -145,7 +145,8 @@ static inline void NAME(add_eights)(const ELEMENT *p, vd sum[], vd error[])
 
 static inline void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS largest[], vd sum[], vd error[])
 {
-    if (SHORT == 11 && low == 1 ? !NAME(leaves_window)(p, low, high, largest, 0) : !NAME(leaves_window)(p, low, high, largest, 1)) {
+    const int lower = SHORT != 11 || low > 1; /* of bfloat16 as good as always */
+    if (lower ? !NAME(leaves_window)(p, low, high, largest, 1) : !NAME(leaves_window)(p, low, high, largest, 0)) {
         NAME(add_eights)(p, sum, error);
         return;
     }

@@ -33,7 +33,8 @@ cdef inline const char *fetch(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n,
     return buffer
 
 
-cdef inline void alter(const Write *w, int dtype, char *y, const gc_leaf *leaf, const char *x, ptrdiff_t n, char *spare) noexcept nogil:
+cdef inline void alter(const Write *w, int dtype, char *y, const gc_leaf *leaf, const char *x, ptrdiff_t n,
+                       char *spare) noexcept nogil:
     """y = what the plan makes of n elements x of a leaf (contiguous; y may be x, and spare, one block, may be y
     unless there is a step). Only a step changes a y of another dtype."""
     cdef int t = leaf.dtype
@@ -135,11 +136,11 @@ cdef inline void fold_usual(Sum *into, const gc_sum *usual, double ord) noexcept
 
 
 cdef inline void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, double ord, const Write *bounds,
-                        const Write *made, char *buffer, double *bound, gc_sum *usual, Sum *into) noexcept nogil:
+                               const Write *made, char *buffer, double *bound, gc_sum *usual, Sum *into) noexcept nogil:
     """Add one block to a Sum: of the leaf as it is, or as `made` would make it.
 
-    The usual block is read once, and added to `usual`, in pairs of float64. Where its bound is not kept, and for whatever is not finite, out of range,
-    complex or counted, the largest magnitude is found first."""
+    The usual block is read once, and added to `usual`, in pairs of float64. Where its bound is not kept, and for
+    whatever is not finite, out of range, complex or counted, the largest magnitude is found first."""
     cdef int t = leaf.dtype, bin = 0
     cdef gc_sum s
     cdef const char *x = fetch(leaf, first, n, buffer)
@@ -205,7 +206,7 @@ cdef inline void measure_powers(const gc_leaf *leaf, const char *x, ptrdiff_t n,
 
 
 cdef inline void measure_segment(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end, double ord, const Write *bounds,
-                          const Write *made, Sum *into) noexcept nogil:
+                                 const Write *made, Sum *into) noexcept nogil:
     """Some elements of one unit into a fresh Sum."""
     cdef double space[BLOCK]    # a block of the widest dtype
     cdef double bound = 0       # of the segment alone, so that it is a function of position
@@ -217,7 +218,8 @@ cdef inline void measure_segment(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t
     fold_usual(into, &usual, ord)
 
 
-cdef inline void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, ptrdiff_t end, const Write *w) noexcept nogil:
+cdef inline void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, ptrdiff_t end,
+                               const Write *w) noexcept nogil:
     cdef double space[2][BLOCK]     # a block of the widest dtype, and one to spare
     cdef char *buffer = <char *>space[0]
     cdef char *spare = <char *>space[1]

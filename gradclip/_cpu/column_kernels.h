@@ -1,4 +1,22 @@
-/* The kernels of one dtype over rows of memory, a result for each column: included after block_kernels.h, with the same names. */
+/* The kernels of one dtype over rows of memory, a result for each column: included after block_kernels.h, with the same
+ * names. */
+
+/* Where `width` columns of some rows begin, and how far apart the rows are: in memory, or, where only `left` columns are left,
+ * in a copy whose rest is 0. The next `most` rows are prefetched, line by line: these are too short for the processor to see
+ * them coming. j: the number of the first column. */
+static inline const char *NAME(whole_columns)(const char *p, ptrdiff_t *stride, ptrdiff_t rows, ptrdiff_t most, ptrdiff_t j,
+                                              ptrdiff_t left, ptrdiff_t width, ELEMENT padded[])
+{
+    if (j % (64 / (ptrdiff_t)sizeof(ELEMENT)) == 0)
+        for (ptrdiff_t i = 0; i < most; i++)
+            GC_PREFETCH(p + (most + i) * *stride);
+    if (left >= width)
+        return p;
+    for (ptrdiff_t i = 0; i < rows; i++)
+        memcpy(padded + i * width, p + i * *stride, (size_t)left * sizeof(ELEMENT));
+    *stride = width * (ptrdiff_t)sizeof(ELEMENT);
+    return (const char *)padded;
+}
 
 /* Rows at a time: so many that sums stay in registers for a while, and so few that rows whose distance is a power of two
  * do not drive each other out of a cache of eight ways. Four times faster than row by row. */
@@ -65,25 +83,14 @@ static inline void NAME(add_rows)(const char *p, ptrdiff_t stride, ptrdiff_t row
     memcpy(error, &e, sizeof e);
 }
 
-/* At most ROWS rows of a panel. Inlined with a constant ord, and the usual number of rows another, for the compiler. The
- * next rows are prefetched, line by line: these are too short for the processor to see them coming. */
+/* At most ROWS rows of a panel. Inlined with a constant ord, and the usual number of rows another, for the compiler. */
 static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                                    double *error, BITS *largest)
 {
     ELEMENT padded[NAME(ROWS) * GC_W] = {0};
-    const ptrdiff_t width = GC_W * sizeof(ELEMENT);
     for (ptrdiff_t j = 0; j < n; j += GC_W) {
-        const char *q = p + j * (ptrdiff_t)sizeof(ELEMENT);
         ptrdiff_t step = stride;
-        if (j % (64 / (ptrdiff_t)sizeof(ELEMENT)) == 0)
-            for (int i = 0; i < NAME(ROWS); i++)
-                GC_PREFETCH(q + (NAME(ROWS) + i) * stride);
-        if (n - j < GC_W) {
-            for (ptrdiff_t i = 0; i < rows; i++)
-                memcpy(padded + i * GC_W, q + i * stride, (size_t)(n - j) * sizeof(ELEMENT));
-            q = (const char *)padded;
-            step = width;
-        }
+        const char *q = NAME(whole_columns)(p + j * (ptrdiff_t)sizeof(ELEMENT), &step, rows, NAME(ROWS), j, n - j, GC_W, padded);
         if (rows == NAME(ROWS))
             NAME(add_rows)(q, step, NAME(ROWS), ord, sum + j, error + j, largest + j);
         else
@@ -150,17 +157,8 @@ static void NAME(add_samples)(double *sum, double *error, const void *x, ptrdiff
     for (ptrdiff_t i = 0; i < rows; i++)
         factors[i] = vd_all(factor[i]);
     for (ptrdiff_t j = 0; j < n; j += GC_EIGHT, p += GC_EIGHT * sizeof(ELEMENT)) {
-        const char *q = p;
         ptrdiff_t step = stride;
-        if (j % (64 / (ptrdiff_t)sizeof(ELEMENT)) == 0)
-            for (int i = 0; i < GC_TOGETHER; i++)
-                GC_PREFETCH(q + (GC_TOGETHER + i) * stride);
-        if (n - j < GC_EIGHT) {
-            for (ptrdiff_t i = 0; i < rows; i++)
-                memcpy(padded + i * GC_EIGHT, p + i * stride, (size_t)(n - j) * sizeof(ELEMENT));
-            q = (const char *)padded;
-            step = GC_EIGHT * sizeof(ELEMENT);
-        }
+        const char *q = NAME(whole_columns)(p, &step, rows, GC_TOGETHER, j, n - j, GC_EIGHT, padded);
         if (rows == GC_TOGETHER) /* a constant, for the compiler */
             NAME(add_eight_columns)(q, step, GC_TOGETHER, factors, sum + j, error + j);
         else

@@ -196,9 +196,10 @@ static inline vd gc_load_f32(const float *p)
 }
 
 /* sum + error += some rows of GC_EIGHT columns, times their factors and rounded to float32: plainly, where the products of
- * each column span less than 2**26. Eight such, multiples of 2**-23 of the least, add exactly in float64. Returns 0, and adds
- * nothing, where they span more. From 0.36 to 0.25 ns per element. */
-static inline int gc_added_plainly(const char *p, ptrdiff_t stride, ptrdiff_t rows, const vd factor[], double *sum, double *error)
+ * each column span less than 2**26. Eight such, multiples of 2**-23 of the power of two at or below the least, add exactly in
+ * float64. Returns 0, and adds nothing, where they span more. From 0.36 to 0.25 ns per element. */
+static inline int gc_added_plainly(const char *p, ptrdiff_t stride, ptrdiff_t rows, const vd factor[], double *sum,
+                                   double *error)
 {
     const vi zero = {0};
     vi apart = zero;

@@ -39,7 +39,7 @@ def unit_of(dtype):
 
 def typical(arrays):
     """What the rounding of n elements typically adds to a norm, relatively: u / sqrt(n)."""
-    return max((unit_of(a.dtype).half / math.sqrt(max(a.size, 1)) for a in arrays), default=1.0)
+    return max((unit_of(a.dtype).half / math.sqrt(a.size) for a in arrays if a.size), default=1.0)
 
 
 def safety(ord):
@@ -89,5 +89,6 @@ class Room(NamedTuple):
 
     def goal(self, bound, overflows=False):
         """overflows: elements do at some larger goal, and must not at this."""
-        goal = max(bound**self.power - self.lost, 0.0) ** (1.0 / self.power) / self.slope
+        left = 1.0 - self.lost / bound**self.power if bound else 0.0  # of the bound, so that no power leaves the range
+        goal = bound * max(left, 0.0) ** (1.0 / self.power) / self.slope
         return min(goal, self.most / self.slope) if overflows else goal

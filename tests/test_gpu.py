@@ -5,6 +5,7 @@ that Python does, not the device. Streams, devices and memory: test_gpu_device.p
 
 import copy
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -241,6 +242,9 @@ def test_per_sample_sums_of_dtypes(cupy, dtype):
             assert_same_report(report, told)
     assert [a.shape for a in flat(gradclip.per_sample_clip_sum(there(cupy, [np.ones((0, 3))]), 1.0)[0])] == [(3,)]
     assert flat(gradclip.per_sample_clip_sum(there(cupy, [np.ones((0, 3))]), 1.0)[0])[0].tolist() == [0, 0, 0]
+    for ord in (0.3, 2):
+        sums, _ = gradclip.per_sample_clip_sum(on_gpu(cupy, np.ones((2, 1))), sys.float_info.max, ord=ord, nonfinite="skip")
+        assert flat(sums)[0].tolist() == [2.0]
 
 
 def test_a_sample_at_the_threshold(cupy):

@@ -1,6 +1,7 @@
 """clip_per_sample and per_sample_clip_sum: samples one by one, and the bound of each as a theorem."""
 
 import math
+import sys
 import tracemalloc
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
@@ -218,6 +219,8 @@ def test_thresholds_at_the_ends():
     sums, report = gradclip.per_sample_clip_sum(np.ones((1, 3)), 0.1, ord=0.01)  # 3 ** (1 / p) is beyond float64 for more
     assert within([sums], 1.0, 0.5)
     gradclip.per_sample_clip_sum(np.ones((1, 3000)), 0.1, ord=0.01)
+    for ord in (0.01, 0.3, 1, 2, 3, math.inf):
+        assert gradclip.per_sample_clip_sum(np.ones((2, 1)), sys.float_info.max, ord=ord)[0].tolist() == [2.0]
 
 
 def test_a_scale_that_is_not_a_power_of_two():

@@ -97,9 +97,9 @@ struct Room {
 __device__ double safe_goal(double bound, const Room *room, bool overflows)
 {
     const bool linear = room->power == 1;
-    double left = (linear ? bound : pow(bound, room->power)) - room->lost;
-    left = left <= 0 ? 0 : linear ? left : pow(left, 1 / room->power);
-    return (left < room->most || !overflows ? left : room->most) / room->slope;
+    const double left = bound > 0 ? 1 - room->lost / (linear ? bound : pow(bound, room->power)) : 0;
+    const double goal = left <= 0 ? 0 : bound * (linear ? left : pow(left, 1 / room->power)) / room->slope;
+    return overflows && goal > room->most / room->slope ? room->most / room->slope : goal;
 }
 
 /* One round, a thread for each Write that is still open: it is closed, or shrinks. room: of the last round, after which

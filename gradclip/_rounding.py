@@ -54,11 +54,13 @@ def exact_order(ord, arrays):
 
 class Room(NamedTuple):
     """A norm stays within a bound when it is brought to `goal(bound)` and each element rounded up: by a relative part, and by
-    a subnormal part, whose norm over all elements is taken off (below order 1, where norms do not add, its power)."""
+    a subnormal part, whose norm over all elements is taken off (below order 1, where norms do not add, its power). Or when it
+    is brought to `floor` of the bound: what is at most half the least number becomes 0, so nothing is more than doubled."""
 
     lost: float
     slope: float
     power: float
+    floor: float
     most: float
 
     @classmethod
@@ -76,7 +78,8 @@ class Room(NamedTuple):
         count = sum(n * (least / most) ** ord for n, least in absolute)
         lost = most**power * (count ** (power / ord) if ord else 1.0) * _ROOM
         slope = 1.0 + relative * _ROOM + 2.0**-48 / power
-        return cls(lost, slope, power, min((unit.most for unit in units), default=math.inf))
+        floor = 0.5 if all(to.name in _UNITS for _, _, to in parts) else 0.25  # bounds or moduli are rounded too
+        return cls(lost, slope, power, floor, min((unit.most for unit in units), default=math.inf))
 
     @classmethod
     def of_leaves(cls, to, rule, together):
@@ -90,5 +93,5 @@ class Room(NamedTuple):
     def goal(self, bound, overflows=False):
         """overflows: elements do at some larger goal, and must not at this."""
         left = 1.0 - self.lost / bound**self.power if bound else 0.0  # of the bound, so that no power leaves the range
-        goal = bound * max(left, 0.0) ** (1.0 / self.power) / self.slope
+        goal = bound * max(max(left, 0.0) ** (1.0 / self.power), self.floor) / self.slope
         return min(goal, self.most / self.slope) if overflows else goal

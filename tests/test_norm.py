@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from reference import BFLOAT16, REAL, element_error, gradient, power_sum, snapshot
+from reference import BFLOAT16, FORMAT, REAL, element_error, gradient, power_sum, snapshot
 
 import gradclip
 from gradclip import _decide
@@ -376,6 +376,18 @@ def test_strict_reads_a_few_times_and_no_more(dtype, rounds, monkeypatch):
                 gradclip.clip_by_global_norm_(written, threshold, strict=True)
                 assert power_sum([written]) <= Fraction(threshold) ** 2
                 assert reads <= before + rounds
+
+
+@pytest.mark.parametrize("ord", [1, 2])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_strict_leaves_something_where_rounding_could_add_more_than_the_bound(dtype, ord, monkeypatch):
+    monkeypatch.setattr(_decide, "ROUNDS", 1)
+    least = 2.0 ** FORMAT[str(dtype)][1]
+    for units in range(5, 40):
+        a = np.array([1.0] + [0.002] * 999).astype(dtype)
+        gradclip.clip_by_global_norm_(a, units * least, strict=True, ord=ord)
+        assert 0.1 * units * least < np.abs(a.astype(np.float64)).max()
+        assert power_sum([a], ord) <= Fraction(units * least) ** ord
 
 
 def test_normalize_changes_nothing_at_its_target():

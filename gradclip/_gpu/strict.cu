@@ -90,15 +90,16 @@ __device__ double ratio_to(const Sum *written, double bound, double ord, double 
 
 /* A norm that stays within a bound, however elements are rounded: _rounding.py. */
 struct Room {
-    double lost, slope, power, most;
+    double lost, slope, power, floor, most;
 };
 
 /* overflows: elements do at some larger goal, and must not at this. */
 __device__ double safe_goal(double bound, const Room *room, bool overflows)
 {
     const bool linear = room->power == 1;
-    const double left = bound > 0 ? 1 - room->lost / (linear ? bound : pow(bound, room->power)) : 0;
-    const double goal = left <= 0 ? 0 : bound * (linear ? left : pow(left, 1 / room->power)) / room->slope;
+    double left = bound > 0 ? 1 - room->lost / (linear ? bound : pow(bound, room->power)) : 0;
+    left = left <= 0 ? 0 : linear ? left : pow(left, 1 / room->power);
+    const double goal = bound * (left > room->floor ? left : room->floor) / room->slope;
     return overflows && goal > room->most / room->slope ? room->most / room->slope : goal;
 }
 

@@ -182,8 +182,8 @@ def _enforce(to, plan, rule, sums, target, share, owners):
             if more:
                 plan.shrink(i, ratio * (1.0 - max(slack, 2.0**-53)))
             else:
-                safe = room.goal(goal * part, written.nonfinite(unit) > 0) / part if part else 0.0
-                plan.aim(i, sums, unit, safe, rule.eps)
+                safe = room.goal(goal * part) / part if part else 0.0
+                plan.aim(i, sums, unit, safe, rule.eps, room.most if written.nonfinite(unit) else math.inf)
         if not over:
             return
         slack *= 2.0

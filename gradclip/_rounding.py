@@ -90,8 +90,7 @@ class Room(NamedTuple):
             return room
         return room._replace(lost=max((cls.of([part], rule.ord, rule.grad_scale).lost for part in parts), default=0.0))
 
-    def goal(self, bound, overflows=False):
-        """overflows: elements do at some larger goal, and must not at this."""
+    def goal(self, bound):
+        """A norm that keeps a bound."""
         left = 1.0 - self.lost / bound**self.power if bound else 0.0  # of the bound, so that no power leaves the range
-        goal = bound * max(max(left, 0.0) ** (1.0 / self.power), self.floor) / self.slope
-        return min(goal, self.most / self.slope) if overflows else goal
+        return bound * max(max(left, 0.0) ** (1.0 / self.power), self.floor) / self.slope

@@ -73,6 +73,7 @@ def test_what_is_written_is_subnormal(cupy, form, dtype):
 @pytest.mark.parametrize("target", [136406.09143992668, 1e9])  # beyond the largest element; beyond what all of them hold
 def test_norms_beyond_the_largest_element(cupy, target):
     assert_strict(cupy, "normalize", [np.full((1, 285), 8078.1, np.float16)], target)
+    assert_strict(cupy, "normalize", [np.ones((1, 10_000), np.float16), np.full((1, 9), 1e3, np.float32)], target, 2)
 
 
 @pytest.mark.parametrize("form", FORMS)

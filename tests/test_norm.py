@@ -346,6 +346,19 @@ def test_strict_reaches_norms_beyond_the_largest_element(size, value, target):
     assert 0.996 * target < gradclip.global_norm(clipped) <= target
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(np.dtype(np.float16), 65504.0), (BFLOAT16, 2.0**128 - 2.0**120)], ids=str)
+def test_strict_normalizes_up_to_the_largest_number(dtype, most):
+    """Beyond it no element can go, whatever the norm."""
+    for a in (np.ones(10_000, dtype), np.linspace(0.1, 3, 500).astype(dtype), np.full(3, 1e-3, dtype)):
+        target = 1e9 if dtype == np.float16 else 1e300
+        for clipped in (
+            gradclip.normalize(a, target, strict=True)[0],
+            gradclip.normalize([np.zeros(3, np.float32), a], target, strict=True, grad_scale=7.0)[0][1],
+            gradclip.apply_clip(a, gradclip.measure(a, grad_scale=1e-300), 1e304, strict=True)[0],
+        ):
+            assert clipped.max() == most
+
+
 def test_strict_normalizes_to_what_the_dtype_holds():
     for target in (1e6, 1e30):
         a = gradient(np.float16, 300)

@@ -93,12 +93,15 @@ cdef class Plan:
         self.write[i].factor.last *= ratio
         gc_fp_leave(saved)
 
-    def aim(self, Py_ssize_t i, Sums sums, Py_ssize_t unit, double goal, double eps):
-        """Bring what was measured as `unit` to another goal."""
+    def aim(self, Py_ssize_t i, Sums sums, Py_ssize_t unit, double goal, double eps, double most):
+        """Bring what was measured as `unit` to another goal, but no element above `most`."""
         cdef gc_fpenv saved = gc_fp_enter()
         cdef Unit sum = sums.at(unit)
+        cdef double limit = most / sums.largest(unit)
         self.write[i].acts = True
         self.write[i].factor = factor_of(goal, norm_of(&sum, sums.ord, sums.grad_scale), eps, sums.grad_scale)
+        if self.write[i].factor.value > limit:
+            self.write[i].factor = Factor(limit, limit, 0)
         gc_fp_leave(saved)
 
     def zero_nonfinite(self, Sums sums):

@@ -16,5 +16,6 @@ cdef class Sums:
     cdef Sum total
     cdef Unit at(self, Py_ssize_t leaf) noexcept
     cdef double norm_of(self, Py_ssize_t leaf) noexcept
+    cdef double largest(self, Py_ssize_t leaf)
     cpdef bint shows_nonfinite(self, Py_ssize_t leaf=*) noexcept
     cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=*) noexcept

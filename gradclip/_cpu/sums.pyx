@@ -116,6 +116,13 @@ cdef class Sums:
             return NAN if u.nans else INFINITY
         return narrow(norm_of(&u, self.ord, self.grad_scale))
 
+    cdef double largest(self, Py_ssize_t leaf):
+        """Largest finite magnitude as it is stored."""
+        cdef Unit u = self.at(leaf)
+        if self.true_max is not None:
+            return self.true_max * self.grad_scale
+        return u.amax * 2 if self.ord == 0 and u.bin else u.amax
+
     def norm(self, Py_ssize_t leaf=-1):
         """Norm of the true gradient, correctly rounded but for some 2**-35 of cases."""
         cdef gc_fpenv saved = gc_fp_enter()

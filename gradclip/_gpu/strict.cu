@@ -93,14 +93,12 @@ struct Room {
     double lost, slope, power, floor, most;
 };
 
-/* overflows: elements do at some larger goal, and must not at this. */
-__device__ double safe_goal(double bound, const Room *room, bool overflows)
+__device__ double safe_goal(double bound, const Room *room)
 {
     const bool linear = room->power == 1;
     double left = bound > 0 ? 1 - room->lost / (linear ? bound : pow(bound, room->power)) : 0;
     left = left <= 0 ? 0 : linear ? left : pow(left, 1 / room->power);
-    const double goal = bound * (left > room->floor ? left : room->floor) / room->slope;
-    return overflows && goal > room->most / room->slope ? room->most / room->slope : goal;
+    return bound * (left > room->floor ? left : room->floor) / room->slope;
 }
 
 /* One round, a thread for each Write that is still open: it is closed, or shrinks. room: of the last round, after which
@@ -119,8 +117,12 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
         open[i] = 0;
     } else if (room) {
         writes[i].acts = 1;
-        const double safe = safe_goal(goal, room, written[i].nans + written[i].infs > 0);
-        set_factor(&writes[i], safe, norm_of(unit + i, ord, grad_scale), eps, grad_scale);
+        set_factor(&writes[i], safe_goal(goal, room), norm_of(unit + i, ord, grad_scale), eps, grad_scale);
+        const double limit = room->most / ldexp(unit[i].amax, (int)unit[i].exponent);
+        if (written[i].nans + written[i].infs > 0 && writes[i].value > limit) {
+            writes[i].value = writes[i].last = limit;
+            writes[i].shift = 0;
+        }
     } else
         shrink(&writes[i], ratio * (1 - slack));
 }

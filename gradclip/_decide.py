@@ -46,7 +46,7 @@ def decide(
         report = sums.decide(to, rule, target, shown, normalize=normalize, keep_out=keep_out, norms=norms, owners=owners, lr=lr)
         if report is not None:
             return report
-        sums = sums.host(to.sources)
+        target, sums = sums.goals_here(target), sums.host(to.sources)
     if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
         return ClipReport(sums, shown, to.units, None, 0, False, norms)  # the usual step, kept short
     with StandardState():

@@ -17,6 +17,7 @@ struct uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x; };
 static Index threadIdx, blockIdx;
 
+template <class T> static inline T atomicAdd(T *p, T x) { T before = *p; *p += x; return before; }
 static inline double __longlong_as_double(long long x) { double y; memcpy(&y, &x, 8); return y; }
 static inline long long __double_as_longlong(double x) { long long y; memcpy(&y, &x, 8); return y; }
 static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }

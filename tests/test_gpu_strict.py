@@ -169,15 +169,76 @@ def test_elements_that_are_not_finite(cupy, form):
         assert_same_report(want, got)
 
 
-def test_a_norm_too_close_to_tell_is_clipped(cupy):
-    """The processor would add integers; here the sum alone decides, and the bound still holds."""
-    for policy in ("raise", "skip"):
-        gpu = there(cupy, [np.array([3.0, 4.0]), np.array([1e-30])])
-        report = gradclip.clip_by_norm_(gpu, 5.0, strict=True, nonfinite=policy)
-        assert (report.clipped_count, report.norm) == (1, 5.0)
-        assert report.scale == pytest.approx(1, abs=1e-15)
-        assert power_sum(flat(gpu)) < 25
-        assert not gradclip.clip_by_norm_(gpu, 5.0, strict=True, nonfinite=policy).clipped
+def at_bounds(dtype):
+    """(a sample, its order, the norm that it has exactly)"""
+    for scale in (1, 2.0**-10):
+        yield np.array([3 * scale, -4 * scale], dtype), 2, 5 * scale
+        yield np.array([3 * scale, -4 * scale], dtype), 1, 7 * scale
+    yield np.ones(900, dtype), 2, 30.0
+    yield np.ones(900, dtype), 1, 900.0
+    yield np.array([0.0, 0.3, 0.0], dtype), 2, float(np.array(0.3, dtype))
+
+
+BY_SAMPLE = {
+    "global norm": lambda g, c, **k: gradclip.clip_by_global_norm_([a[:1] for a in g], c, **k),
+    **{form: FORMS[form][0] for form in ("by leaf", "by slice", "per sample")},
+}
+
+
+def assert_alike(cupy, call, here, *args, **options):
+    """The same from a GPU. Returns the report."""
+    gpu = across(cupy, 2, here)
+    want = call(here, *args, strict=True, **{**options, "nonfinite": "raise"})
+    assert_same_report(want, call(gpu, *args, strict=True, **options))
+    assert_same_bits(here, gpu)
+    return want
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip", "zero", "propagate"])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+@pytest.mark.parametrize("form", BY_SAMPLE)
+def test_a_norm_at_its_bound_is_not_clipped(cupy, form, dtype, policy):
+    for sample, ord, bound in at_bounds(dtype):
+        for eps in (0.0, 1e-6):
+            for last in (sample, sample * dtype.type(2)):  # of which one is clipped, except by the norm of the first of all
+                leaves = [np.stack([sample, sample[::-1], last])] if form != "by leaf" else [sample.copy(), last.copy()]
+                report = assert_alike(cupy, BY_SAMPLE[form], leaves, bound, ord=ord, nonfinite=policy, eps=eps)
+                assert report.clipped_count == (last is not sample and form != "global norm")
+
+
+def test_ties_that_only_the_leaves_tell(cupy):
+    """Elements of so many bits that a sum may lose some: under "raise" they are fetched, else such a norm is clipped."""
+    for form, call in BY_SAMPLE.items():
+        leaves = [np.full((4, 4), 0.1)] if form != "by leaf" else [np.full(4, 0.1), np.full(9, 0.1)]
+        clipped = assert_alike(cupy, call, [a.copy() for a in leaves], 0.2).clipped_count
+        assert clipped == (form == "by leaf")
+        gpu = across(cupy, 1, leaves)
+        report = call(gpu, 0.2, strict=True, nonfinite="skip")
+        assert report.clipped_count == clipped + (4 if form in ("by slice", "per sample") else 1)
+        assert report.scales.max() == pytest.approx(1, abs=1e-15)
+        assert power_sum([flat(gpu)[0].ravel()[:4]]) < Fraction(0.2) ** 2
+        assert not call(gpu, 0.2, strict=True, nonfinite="skip").clipped
+    for tiny, clipped in ((0.0, False), (1e-25, True)):
+        assert assert_alike(cupy, gradclip.clip_by_norm_, [np.array([3, 4, tiny])], 5.0).clipped == clipped
+
+
+@pytest.mark.parametrize("policy", ["raise", "skip"])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_ties_of_units_scales_and_steps(cupy, dtype, policy):
+    g, params = np.array([[3, 4], [6, 8]], dtype), np.array([[0, 5], [5, 0]], dtype)
+    gpu, weights = across(cupy, 1, [g]), across(cupy, 1, [params])
+    want = gradclip.clip_adaptive_([g], [params], 1.0, strict=True)
+    assert_same_report(want, gradclip.clip_adaptive_(gpu, weights, 1.0, strict=True, nonfinite=policy))
+    assert_same_bits([g], gpu)
+    assert want.scales.tolist()[0] == 1
+    if policy == "raise":  # else too close to tell is above
+        assert_alike(cupy, gradclip.clip_by_global_norm_, [np.array([9, 12], dtype)], 5.0, grad_scale=3.0)
+        params, g = [np.zeros(2, dtype)], [np.array([3, 4], dtype)]
+        weights, gpu = across(cupy, 1, params), across(cupy, 1, g)
+        want = gradclip.sgd_step_(params, g, 1.0, 5.0, strict=True)
+        assert_same_report(want, gradclip.sgd_step_(weights, gpu, 1.0, 5.0, strict=True))
+        assert_same_bits(params, weights)
+        assert not want.clipped
 
 
 def test_rounds_are_few_and_leave_alone_what_keeps_its_bound(cupy):

@@ -11,20 +11,24 @@ __device__ double norm_shown(const Sum *s, double ord, double grad_scale, i64 fl
     return narrow(norm_of(s, ord, grad_scale));
 }
 
-__device__ void settle_one(Write *w, const Sum *s, double goal, double eps, double ord, double grad_scale, double limit, i64 flags)
+/* Returns whether only an exact sum tells on which side of its goal the norm is; it then counts as above. */
+__device__ bool settle_one(Write *w, const Sum *s, double goal, double eps, double ord, double grad_scale, double limit, i64 flags)
 {
     const bool nonfinite = shows_nonfinite(s, flags);
+    bool close = false;
     if (nonfinite)
         w->acts = goal != INF;
     else if (flags & NORMALIZE)
         w->acts = s->amax > 0;
-    else if (flags & STRICT && is_rational(ord)) /* too close to tell is above */
-        w->acts = goal < INF && !within(s, goal, grad_scale, ord);
-    else
+    else if (flags & STRICT && is_rational(ord)) {
+        const int side = goal < INF ? side_of(s, goal, grad_scale, ord) : WITHIN;
+        w->acts = side != WITHIN;
+        close = side == CLOSE && flags & EXACT;
+    } else
         w->acts = norm_shown(s, ord, grad_scale, flags) > goal;
     if (flags & BOUNDS && !nonfinite && goal < INF) { /* a sample that is added as it is must be within the limit */
         double norm = norm_shown(s, ord, grad_scale, flags);
-        w->acts = !(flags & KEPT ? within(s, limit, 1, ord) : norm <= goal);
+        w->acts = !(flags & KEPT ? side_of(s, limit, 1, ord) == WITHIN : norm <= goal);
     }
     if (grad_scale != 1) {
         Wide one = {1, 0, 0};
@@ -32,7 +36,7 @@ __device__ void settle_one(Write *w, const Sum *s, double goal, double eps, doub
         set_factor(w, 1, one, 0, grad_scale);
     }
     if (!w->acts)
-        return;
+        return close;
     w->kind = SCALE;
     if (nonfinite) {
         w->shift = 0;
@@ -43,11 +47,12 @@ __device__ void settle_one(Write *w, const Sum *s, double goal, double eps, doub
         w->kind = KEEP;
         w->acts = 0;
     }
+    return close;
 }
 
 /* goals: one per unit, or null: `goal` for each. limit: see BOUNDS. open: null; or whether what a unit becomes is to be
- * held to its goal by `enforce`. */
-extern "C" __global__ void settle(const Sum *unit, const Sum *total, i64 n, const double *goals, double goal, double eps,
+ * held to its goal by `enforce`. Units that only exact sums decide are counted in the total, as `outside`. */
+extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const double *goals, double goal, double eps,
                                   double ord, double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open,
                                   Write *writes)
 {
@@ -56,6 +61,7 @@ extern "C" __global__ void settle(const Sum *unit, const Sum *total, i64 n, cons
         return;
     const Sum *s = unit + i;
     Write w = {KEEP, 0, 0, 1, 1, 0};
+    bool close = false;
     if (goals)
         goal = goals[i];
     if (flags & SKIP && total->nans + total->infs > 0) {
@@ -63,7 +69,7 @@ extern "C" __global__ void settle(const Sum *unit, const Sum *total, i64 n, cons
     } else if (flags & CLAMPS) {
         w.kind = s->outside ? CLAMP : KEEP;
     } else {
-        settle_one(&w, s, goal, eps, ord, grad_scale, limit, flags);
+        close = settle_one(&w, s, goal, eps, ord, grad_scale, limit, flags);
         w.zero = flags & FINITE_ONLY && s->nans + s->infs > 0;
         if (flags & STEPS) {
             w.kind = STEP;
@@ -77,9 +83,14 @@ extern "C" __global__ void settle(const Sum *unit, const Sum *total, i64 n, cons
             w.shift = 0;
         }
     }
-    writes[i] = w;
     if (open)
         open[i] = w.kind == SCALE && goal < INF && !shows_nonfinite(s, flags);
+    if (close) {
+        atomicAdd((u64 *)&total->outside, 1ull);
+        if (open && grad_scale == 1)
+            w.kind = KEEP; /* the first round measures it as it is */
+    }
+    writes[i] = w;
 }
 
 /* Adaptive clipping: the bound of each unit from its parameters, clip_factor * max(norm, eps); Inf where one is not finite. */

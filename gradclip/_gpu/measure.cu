@@ -178,6 +178,21 @@ __device__ void add_pairs(Running *r, const typename T::bits *x, Sum *sum, doubl
     }
 }
 
+/* How many elements are not 0, and the exponent of the last bit that is set in any. */
+template <class T>
+APART void note_bits(const typename T::bits *x, Sum *sum)
+{
+    for (int k = 0; k < T::PACK; k++) {
+        int exponent, last;
+        const i64 whole = (i64)ldexp(frexp(fabs(T::wide(x[k])), &exponent), 53);
+        frexp((double)(whole & -whole), &last);
+        last += exponent - 54;
+        sum->outside += whole != 0;
+        if (whole && last < sum->first)
+            sum->first = last;
+    }
+}
+
 template <class T>
 APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype);
 
@@ -189,9 +204,11 @@ APART Running add_any(Running r, const Job *job, char *base, i64 i, int n, const
     const Leaf *leaf = job->leaf;
     typename T::bits x[T::PACK];
     load<T>(x, &leaf->from, job->pool, base, i, n);
-    if (made)
+    if (made) {
         alter<T>(x, made, leaf->is_complex, 0, 0);
-    else if (bounds)
+        if (made->kind == KEEP)
+            note_bits<T>(x, sum);
+    } else if (bounds)
         r.outside += outside<T>(x, n, bounds->low[leaf->from.dtype], bounds->high[leaf->from.dtype]);
     if (worst_of<T>(x) >= T::INFINITE)
         drop_nonfinite<T>(x, sum, job, base, i);

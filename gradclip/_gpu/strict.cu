@@ -5,28 +5,34 @@
 
 __device__ bool is_rational(double ord) { return ord == 0 || ord == 1 || ord == 2; }
 
-/* (bound * grad_scale)**ord / sum; above 1 where nothing was summed. */
-__device__ Wide quotient(const Sum *s, double bound, double grad_scale, double ord)
+/* (bound * grad_scale)**ord, exactly where grad_scale is 1. */
+__device__ Wide power_of(double bound, double grad_scale, double ord)
 {
-    const Wide sum = sum_of(s, ord);
-    Wide w = {2, 0, 0};
-    if (sum.head == 0)
-        return w;
     int eb, es;
     bound = frexp(bound, &eb);
     grad_scale = frexp(grad_scale, &es);
-    double head = bound * grad_scale, tail = fma(bound, grad_scale, -head);
-    w.exponent = eb + es;
+    Wide w = {bound * grad_scale, 0, eb + es};
+    w.tail = fma(bound, grad_scale, -w.head);
     if (ord == 2) {
-        const double square = head * head;
-        tail = fma(head, head, -square) + 2 * head * tail;
-        head = square;
+        const double square = w.head * w.head;
+        w.tail = fma(w.head, w.head, -square) + 2 * w.head * w.tail;
+        w.head = square;
         w.exponent *= 2;
     }
-    const double q = head / sum.head, rest = (fma(-q, sum.head, head) + (tail - q * sum.tail)) / sum.head;
+    return w;
+}
+
+/* (bound * grad_scale)**ord / sum; above 1 where nothing was summed. */
+__device__ Wide quotient(const Sum *s, double bound, double grad_scale, double ord)
+{
+    const Wide sum = sum_of(s, ord), power = power_of(bound, grad_scale, ord);
+    Wide w = {2, 0, 0};
+    if (sum.head == 0)
+        return w;
+    const double q = power.head / sum.head, rest = (fma(-q, sum.head, power.head) + (power.tail - q * sum.tail)) / sum.head;
     w.head = q + rest;
     w.tail = rest - (w.head - q);
-    w.exponent -= sum.exponent;
+    w.exponent = power.exponent - sum.exponent;
     return w;
 }
 
@@ -35,10 +41,30 @@ __device__ bool below(Wide q, double one_and)
     return ldexp(q.head, q.exponent) - 1 < one_and - ldexp(q.tail, q.exponent);
 }
 
-/* Whether a norm of order 1, 2 or inf is certainly at most a bound. */
-__device__ bool within(const Sum *s, double bound, double grad_scale, double ord)
+/* A norm of order 1, 2 or inf is at most a bound, above it, or too close for its sum to tell. */
+enum { WITHIN, ABOVE, CLOSE };
+
+__device__ int side_of(const Sum *s, double bound, double grad_scale, double ord)
 {
-    return !below(quotient(s, bound, grad_scale, ord), ord == 0 ? 0 : ERROR);
+    const Wide q = quotient(s, bound, grad_scale, ord);
+    const double error = ord == 0 ? 0 : ERROR;
+    return !below(q, error) ? WITHIN : below(q, -error) ? ABOVE : CLOSE;
+}
+
+/* Whether a norm of order 1 or 2 is at most a bound, where its sum can be shown to be exact; else false. n terms lose at most
+ * 2 * n - 1 parts, in additions and squares: multiples of the last bit of a term, none above 2**-53 of the sum. They add up
+ * without rounding where that takes no more than 53 bits. */
+__device__ bool exactly_within(const Sum *s, double bound, double ord)
+{
+    const Wide sum = sum_of(s, ord), power = power_of(bound, 1, ord);
+    int size, more;
+    frexp(sum.head, &size);
+    frexp((double)(2 * s->outside - 2), &more);
+    if (size + sum.exponent + more > 106 + (int)ord * s->first)
+        return false;
+    const int shift = sum.exponent - power.exponent;
+    const double head = ldexp(sum.head, shift);
+    return head < power.head || (head == power.head && ldexp(sum.tail, shift) <= power.tail);
 }
 
 __device__ void shrink(Write *w, double ratio)
@@ -112,17 +138,29 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
         return;
     if (goals)
         goal = goals[i];
+    Write *w = writes + i;
+    if (w->kind == KEEP) { /* `settle` could not tell: it was measured again, as it is, with what note_bits finds */
+        if (exactly_within(written + i, goal, ord)) {
+            const Write kept = {KEEP, 0, w->zero, 1, 1, 0};
+            *w = kept;
+            open[i] = 0;
+            return;
+        }
+        w->kind = SCALE;
+        if (w->value < 1 && !room) /* by eps: that is yet to be measured */
+            return;
+    }
     const double ratio = ratio_to(written + i, goal, ord, safety);
     if (ratio > 1) {
         open[i] = 0;
     } else if (room) {
-        writes[i].acts = 1;
-        set_factor(&writes[i], safe_goal(goal, room), norm_of(unit + i, ord, grad_scale), eps, grad_scale);
+        w->acts = 1;
+        set_factor(w, safe_goal(goal, room), norm_of(unit + i, ord, grad_scale), eps, grad_scale);
         const double limit = room->most / ldexp(unit[i].amax, (int)unit[i].exponent);
-        if (written[i].nans + written[i].infs > 0 && writes[i].value > limit) {
-            writes[i].value = writes[i].last = limit;
-            writes[i].shift = 0;
+        if (written[i].nans + written[i].infs > 0 && w->value > limit) {
+            w->value = w->last = limit;
+            w->shift = 0;
         }
     } else
-        shrink(&writes[i], ratio * (1 - slack));
+        shrink(w, ratio * (1 - slack));
 }

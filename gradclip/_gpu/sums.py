@@ -127,28 +127,32 @@ class DeviceSums:
             have.append(part.numbers[start:] - first)
         return delivered(self.places, goals, have, want)
 
-    def seen_nonfinite(self):
-        """Whether an element is NaN or Inf: waits for the pass, and brings no more than one total."""
-        if self._host is not None:
+    def is_for_the_host(self, strict):
+        """Whether an element is NaN or Inf or, `strict`, only exact sums decide: waits, and brings no more than totals."""
+        if self._host is not None and not strict:
             return self._host.nonfinite() > 0
-        total = self.places[0].fetch(self.totals[0])[0]
-        return bool(total[NANS] + total[INFS])
+        totals = self.totals if strict else self.totals[:1]  # NaN and Inf are alike on all devices
+        return any(self.places[k].fetch(total)[0, NANS:FIRST].any() for k, total in enumerate(totals))
+
+    def goals_here(self, target):
+        """Thresholds as the host takes them."""
+        return self._told(target, False).view(np.float64) if isinstance(target, list) else target
 
     # ---- deciding ---------------------------------------------------------------------------------
 
     def decide(self, to, rule, target, shown, *, normalize=False, keep_out=False, norms=None, owners=None, lr=None):
         """As `_decide.decide`, without waiting; None where that needs to know numbers."""
-        if rule.nonfinite == "raise" and self.seen_nonfinite():
-            return None
         together, steps = isinstance(target, float), lr is not None
         flags = self._flags(rule)
         for flag, wanted in ((NORMALIZE, normalize), (KEEP_OUT, keep_out), (STEPS, steps), (STRICT, rule.strict)):
             flags |= flag if wanted else 0
-        if steps and rule.strict and exact_order(rule.ord, to.sources):
+        if rule.strict and exact_order(rule.ord, to.sources):
             flags |= EXACT
         goals = self._goals(target)
         opened = self._words(together, 1) if rule.strict and not steps else None
         writes = self._settled(together, goals, rule, flags, opened, lr)
+        if rule.nonfinite == "raise" and self.is_for_the_host(rule.strict):
+            return None
         if opened is not None:
             enforce(self, to, rule, together, goals, opened, writes)
         self._write(to, writes, [0] * len(writes))
@@ -204,7 +208,7 @@ class DeviceSums:
         """On each device the Writes of its units, or one for all. opened: words to be set where `strict` has to hold it."""
         made = self._words(together, WORDS_OF_WRITE)
         for k, (place, writes) in enumerate(zip(self.places, made, strict=True)):
-            n, total = len(writes), self.totals[k] if flags & SKIP else 0
+            n, total = len(writes), self.totals[k] if flags & (SKIP | STRICT) else 0
             numbers = rule.eps, self.ord, self.grad_scale, 1.0 if lr is None else lr, limit, safety(self.ord)
             args = *goals[k], *numbers, flags, 0 if opened is None else opened[k], writes
             place.launch("settle", -(-n // THREADS), self.shared(k, together), total, n, *args)

@@ -49,8 +49,10 @@ def clip_by_global_norm_(grads: Any, max_norm: float | Threshold, **norm: Unpack
         The gradients hold the true gradient times this. Norm and threshold speak of the true gradient,
         and whatever is written is unscaled.
     strict : bool, default False
-        Guarantee, in exact arithmetic, that the norm of what was written is at most `max_norm`. Costs
-        at least one more read pass where something is clipped.
+        Guarantee, in exact arithmetic, that the norm of what was written is at most `max_norm`: for
+        orders 1, 2 and ``inf`` (of complex numbers 2). For others the norm is at most `max_norm` as it is
+        measured, an error of 4 ulp (below order 1, 4 / p) allowed for. Costs at least one more read pass where
+        something is clipped.
 
     Returns
     -------

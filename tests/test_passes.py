@@ -46,15 +46,18 @@ def test_blocks_far_above_and_below_the_first(isa, dtype):
             assert norm_error(gradclip.global_norm(a, ord), power_sum([a], ord), ord) <= 0.501, (exponents, ord)
 
 
-@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=ids)
-def test_short_squares_are_summed_exactly_at_every_span(isa, dtype):
-    """Halves choose between two sums, group by group: both are exact, or nearly."""
+@pytest.mark.parametrize("zeros", [0.0, 0.002, 0.1])
+@pytest.mark.parametrize(
+    ("dtype", "top"), [(np.dtype(np.float16), -3), (np.dtype(np.float16), 12), (BFLOAT16, 40), (BFLOAT16, -90)], ids=str
+)
+def test_short_squares_are_summed_exactly_at_every_span(isa, dtype, top, zeros):
+    """Halves choose between three sums, group by group, by their range, zeros and subnormals: all are exact, or nearly."""
     rng = np.random.default_rng(9)
     for span in range(1, 26):
         for size in (1, 63, 64, 65, 4096, 5000):
-            exponent = rng.integers(-span, 1, size) + (-3 if dtype == np.float16 else 40)
+            exponent = rng.integers(-span, 1, size) + top
             a = (rng.uniform(1, 2, size) * 2.0**exponent * rng.choice([-1, 1], size)).astype(dtype)
-            a[rng.random(size) < 0.1] = 0
+            a[rng.random(size) < zeros] = 0
             assert gradclip.measure(a).exact() == power_sum([a]), (span, size)
 
 

@@ -67,15 +67,10 @@ static inline void NAME(add_squares)(const ELEMENT *p, vd sum[], vd error[])
         vd square = x * x;
         vd t = sum[j] + square;
         error[j] += (square - (t - sum[j])) + gc_square_rest(x, square);
-#elif GC_FMA
-        vd t = vd_fma(x, x, sum[j]);
-        error[j] += vd_fma(x, x, sum[j] - t);
-#else
-        vd square = x * x;
-        vd t = sum[j] + square;
-        error[j] += square - (t - sum[j]);
-#endif
         sum[j] = t;
+#else
+        gc_add_product(sum + j, error + j, x, x);
+#endif
     }
 }
 
@@ -102,29 +97,25 @@ static inline void NAME(add_magnitudes)(const ELEMENT *p, vd sum[], vd error[])
 }
 
 #if SHORT
-/* A group: eight elements of each lane. */
+/* A group: eight elements of each lane, or four rows of tracks. */
 enum { NAME(GROUP) = 8 * GC_LANES };
 
-/* Whether an element of a group, other than 0, lies outside [low, high), as bits. Inlined with a constant `lower`: whether
- * any could lie below. */
-static inline int NAME(leaves_window)(const ELEMENT *p, BITS low, BITS high, BITS largest[], int lower)
+/* Whether an element of a group lies outside [low, high), as bits; 0 does not where `zeros` may be among them. Inlined with
+ * constants: without `lower` none can lie below. */
+static inline int NAME(leaves_window)(const ELEMENT *p, BITS low, BITS high, BITS largest[], int lower, int zeros)
 {
-    BITS most[GC_TRACKS] = {0}, least[GC_TRACKS], out[GC_TRACKS];
-    const BITS from = (BITS)(low + ABS_MASK);
-    for (int j = 0; j < GC_TRACKS; j++)
-        least[j] = ABS_MASK;
-    for (int i = 0; i < NAME(GROUP); i += GC_TRACKS)
-        for (int j = 0; j < GC_TRACKS; j++) {
-            BITS a = (BITS)(p[i + j] & ABS_MASK), b = (BITS)(a + ABS_MASK); /* 1 becomes the least, 0 the largest */
-            most[j] = a > most[j] ? a : most[j];
-            if (lower)
-                least[j] = b < least[j] ? b : least[j];
-        }
-    for (int j = 0; j < GC_TRACKS; j++) {
-        largest[j] = most[j] > largest[j] ? most[j] : largest[j];
-        out[j] = (BITS)-((most[j] >= high) | (least[j] < from));
+    BITS most[GC_TRACKS], least[GC_TRACKS];
+    const BITS turn = zeros ? ABS_MASK : 0; /* 1 becomes the least, 0 the largest */
+    for (int j = 0; j < GC_TRACKS; j++) { /* unrolled by hand: compilers make vectors of this, not of an inner loop */
+        BITS a = (BITS)(p[j] & ABS_MASK), b = (BITS)(p[j + GC_TRACKS] & ABS_MASK);
+        BITS c = (BITS)(p[j + 2 * GC_TRACKS] & ABS_MASK), d = (BITS)(p[j + 3 * GC_TRACKS] & ABS_MASK);
+        most[j] = GC_MOST(GC_MOST(a, b), GC_MOST(c, d));
+        a = (BITS)(a + turn), b = (BITS)(b + turn), c = (BITS)(c + turn), d = (BITS)(d + turn);
+        least[j] = GC_LEAST(GC_LEAST(a, b), GC_LEAST(c, d));
     }
-    return gc_any(out);
+    for (int j = 0; j < GC_TRACKS; j++)
+        largest[j] = GC_MOST(most[j], largest[j]);
+    return gc_any_outside(lower ? least : most, most, (BITS)(lower ? low + turn : 0), high);
 }
 
 /* Eight squares per lane are added plainly, and the eight compensated as one. */
@@ -143,10 +134,60 @@ static inline void NAME(add_eights)(const ELEMENT *p, vd sum[], vd error[])
     }
 }
 
+/* The magnitudes of GC_W normal numbers, number k of four in each lane, divided by a power of two: their bits are moved to
+ * where float64 has them, below a part of its exponent that leaves theirs room. Two operations, where converting takes
+ * three to four. */
+static inline vd NAME(nth_of_four)(vq fours, int k)
+{
+    const int up = 53 - SHORT - 16 * k;
+    const uint64_t mask = (uint64_t)ABS_MASK << (53 - SHORT), exponent = (uint64_t)(SHORT == 11 ? 0x3e0 : 0x300) << 52;
+    vq v = up > 0 ? fours << up : fours >> -up;
+    vd x;
+#if defined(GC_AVX512) /* in one operation that overwrites what it need not keep */
+    x = (vd)_mm512_ternarylogic_epi64((__m512i)v, _mm512_set1_epi64((int64_t)mask), _mm512_set1_epi64((int64_t)exponent), 0xea);
+#else
+    v = (v & mask) | exponent;
+    memcpy(&x, &v, sizeof x);
+#endif
+    return x;
+}
+
+/* The same of normal numbers, of which four in a row belong to one lane. Four chains, as fewer leave units idle; each has
+ * a name, as GCC keeps an array of them in memory. */
+static inline void NAME(add_fours)(const ELEMENT *p, vd sum[], vd error[])
+{
+    const vd scale = vd_all(SHORT == 11 ? 0x1p32 : 0x1p256); /* the square of that power */
+    for (int j = 0; j < GC_LANES / GC_W; j += 2) {
+        const ELEMENT *q = p + 4 * GC_W * j;
+        vq v0, v1, v2, v3;
+        memcpy(&v0, q, sizeof v0);
+        memcpy(&v1, q + 4 * GC_LANES, sizeof v1);
+        memcpy(&v2, q + 4 * GC_W, sizeof v2);
+        memcpy(&v3, q + 4 * (GC_W + GC_LANES), sizeof v3);
+        vd a = NAME(nth_of_four)(v0, 0), b = NAME(nth_of_four)(v1, 0), c = NAME(nth_of_four)(v2, 0), d = NAME(nth_of_four)(v3, 0);
+        a = a * a, b = b * b, c = c * c, d = d * d;
+        for (int k = 1; k < 4; k++) {
+            vd w = NAME(nth_of_four)(v0, k), x = NAME(nth_of_four)(v1, k);
+            vd y = NAME(nth_of_four)(v2, k), z = NAME(nth_of_four)(v3, k);
+            a = gc_multiply_add(w, w, a);
+            b = gc_multiply_add(x, x, b);
+            c = gc_multiply_add(y, y, c);
+            d = gc_multiply_add(z, z, d);
+        }
+        gc_add_product(sum + j, error + j, a + b, scale);
+        gc_add_product(sum + j + 1, error + j + 1, c + d, scale);
+    }
+}
+
+/* Most groups have normal numbers alone; others are looked at twice. */
 static inline void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS largest[], vd sum[], vd error[])
 {
     const int lower = SHORT != 11 || low > 1; /* of bfloat16 as good as always */
-    if (lower ? !NAME(leaves_window)(p, low, high, largest, 1) : !NAME(leaves_window)(p, low, high, largest, 0)) {
+    if (GC_LIKELY(low > 1 && !NAME(leaves_window)(p, low, high, largest, 1, 0))) {
+        NAME(add_fours)(p, sum, error);
+        return;
+    }
+    if (lower ? !NAME(leaves_window)(p, low, high, largest, 1, 1) : !NAME(leaves_window)(p, low, high, largest, 0, 1)) {
         NAME(add_eights)(p, sum, error);
         return;
     }
@@ -157,7 +198,7 @@ static inline void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS l
 /* float64 adds eight squares of elements below 2**c exactly, and their sum is below 2**(2c + 3), if the elements are
  * multiples of 2**(c - 25): those from 2**(c + SHORT - 26) on are. So groups of such elements, with c two binades below
  * the bound, are added in eights, others one by one; of standard normal numbers about one group in forty. A block that
- * chose for all its groups, by what it spans, took 1.5 times as long. */
+ * chose for all its groups, by what it spans, took 1.5 times as long. low: 1 where that bound is not normal. */
 static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
 {
     const ELEMENT *p = x;

@@ -13,22 +13,31 @@
 #define GC_TEXT2(a) #a
 #define GC_TEXT(a) GC_TEXT2(a)
 
+#define GC_MOST(a, b) ((a) > (b) ? (a) : (b))
+#define GC_LEAST(a, b) ((a) < (b) ? (a) : (b))
+
 /* Halves whose magnitudes are tracked side by side: one or two vectors. */
 enum { GC_TRACKS = 32 };
 
-/* Whether any of them is below 0. */
-static inline int gc_any(const int16_t a[])
+/* Whether any is below `low`, or `high` or above. */
+static inline int gc_any_outside(const int16_t least[], const int16_t most[], int16_t low, int16_t high)
 {
 #if defined(GC_AVX512)
-    return _mm512_movepi16_mask(_mm512_loadu_si512(a)) != 0;
+    __mmask32 above = _mm512_cmpge_epi16_mask(_mm512_loadu_si512(most), _mm512_set1_epi16(high));
+    return (above | _mm512_cmplt_epi16_mask(_mm512_loadu_si512(least), _mm512_set1_epi16(low))) != 0;
 #elif defined(GC_AVX2)
-    __m256i low = _mm256_loadu_si256((const __m256i *)a), high = _mm256_loadu_si256((const __m256i *)(a + 16));
-    return _mm256_movemask_epi8(_mm256_or_si256(low, high)) != 0;
+    __m256i any = _mm256_setzero_si256();
+    for (int j = 0; j < GC_TRACKS; j += 16) {
+        __m256i below = _mm256_cmpgt_epi16(_mm256_set1_epi16(low), _mm256_loadu_si256((const __m256i *)(least + j)));
+        __m256i above = _mm256_cmpgt_epi16(_mm256_loadu_si256((const __m256i *)(most + j)), _mm256_set1_epi16(high - 1));
+        any = _mm256_or_si256(any, _mm256_or_si256(below, above));
+    }
+    return !_mm256_testz_si256(any, any);
 #else
-    int16_t any = 0;
+    int any = 0;
     for (int j = 0; j < GC_TRACKS; j++)
-        any |= a[j];
-    return any < 0;
+        any |= (least[j] < low) | (most[j] >= high);
+    return any;
 #endif
 }
 
@@ -80,6 +89,14 @@ static inline vd gc_square_rest(vd x, vd square)
     vd head = c - (c - x), tail = x - head;
     return vd_where_above(square, 0x1p-960, ((head * head - square) + 2 * head * tail) + tail * tail);
 #endif
+}
+
+/* sum + error += a * b, without loss: the product is exact and not above the sum (FastTwoSum). */
+static inline void gc_add_product(vd *sum, vd *error, vd a, vd b)
+{
+    vd t = gc_multiply_add(a, b, *sum);
+    *error += gc_multiply_add(a, b, *sum - t);
+    *sum = t;
 }
 
 /* sum + error += term, without loss. A third of the sums go through the fused units: the others have enough to do. */
@@ -328,13 +345,7 @@ static void scale_f16(void *y, const void *x, ptrdiff_t n, double factor)
             q[i] = gc_to_f16((float)(gc_from_f16(p[i]) * factor));
         return;
     }
-#if defined(GC_AVX512)
-    for (; i + 16 <= n; i += 16) {
-        __m512 v = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p + i)));
-        v = _mm512_mul_ps(v, _mm512_set1_ps(f));
-        _mm256_storeu_si256((__m256i *)(q + i), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-    }
-#elif defined(GC_AVX2)
+#if defined(GC_AVX512) || defined(GC_AVX2) /* 512 bits take a fifth longer to convert */
     for (; i + 8 <= n; i += 8) {
         __m256 v = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + i)));
         v = _mm256_mul_ps(v, _mm256_set1_ps(f));

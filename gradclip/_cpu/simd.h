@@ -38,17 +38,21 @@ enum { GC_W = 2 };
 typedef double vd __attribute__((vector_size(8 * GC_W)));
 typedef float vf __attribute__((vector_size(4 * GC_W)));
 typedef int32_t vi __attribute__((vector_size(4 * GC_W)));
+typedef uint64_t vq __attribute__((vector_size(8 * GC_W)));
 #define GC_TO_DOUBLE(v) __builtin_convertvector(v, vd)
 #define GC_TO_FLOAT(v) __builtin_convertvector(v, vf)
+#define GC_LIKELY(x) __builtin_expect(x, 1)
 #define GC_PREFETCH(p) __builtin_prefetch(p, 0, 2) /* into the second cache: the first has no room for rows to come */
 #else
 enum { GC_W = 1 };
 typedef double vd;
 typedef float vf;
 typedef int32_t vi;
+typedef uint64_t vq;
 #define GC_TO_DOUBLE(v) ((double)(v))
 #define GC_TO_FLOAT(v) ((float)(v))
 #define GC_PREFETCH(p) ((void)(p))
+#define GC_LIKELY(x) (x)
 #endif
 
 /* The loop carries no dependence even when y is x: lets compilers vectorise in-place loops. */

@@ -14,6 +14,7 @@ ROWS = {
     "GPT-2 small, 148 leaves, 124M f32": (gpt2_small(), "float32"),
     "ResNet-50, 161 leaves, 25M f64": (resnet50(), "float64"),
     "124M f16 in 148 leaves": (gpt2_small(), "float16"),
+    "124M bf16 in 148 leaves": (gpt2_small(), "bfloat16"),
     "1000 leaves x 1000 f32": (flat(1000, 1000), "float32"),
     "6 leaves x 1000 f32": (flat(1000, 6), "float32"),
     "1 leaf x 10 f32": (flat(10), "float32"),

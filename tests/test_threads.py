@@ -255,6 +255,7 @@ def test_ctrl_c_acts_before_the_write():
     code = """
     import os, signal, threading
     import numpy as np, gradclip
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
     a = np.ones(60_000_000, np.float32)
     for wait in (0.0, 0.001, 0.003, 0.01):
         timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT))

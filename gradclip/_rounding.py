@@ -79,7 +79,8 @@ class Room(NamedTuple):
         lost = most**power * (count ** (power / ord) if ord else 1.0) * _ROOM
         slope = 1.0 + relative * _ROOM + 2.0**-48 / power
         floor = 0.5 if all(to.name in _UNITS for _, _, to in parts) else 0.25  # bounds or moduli are rounded too
-        return cls(lost, slope, power, floor, min((unit.most for unit in units), default=math.inf))
+        filled = [unit.most for unit, (n, _, _) in zip(units, parts, strict=True) if n]
+        return cls(lost, slope, power, floor, min(filled, default=math.inf))
 
     @classmethod
     def of_leaves(cls, to, rule, together):

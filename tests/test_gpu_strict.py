@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from gpu_leaves import across, assert_same_bits, assert_same_report, flat, there
-from reference import COMPLEX, REAL, gradient, power_sum
+from reference import BFLOAT16, COMPLEX, REAL, gradient, power_sum
 
 import gradclip
 
@@ -222,6 +222,13 @@ def test_ties_that_only_the_leaves_tell(cupy):
         assert assert_alike(cupy, gradclip.clip_by_norm_, [np.array([3, 4, tiny])], 5.0).clipped == clipped
 
 
+@pytest.mark.parametrize("tiny", [2.0**-104, 2.0**-110])
+def test_what_lies_just_above_its_bound_is_clipped_as_on_the_processor(cupy, tiny):
+    """With eps the round that told is one of the four."""
+    for eps in (0.0, 1e-6, 0.25):
+        assert_strict(cupy, "global norm", [np.array([1.0, tiny], BFLOAT16)], 1.0, ord=1, eps=eps)
+
+
 @pytest.mark.parametrize("policy", ["raise", "skip"])
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 def test_ties_of_units_scales_and_steps(cupy, dtype, policy):
@@ -256,3 +263,6 @@ def test_rounds_are_few_and_leave_alone_what_keeps_its_bound(cupy):
             *("measure_squares", "fold_segments", "fold_total", "enforce") * 4,
             "write_leaves",
         ]
+    del cupy.launches[:]
+    gradclip.clip_by_norm_(gpu, 0.1, strict=True, nonfinite="zero")
+    assert "fold_total" not in {name for name, _ in cupy.launches}  # leaves alone are decided

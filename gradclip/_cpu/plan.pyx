@@ -94,10 +94,10 @@ cdef class Plan:
         gc_fp_leave(saved)
 
     def aim(self, Py_ssize_t i, Sums sums, Py_ssize_t unit, double goal, double eps, double most):
-        """Bring what was measured as `unit` to another goal, but no element above `most`."""
+        """Bring what was measured as `unit` to another goal, but no element above `most` unless it is already."""
         cdef gc_fpenv saved = gc_fp_enter()
         cdef Unit sum = sums.at(unit)
-        cdef double limit = most / sums.largest(unit)
+        cdef double limit = max(most / sums.largest(unit), 1.0)
         self.write[i].acts = True
         self.write[i].factor = factor_of(goal, norm_of(&sum, sums.ord, sums.grad_scale), eps, sums.grad_scale)
         if self.write[i].factor.value > limit:

@@ -51,7 +51,8 @@ __device__ bool settle_one(Write *w, const Sum *s, double goal, double eps, doub
 }
 
 /* goals: one per unit, or null: `goal` for each. limit: see BOUNDS. open: null; or whether what a unit becomes is to be
- * held to its goal by `enforce`. Units that only exact sums decide are counted in the total, as `outside`. */
+ * held to its goal by `enforce`. total: null, unless it is needed for SKIP or to
+ * count, as its `outside`, the units that only exact sums decide. */
 extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const double *goals, double goal, double eps,
                                   double ord, double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open,
                                   Write *writes)
@@ -86,7 +87,8 @@ extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const doub
     if (open)
         open[i] = w.kind == SCALE && goal < INF && !shows_nonfinite(s, flags);
     if (close) {
-        atomicAdd((u64 *)&total->outside, 1ull);
+        if (total)
+            atomicAdd((u64 *)&total->outside, 1ull);
         if (open && grad_scale == 1)
             w.kind = KEEP; /* the first round measures it as it is */
     }

@@ -127,6 +127,8 @@ __device__ double safe_goal(double bound, const Room *room)
     return bound * (left > room->floor ? left : room->floor) / room->slope;
 }
 
+enum { LATE = 2 }; /* open, a round behind the processor */
+
 /* One round, a thread for each Write that is still open: it is closed, or shrinks. room: of the last round, after which
  * nothing is measured again; else null. unit: what was measured before. */
 extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, const double *goals, double goal, double eps,
@@ -147,9 +149,13 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
             return;
         }
         w->kind = SCALE;
-        if (w->value < 1 && !room) /* by eps: that is yet to be measured */
+        if (w->value < 1 && !room) { /* by eps: that is yet to be measured, a round late */
+            open[i] = LATE;
             return;
+        }
     }
+    if (open[i] == LATE)
+        slack = fmax(slack / 2, 0x1p-53);
     const double ratio = ratio_to(written + i, goal, ord, safety);
     if (ratio > 1) {
         open[i] = 0;
@@ -157,8 +163,8 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
         w->acts = 1;
         set_factor(w, safe_goal(goal, room), norm_of(unit + i, ord, grad_scale), eps, grad_scale);
         const double limit = room->most / ldexp(unit[i].amax, (int)unit[i].exponent);
-        if (written[i].nans + written[i].infs > 0 && w->value > limit) {
-            w->value = w->last = limit;
+        if (written[i].nans + written[i].infs > 0 && w->value > limit && w->value > 1) {
+            w->value = w->last = limit > 1 ? limit : 1; /* what is finite stays so */
             w->shift = 0;
         }
     } else

@@ -23,7 +23,8 @@ struct Sum {                /* (high + low) * 2**(shift * bin) over the finite e
     i64 exponent;           /* 0, or 2 for a complex number beyond float64 */
     i64 nans, infs, outside;
     i64 first;              /* flat index in its leaf of the first element that is not finite, or NONE */
-                            /* outside, first: where `strict` measures what it may keep, what note_bits tells */
+                            /* outside, first: where `strict` measures what it may keep, what note_bits tells; outside of a total:
+                               what `settle` counts */
 };
 
 enum { KEEP, SCALE, CLAMP, STEP, LEAVE }; /* LEAVE: not even a copy is written */

@@ -207,8 +207,9 @@ class DeviceSums:
     def _settled(self, together, goals, rule, flags, opened=None, lr=None, limit=0.0):
         """On each device the Writes of its units, or one for all. opened: words to be set where `strict` has to hold it."""
         made = self._words(together, WORDS_OF_WRITE)
+        counts = flags & STRICT and rule.nonfinite == "raise"  # what only exact sums decide
         for k, (place, writes) in enumerate(zip(self.places, made, strict=True)):
-            n, total = len(writes), self.totals[k] if flags & (SKIP | STRICT) else 0
+            n, total = len(writes), self.totals[k] if counts or flags & SKIP else 0
             numbers = rule.eps, self.ord, self.grad_scale, 1.0 if lr is None else lr, limit, safety(self.ord)
             args = *goals[k], *numbers, flags, 0 if opened is None else opened[k], writes
             place.launch("settle", -(-n // THREADS), self.shared(k, together), total, n, *args)

@@ -51,8 +51,8 @@ __device__ bool settle_one(Write *w, const Sum *s, double goal, double eps, doub
 }
 
 /* goals: one per unit, or null: `goal` for each. limit: see BOUNDS. open: null; or whether what a unit becomes is to be
- * held to its goal by `enforce`. total: null, unless it is needed for SKIP or to
- * count, as its `outside`, the units that only exact sums decide. */
+ * held to its goal by `enforce`. total: null, unless it is needed for SKIP or to count, as its `outside`, the units that
+ * only exact sums decide. */
 extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const double *goals, double goal, double eps,
                                   double ord, double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open,
                                   Write *writes)

@@ -90,9 +90,7 @@ static inline void NAME(add_magnitudes)(const ELEMENT *p, vd sum[], vd error[])
 {
     for (int j = 0; j < GC_LANES / GC_W; j++) {
         vd a = vd_abs(LOAD(p + j * GC_W));
-        vd t = sum[j] + a;
-        error[j] += a - (t - sum[j]);
-        sum[j] = t;
+        gc_fast_two_sum(sum + j, error + j, a);
     }
 }
 
@@ -128,9 +126,7 @@ static inline void NAME(add_eights)(const ELEMENT *p, vd sum[], vd error[])
             vd v = LOAD(p + k * GC_LANES + j * GC_W);
             eight = gc_multiply_add(v, v, eight);
         }
-        vd t = sum[j] + eight;
-        error[j] += eight - (t - sum[j]);
-        sum[j] = t;
+        gc_fast_two_sum(sum + j, error + j, eight);
     }
 }
 

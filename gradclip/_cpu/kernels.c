@@ -91,7 +91,15 @@ static inline vd gc_square_rest(vd x, vd square)
 #endif
 }
 
-/* sum + error += a * b, without loss: the product is exact and not above the sum (FastTwoSum). */
+/* sum + error += term, without loss: the term is not above the sum. */
+static inline void gc_fast_two_sum(vd *sum, vd *error, vd term)
+{
+    vd t = *sum + term;
+    *error += term - (t - *sum);
+    *sum = t;
+}
+
+/* The same of a product that is exact. */
 static inline void gc_add_product(vd *sum, vd *error, vd a, vd b)
 {
     vd t = gc_multiply_add(a, b, *sum);

@@ -162,9 +162,9 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
     } else if (room) {
         w->acts = 1;
         set_factor(w, safe_goal(goal, room), norm_of(unit + i, ord, grad_scale), eps, grad_scale);
-        const double limit = room->most / ldexp(unit[i].amax, (int)unit[i].exponent);
-        if (written[i].nans + written[i].infs > 0 && w->value > limit && w->value > 1) {
-            w->value = w->last = limit > 1 ? limit : 1; /* what is finite stays so */
+        const double limit = fmax(room->most / ldexp(unit[i].amax, (int)unit[i].exponent), 1.0); /* what is finite stays so */
+        if (written[i].nans + written[i].infs > 0 && w->value > limit) {
+            w->value = w->last = limit;
             w->shift = 0;
         }
     } else

@@ -5,6 +5,7 @@ import sys
 import sysconfig
 import tempfile
 import warnings
+from itertools import takewhile
 from pathlib import Path
 
 import numpy
@@ -12,6 +13,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
+from setuptools.errors import CompileError
 
 CPU = "gradclip/_cpu/"
 DEPENDS = [CPU + "kernels.c", CPU + "README.md"]
@@ -31,14 +33,27 @@ if X86:
     )
 
 
+NO_COMPILER = """no C compiler that works: {tried}
+gradclip is compiled when it is installed, and a program of two lines did not compile. To get a compiler:
+  Debian, Ubuntu  apt install gcc python3-dev
+  Fedora          dnf install gcc python3-devel
+  macOS           xcode-select --install
+  Windows         the workload "Desktop development with C++" of Visual Studio Build Tools
+Except on Windows, the environment variable CC chooses another one."""
+
+
 class Build(build_ext):
     """Adds OpenMP where the compiler has it, and the kernels of every instruction set."""
 
     def build_extensions(self):
+        error = self.attempt("#include <Python.h>\nint main(void) { return 0; }\n")
+        if error:
+            command = takewhile(lambda word: word[0] != "-", getattr(self.compiler, "compiler_so", ["Microsoft Visual C++"]))
+            raise CompileError(NO_COMPILER.format(tried=f"{' '.join(command)} ({error})"))
+        openmp = self.openmp_flags()
         translated = cythonize(self.extensions, build_dir=f"{self.build_temp}/cython")
         for extension, made in zip(self.extensions, translated, strict=True):
             extension.sources = made.sources  # here alone: an sdist holds no generated C
-        openmp = self.openmp_flags()
         kernels = []
         for name, flags in SETS.items():
             kernels += self.compiler.compile(
@@ -58,16 +73,23 @@ class Build(build_ext):
     def openmp_flags(self):
         """The compiler's OpenMP switch, or none and a warning."""
         flags = ["/openmp"] if MSVC else ["-fopenmp"]
+        program = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+        if self.attempt(program, flags, link=True):
+            warnings.warn("this C compiler has no OpenMP: gradclip is built to run on one thread", stacklevel=1)
+            return []
+        return flags
+
+    def attempt(self, program, flags=(), link=False):
+        """What goes wrong when a program is compiled; None if nothing does."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "probe.c"
-            source.write_text("#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n")
+            source.write_text(program)
             try:
-                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
-                self.compiler.link_executable(objects, f"{folder}/probe", extra_postargs=[] if MSVC else flags)
-            except Exception:
-                warnings.warn("this C compiler has no OpenMP: gradclip is built to run on one thread", stacklevel=1)
-                return []
-        return flags
+                objects = self.compiler.compile([str(source)], output_dir=folder, extra_postargs=list(flags))
+                if link:
+                    self.compiler.link_executable(objects, f"{folder}/probe", extra_postargs=[] if MSVC else list(flags))
+            except Exception as error:
+                return error
 
 
 def extension(name, *sources):

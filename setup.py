@@ -1,6 +1,7 @@
 """The one build rule: the kernel file is compiled once per instruction set, with that set's flags on it
 alone, and linked into the Cython passes. Everything else is in pyproject.toml."""
 
+import os
 import sys
 import sysconfig
 import tempfile
@@ -23,6 +24,12 @@ X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))  # not a universal2
 
 # No contraction: every set must round alike. No -ffast-math, no -march=native, ever.
 STRICT = ["/fp:precise", "/O2"] if MSVC else ["-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno"]
+# Python's own flags ask for debug symbols, which are five times as large as the code.
+if MSVC or os.environ.get("GRADCLIP_DEBUG"):
+    STRIP = []
+else:
+    STRICT.append("-g0")
+    STRIP = ["-Wl,-s"] if sys.platform == "linux" else []
 SETS = {"baseline": []}
 if X86:
     SETS["avx2"] = ["/arch:AVX2"] if MSVC else ["-mavx2", "-mfma", "-mf16c"]
@@ -65,7 +72,7 @@ class Build(build_ext):
             )
         for extension in self.extensions:
             extension.extra_compile_args += STRICT + openmp
-            extension.extra_link_args += [] if MSVC else openmp
+            extension.extra_link_args += STRIP + ([] if MSVC else openmp)
             if extension.name.endswith("machine"):
                 extension.extra_objects += kernels
         super().build_extensions()

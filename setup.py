@@ -115,14 +115,20 @@ def extension(name, *sources):
 
 
 class Sdist(sdist):
-    """Takes the tests, the documentation and the benchmarks along."""
+    """Takes along everything that the tests need."""
 
-    def add_defaults(self):
-        super().add_defaults()
-        found = [
-            p for top in ("tests", "docs", "benchmarks") for p in Path(top).rglob("*") if not {".asv", "_build"} & {*p.parts}
-        ]
-        self.filelist.extend(str(p) for p in found if p.suffix in {".py", ".c", ".md", ".json", ".png"})
+    # Not `add_defaults`: that is called on a class of setuptools' own, which makes the list of sources.
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, sorted({*files, *filter(os.path.isfile, along())}))
+
+
+def along():
+    """Files of the folders whose content no other command lists, without what was made in them."""
+    for top in ("gradclip", "tests", "docs", "benchmarks"):
+        for path in Path(top).rglob("*"):
+            made = path.suffix in {".so", ".pyd", ".pyc"} or (path.suffix == ".c" and path.with_suffix(".pyx").exists())
+            if not made and not any(part[0] == "." or part in {"__pycache__", "_build"} for part in path.parts):
+                yield str(path)
 
 
 setup(

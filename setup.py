@@ -2,6 +2,7 @@
 alone, and linked into the Cython passes. Everything else is in pyproject.toml."""
 
 import os
+import re
 import sys
 import sysconfig
 import tempfile
@@ -131,6 +132,14 @@ def along():
                 yield str(path)
 
 
+def described():
+    """The README, its links made absolute by the address in pyproject.toml: elsewhere there is nothing beside it."""
+    address = re.search('^Source = "(.*)"', Path("pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    text = Path("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\1{address}/raw/HEAD/", text)
+    return re.sub(r"(\]\()(?!https?:|#)", rf"\1{address}/blob/HEAD/", text)
+
+
 setup(
     ext_modules=[
         extension("gradclip._layout"),
@@ -143,5 +152,7 @@ setup(
         extension("gradclip._cpu.accumulate"),
         extension("gradclip._cpu.limits"),
     ],
+    long_description=described(),
+    long_description_content_type="text/markdown",
     cmdclass={"build_ext": Build, "sdist": Sdist},
 )

@@ -6,23 +6,48 @@ import inspect
 import math
 import operator
 import reprlib
+import sys
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from numbers import Real
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import numpy as np
 
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
+else:
+
+    class Unpack:
+        """A stand-in, so that `typing.get_type_hints` works under Python 3.10 too."""
+
+        def __class_getitem__(cls, options):
+            return options
+
+
 POLICIES = ("raise", "skip", "zero", "propagate")
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+Grads = TypeVar("Grads")  # a nesting of arrays, which comes back as it was given
+ByLeaf = float | list[Any] | tuple[Any, ...] | Mapping[Any, Any]  # a number, a nesting of them, or patterns over paths
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-class NormOptions(TypedDict, total=False):
-    """What ``**norm`` stands for; `clip_by_global_norm_` explains each."""
+
+class OptionsWithoutEps(TypedDict, total=False):
+    """What ``**norm`` stands for where `eps` is a parameter of its own."""
 
     ord: float
-    eps: float
     nonfinite: Literal["raise", "skip", "zero", "propagate"]
     grad_scale: float
     strict: bool
+
+
+class NormOptions(OptionsWithoutEps, total=False):
+    """What ``**norm`` stands for; `clip_by_global_norm_` explains each."""
+
+    eps: float
 
 
 def number(name: str, value: Any, least: float = -math.inf) -> float:
@@ -109,20 +134,19 @@ class Rule:
             return _cached_rule(**norm)
         except TypeError:  # not hashable, or wrong
             pass
-        unknown = norm.keys() - NormOptions.__annotations__.keys()
+        unknown = norm.keys() - KEYWORDS.keys()
         if unknown:
-            known = ", ".join(NormOptions.__annotations__)
-            raise TypeError(f"unexpected keyword argument {min(unknown)!r}; the keywords of norms are {known}")
+            raise TypeError(f"unexpected keyword argument {min(unknown)!r}; the keywords of norms are {', '.join(KEYWORDS)}")
         return Rule(**norm)
 
 
-def spelled_out(function):
+def spelled_out(function: Function) -> Function:
     """Show the keywords that ``**norm`` stands for in `help` and to completion."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-    shared = [p for name, p in inspect.signature(Rule).parameters.items() if name not in signature.parameters]
+    shared = [p for name, p in KEYWORDS.items() if name not in signature.parameters]
     shared = [p.replace(kind=p.KEYWORD_ONLY) for p in shared]
-    function.__signature__ = signature.replace(parameters=[*own, *shared])
+    function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
     return function
 
 
@@ -135,4 +159,5 @@ def _order(ord):
 
 
 DEFAULT = Rule()
+KEYWORDS = inspect.signature(Rule).parameters
 _cached_rule = lru_cache(64, typed=True)(Rule)  # checking costs more than clipping a small leaf

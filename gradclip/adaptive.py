@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, overload
 
 import numpy as np
 
-from ._arguments import Rule, number, spelled_out, whole
+from ._arguments import Grads, OptionsWithoutEps, Rule, Unpack, number, spelled_out, whole
 from ._cpu.passes import measure
 from ._cpu.plan import StandardState
 from ._cpu.sums import Sums
 from ._decide import decide
 from ._leaves import Leaves
 from .norm import result
-
-if TYPE_CHECKING:
-    from .report import ClipReport
+from .report import ClipReport
 
 
 @spelled_out
 def clip_adaptive_(
-    grads: Any, params: Any, clip_factor: float = 0.01, *, eps: float = 1e-3, unit_axis: int = 0, **norm: Any
+    grads: Any,
+    params: Any,
+    clip_factor: float = 0.01,
+    *,
+    eps: float = 1e-3,
+    unit_axis: int = 0,
+    **norm: Unpack[OptionsWithoutEps],
 ) -> ClipReport:
     """Clip each unit's gradient to a fraction of the norm of the unit's parameters, in place.
 
@@ -84,6 +88,28 @@ def clip_adaptive_(
     return decide(sums, leaves, rule, goals, clip_factor)
 
 
+@overload
+def clip_adaptive(
+    grads: Grads,
+    params: Any,
+    clip_factor: float = 0.01,
+    *,
+    out: None = None,
+    eps: float = 1e-3,
+    unit_axis: int = 0,
+    **norm: Unpack[OptionsWithoutEps],
+) -> tuple[Grads, ClipReport]: ...
+@overload
+def clip_adaptive(
+    grads: Any,
+    params: Any,
+    clip_factor: float = 0.01,
+    *,
+    out: Grads,
+    eps: float = 1e-3,
+    unit_axis: int = 0,
+    **norm: Unpack[OptionsWithoutEps],
+) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def clip_adaptive(
     grads: Any,
@@ -93,7 +119,7 @@ def clip_adaptive(
     out: Any = None,
     eps: float = 1e-3,
     unit_axis: int = 0,
-    **norm: Any,
+    **norm: Unpack[OptionsWithoutEps],
 ) -> tuple[Any, ClipReport]:
     """Like `clip_adaptive_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 

@@ -9,18 +9,12 @@ import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import _replace
-from ._arguments import Rule, number, whole
+from ._arguments import NormOptions, Rule, Unpack, number, whole
 from ._terminal import progress, show_table
 from .files import file_format, is_gradient
 from .measure import Measure, apply_clip_, measure
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ._arguments import NormOptions
 
 LARGE = 2**27  # bytes: with less there is no time to look at a progress bar
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class NonFiniteGradientError(FloatingPointError):
     """A gradient holds NaN or Inf, and nothing was written.
@@ -27,11 +29,11 @@ class NonFiniteGradientError(FloatingPointError):
     w: nan at flat index 1 (NaN or Inf in all leaves: 1); nothing was written
     """
 
-    def __init__(self, path, index, count, value=None):
+    def __init__(self, path: str, index: int, count: int, value: Any = None):
         super().__init__(path, index, count, value)
         self.path, self.index, self.count, self.value = path, index, count, value
 
-    def __str__(self):
+    def __str__(self) -> str:
         value = "NaN or Inf" if self.value is None else self.value
         return f"{self.path}: {value} at flat index {self.index} (NaN or Inf in all leaves: {self.count}); nothing was written"
 

@@ -6,24 +6,19 @@ import math
 import operator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
-from ._arguments import Rule, number, spelled_out
+from ._arguments import Floats, Grads, NormOptions, Rule, Unpack, number, spelled_out
 from ._cpu.passes import measure as measure_leaves
 from ._cpu.plan import StandardState
 from ._cpu.sums import Sums
 from ._decide import decide
 from ._leaves import Leaves
 from .norm import result, threshold
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ._arguments import NormOptions
-    from .report import ClipReport
-    from .thresholds import Threshold
+from .report import ClipReport
+from .thresholds import Threshold
 
 # Bits that a merged sum of other powers than 1 and 2 keeps: a norm is made of the first 106.
 KEPT = 4096
@@ -68,7 +63,7 @@ class Measure:
     grad_scale: float
     size: int
     max_abs: float
-    _parts: tuple[np.ndarray, ...]  # norms by leaf, of each measure that was merged: joined when asked for
+    _parts: tuple[Floats, ...]  # norms by leaf, of each measure that was merged: joined when asked for
     first_nonfinite: tuple[str, int] | None
     _nans: int
     _infs: int
@@ -90,7 +85,7 @@ class Measure:
             return root(self.exact() / Fraction(self.grad_scale) ** power, power)
 
     @property
-    def norms(self) -> np.ndarray:
+    def norms(self) -> Floats:
         joined = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
         joined.flags.writeable = False
         return joined
@@ -211,7 +206,9 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
 
 
 @spelled_out
-def apply_clip_(grads: Any, measure: Measure, max_norm: float | Threshold, **norm: Unpack[NormOptions]) -> ClipReport:
+def apply_clip_(
+    grads: Any, measure: Measure | Literal[0], max_norm: float | Threshold, **norm: Unpack[NormOptions]
+) -> ClipReport:
     """The second half of `clip_by_global_norm_`: scale by a norm measured before, elsewhere or merged.
 
     Parameters
@@ -219,7 +216,8 @@ def apply_clip_(grads: Any, measure: Measure, max_norm: float | Threshold, **nor
     grads, max_norm, **norm
         As for `clip_by_global_norm_`; ``ord`` and ``grad_scale`` are those of the measure.
     measure : Measure
-        Of `grads`, or of a union that `grads` is part of.
+        Of `grads`, or of a union that `grads` is part of. To a type checker ``sum(measures)`` may be the 0 that no
+        measures at all give; given here, it is a TypeError.
 
     Returns
     -------
@@ -239,9 +237,17 @@ def apply_clip_(grads: Any, measure: Measure, max_norm: float | Threshold, **nor
     return _apply(leaves, leaves, measure, rule, max_norm, False)
 
 
+@overload
+def apply_clip(
+    grads: Grads, measure: Measure | Literal[0], max_norm: float | Threshold, *, out: None = None, **norm: Unpack[NormOptions]
+) -> tuple[Grads, ClipReport]: ...
+@overload
+def apply_clip(
+    grads: Any, measure: Measure | Literal[0], max_norm: float | Threshold, *, out: Grads, **norm: Unpack[NormOptions]
+) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def apply_clip(
-    grads: Any, measure: Measure, max_norm: float | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
+    grads: Any, measure: Measure | Literal[0], max_norm: float | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
 ) -> tuple[Any, ClipReport]:
     """Like `apply_clip_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 

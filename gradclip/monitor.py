@@ -10,16 +10,14 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ._arguments import number
 from ._replace import replacing
 from .errors import FrequentClippingWarning, VanishingScaleWarning
-
-if TYPE_CHECKING:
-    from .report import ClipReport
+from .report import ClipReport
 
 __all__ = ["ClipMonitor", "FrequentClippingWarning", "VanishingScaleWarning"]
 

@@ -6,21 +6,16 @@ import math
 import re
 from collections.abc import Mapping
 from fnmatch import translate
-from typing import TYPE_CHECKING, Any
+from typing import Any, overload
 
 import numpy as np
 
-from ._arguments import Rule, number, spelled_out, whole
+from ._arguments import ByLeaf, Grads, NormOptions, OptionsWithoutEps, Rule, Unpack, number, spelled_out, whole
 from ._cpu.passes import measure
 from ._decide import decide
 from ._leaves import Leaves
+from .report import ClipReport
 from .thresholds import Threshold
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ._arguments import NormOptions
-    from .report import ClipReport
 
 
 @spelled_out
@@ -90,6 +85,14 @@ def clip_by_global_norm_(grads: Any, max_norm: float | Threshold, **norm: Unpack
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, max_norm)
 
 
+@overload
+def clip_by_global_norm(
+    grads: Grads, max_norm: float | Threshold, *, out: None = None, **norm: Unpack[NormOptions]
+) -> tuple[Grads, ClipReport]: ...
+@overload
+def clip_by_global_norm(
+    grads: Any, max_norm: float | Threshold, *, out: Grads, **norm: Unpack[NormOptions]
+) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def clip_by_global_norm(
     grads: Any, max_norm: float | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
@@ -126,7 +129,7 @@ def clip_by_global_norm(
 
 @spelled_out
 def clip_by_norm_(
-    grads: Any, max_norm: Any, *, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
+    grads: Any, max_norm: ByLeaf, *, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
 ) -> ClipReport:
     """Scale every leaf, or every slice, by a factor of its own so that its norm is at most `max_norm`, in place.
 
@@ -177,10 +180,18 @@ def clip_by_norm_(
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, goals, max_norm)
 
 
+@overload
+def clip_by_norm(
+    grads: Grads, max_norm: ByLeaf, *, out: None = None, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
+) -> tuple[Grads, ClipReport]: ...
+@overload
+def clip_by_norm(
+    grads: Any, max_norm: ByLeaf, *, out: Grads, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
+) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def clip_by_norm(
     grads: Any,
-    max_norm: Any,
+    max_norm: ByLeaf,
     *,
     axis: int | tuple[int, ...] | None = None,
     out: Any = None,
@@ -254,7 +265,9 @@ def _by_pattern(leaves, patterns):
 
 
 @spelled_out
-def normalize_(grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf: bool = False, **norm: Any) -> ClipReport:
+def normalize_(
+    grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf: bool = False, **norm: Unpack[OptionsWithoutEps]
+) -> ClipReport:
     """Scale the gradient to the norm `target`, up or down, in place: factor target / (norm + eps).
 
     Parameters
@@ -294,6 +307,26 @@ def normalize_(grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf:
     return decide(sums, leaves, rule, np.full(leaves.count, target) if per_leaf else target, target, normalize=True)
 
 
+@overload
+def normalize(
+    grads: Grads,
+    target: float = 1.0,
+    *,
+    out: None = None,
+    eps: float = 1e-12,
+    per_leaf: bool = False,
+    **norm: Unpack[OptionsWithoutEps],
+) -> tuple[Grads, ClipReport]: ...
+@overload
+def normalize(
+    grads: Any,
+    target: float = 1.0,
+    *,
+    out: Grads,
+    eps: float = 1e-12,
+    per_leaf: bool = False,
+    **norm: Unpack[OptionsWithoutEps],
+) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def normalize(
     grads: Any,
@@ -302,7 +335,7 @@ def normalize(
     out: Any = None,
     eps: float = 1e-12,
     per_leaf: bool = False,
-    **norm: Any,
+    **norm: Unpack[OptionsWithoutEps],
 ) -> tuple[Any, ClipReport]:
     """Like `normalize_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 

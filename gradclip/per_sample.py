@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, overload
 
 import numpy as np
 
-from ._arguments import Rule, number, spelled_out
+from ._arguments import Grads, NormOptions, Rule, Unpack, number, spelled_out
 from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
 from ._cpu.plan import Plan, StandardState
@@ -18,11 +18,6 @@ from ._rounding import Room, exact_order
 from .norm import result
 from .report import ClipReport
 from .thresholds import Threshold
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ._arguments import NormOptions
 
 
 @spelled_out
@@ -68,6 +63,12 @@ def clip_per_sample_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -
     return decide(sums, leaves, rule, np.full(sums.count, max_norm), max_norm, owners=owners)
 
 
+@overload
+def clip_per_sample(
+    grads: Grads, max_norm: float, *, out: None = None, **norm: Unpack[NormOptions]
+) -> tuple[Grads, ClipReport]: ...
+@overload
+def clip_per_sample(grads: Any, max_norm: float, *, out: Grads, **norm: Unpack[NormOptions]) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def clip_per_sample(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
     """Like `clip_per_sample_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.

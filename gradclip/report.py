@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+from ._arguments import Floats
 
 
 class ClipReport:
@@ -61,7 +65,7 @@ class ClipReport:
         report._fill, report._max_norm, report._norms = fill, max_norm, norms
         return report
 
-    def __getattr__(self, name):
+    def _filled(self, name):
         if name not in ClipReport.__slots__ or name == "_fill":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         fill = self._fill
@@ -71,12 +75,15 @@ class ClipReport:
             self._fill = None  # and what it holds on the device
         return getattr(self, name)
 
+    if not TYPE_CHECKING:  # to a type checker every name would be an attribute
+        __getattr__ = _filled
+
     @property
     def norm(self) -> float:
         return self._sums.norm()
 
     @property
-    def max_norm(self) -> float:
+    def max_norm(self) -> float | Any:
         return self._max_norm
 
     @property
@@ -104,7 +111,7 @@ class ClipReport:
         return self._sums.max_abs()
 
     @property
-    def norms(self) -> np.ndarray:
+    def norms(self) -> Floats:
         return _read_only(self._sums.norms() if self._norms is None else self._norms)
 
     @property
@@ -116,7 +123,7 @@ class ClipReport:
         return self._size
 
     @property
-    def scales(self) -> np.ndarray:
+    def scales(self) -> Floats:
         count = len(self.norms)
         if self._plan is not None and self._plan.count == count:
             return _read_only(self._plan.factors())

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ._arguments import Rule, number, spelled_out
+from ._arguments import NormOptions, Rule, Unpack, number, spelled_out
 from ._cpu.passes import measure
 from ._decide import decide
 from ._leaves import Leaves
 from .norm import threshold
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from ._arguments import NormOptions
-    from .report import ClipReport
-    from .thresholds import Threshold
+from .report import ClipReport
+from .thresholds import Threshold
 
 
 @spelled_out

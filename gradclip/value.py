@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from ._arguments import number
+from ._arguments import Grads, number
 from ._cpu.passes import measure, write
 from ._cpu.plan import Plan, StandardState
 from ._cpu.sums import Sums
@@ -57,6 +57,12 @@ def clip_by_value_(grads: Any, clip_min: float, clip_max: float | None = None) -
     return _clip(leaves, leaves, low, high)
 
 
+@overload
+def clip_by_value(
+    grads: Grads, clip_min: float, clip_max: float | None = None, *, out: None = None
+) -> tuple[Grads, ClipReport]: ...
+@overload
+def clip_by_value(grads: Any, clip_min: float, clip_max: float | None = None, *, out: Grads) -> tuple[Grads, ClipReport]: ...
 def clip_by_value(grads: Any, clip_min: float, clip_max: float | None = None, *, out: Any = None) -> tuple[Any, ClipReport]:
     """Like `clip_by_value_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 

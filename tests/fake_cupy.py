@@ -1,18 +1,18 @@
 """A stand-in for the part of CuPy that gradclip uses, on a processor: arrays in NumPy's memory, and kernels compiled
-from the same CUDA source by a C++ compiler (fake_cuda.h). It counts what would make a process wait for a GPU.
+from the same CUDA source by a C++ compiler (gpu_runtime/kernels.py). With it the usual test command tests the GPU engine
+wherever there is g++, without CuPy's 300 MB. It does what its authors think that CuPy does: the tests on gpu_runtime/, which
+have CuPy itself, tell where CuPy does otherwise.
 
-What is put into a stream is done when something waits for that stream, and no sooner: what another stream did not wait for,
-by an event, has then not happened. Memory of `empty` that is dropped is spoilt, by the stream that it was made in.
+It counts what would make a process wait for a GPU. What is put into a stream is done when something waits for that stream, and
+no sooner: what another stream did not wait for, by an event, has then not happened. Memory of `empty` that is dropped is
+spoilt, by the stream that it was made in.
 
-What it cannot show: that the source is right on a device, where threads really run side by side, and how fast it is."""
+What it cannot show besides: that the source is right on a device, where threads really run side by side, and how fast it is."""
 
 from __future__ import annotations
 
 import ctypes
-import re
-import shutil
-import subprocess
-import sys
+import itertools
 import tempfile
 import threading
 import types
@@ -20,8 +20,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from gpu_runtime.kernels import build
 
-COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 waits = 0  # copies to the host so far
 launches = []  # (kernel, stream)
 devices = [0]  # the current one last
@@ -32,8 +32,9 @@ dropped = []  # memory that something yet to be done may look at
 
 
 def enqueue(function, *args):
+    stream = streams[-1]
     with lock:
-        queues[devices[-1], streams[-1].ptr].append((function, args))
+        (queues[devices[-1], stream.ptr] if stream.graph is None else stream.graph.steps).append((function, args))
 
 
 def run(key, count=None):
@@ -143,7 +144,7 @@ def asarray(array):
     if isinstance(array, ndarray):
         finish()
         return array if array._device == devices[-1] else ndarray(array._host.copy(), devices[-1])
-    if stream.capturing:
+    if streams[-1].is_capturing():
         raise RuntimeError("a copy from the host was captured")
     made = ndarray(np.array(array), devices[-1])
     owners[made.data.ptr] = devices[-1]
@@ -172,18 +173,10 @@ class RawModule:
     """The source as a shared library."""
 
     def __init__(self, *, code, options=(), backend="nvrtc"):
-        names = re.findall(r'extern "C" __global__ (?:__launch_bounds__\(.*?\) )?void (\w+)\(', code)
-        names = [n for n in names if n != "name"] + re.findall(r"^MEASURE\((\w+),", code, re.M)
-        launchers = [
-            f'extern "C" void launch_{n}(unsigned blocks, void **args) {{ launch({n}, blocks, args); }}' for n in names
-        ]
         self.folder = tempfile.TemporaryDirectory()
-        folder = Path(self.folder.name)
-        header = (Path(__file__).parent / "fake_cuda.h").read_text()
-        (folder / "kernels.cpp").write_text("\n".join([header, code, *launchers]))
-        flags = ["-std=c++17", "-O1", "-mfma", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
-        subprocess.run([COMPILER, *flags, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
-        self.library = ctypes.CDLL(str(folder / "kernels.so"))
+        library = Path(self.folder.name) / "kernels.so"
+        build(code, library)
+        self.library = ctypes.CDLL(str(library))
 
     def get_function(self, name):
         function = getattr(self.library, f"launch_{name}")
@@ -213,16 +206,39 @@ class Event:
         self.device = devices[-1]
 
 
+class Graph:
+    """What was captured."""
+
+    def __init__(self):
+        self.steps = []
+
+    def launch(self, stream):
+        with stream:
+            for function, args in self.steps:
+                enqueue(function, *args)
+
+
 class Stream:
-    """A number, and whether a graph captures what is put into it."""
+    """A number, and the graph that captures what is put into it."""
 
-    capturing = False
+    numbers = itertools.count(100)
 
-    def __init__(self, ptr=0):
-        self.ptr = ptr
+    def __init__(self, null=False, non_blocking=False, *, ptr=None):
+        self.ptr = 0 if null else next(self.numbers) if ptr is None else ptr
+        self.graph = None
 
     def is_capturing(self):
-        return self.capturing
+        return self.graph is not None
+
+    def synchronize(self):
+        run((devices[-1], self.ptr))
+
+    def begin_capture(self):
+        self.graph = Graph()
+
+    def end_capture(self):
+        graph, self.graph = self.graph, None
+        return graph
 
     def record(self, event):
         assert event.device == devices[-1], "an event of another device"
@@ -240,8 +256,7 @@ class Stream:
         streams.pop()
 
 
-stream = Stream()
-streams = [stream]  # the current one last
+streams = [Stream(null=True)]  # the current one last
 fetched_in = []  # streams of copies to the host
 
 
@@ -255,7 +270,7 @@ cuda = types.SimpleNamespace(
     Device=_Device,
     Event=Event,
     Stream=Stream,
-    ExternalStream=lambda ptr, device=-1: Stream(ptr),
+    ExternalStream=lambda ptr, device=-1: Stream(ptr=ptr),
     get_current_stream=lambda: streams[-1],
     runtime=types.SimpleNamespace(
         pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p)), memcpyPeerAsync=memcpy_peer

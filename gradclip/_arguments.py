@@ -7,6 +7,7 @@ import math
 import operator
 import reprlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from numbers import Real
@@ -72,6 +73,17 @@ def real(name: str, value: Any) -> float:
         if math.isinf(value) and given != value:
             raise ValueError(f"{name} is beyond the range of float64")
     return value
+
+
+def percent(name: str, value: Any, stacklevel: int = 3) -> float:
+    """`value` as a float in [0, 100]; one in (0, 1) looks like a fraction, and is a warning."""
+    result = number(name, value, 0.0)
+    if result > 100.0:
+        raise ValueError(f"{name} must be at most 100, not {value!r}")
+    if 0.0 < result < 1.0:
+        message = f"{name} is {result:g}, which is below one percent (percent, not fraction): did you mean {100 * result:g}?"
+        warnings.warn(message, UserWarning, stacklevel=stacklevel)
+    return result
 
 
 def whole(name: str, value: Any, least: int | None = None) -> int:

@@ -6,18 +6,20 @@ import csv
 import math
 import operator
 import os
+import reprlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ._arguments import number
+from ._arguments import flag, number, percent, real, whole
 from ._replace import replacing
 from .errors import FrequentClippingWarning, VanishingScaleWarning
 from .report import ClipReport
+from .thresholds import ONE_NORM, in_standard_state
 
 __all__ = ["ClipMonitor", "FrequentClippingWarning", "VanishingScaleWarning"]
 
@@ -149,16 +151,17 @@ class ClipMonitor:
         message += ": lower the learning rate or raise the threshold"
         known = [f"it is {max_norm:.6g}"] if max_norm == max_norm else []
         if self._finite_norms().size:
-            known.append(f"95% of these norms are at most {self.suggest_threshold():.6g}")
+            known.append(f"95% of these norms are at most {self.percentiles([95])[95]:.6g}")
         return f"{message} ({', '.join(known)})" if known else message
 
+    @in_standard_state
     def percentiles(self, percents: Iterable[float] = PERCENTILES) -> dict[float, float]:
         """Percentiles of the finite norms in the window, by percent, with the keys as given.
 
         Parameters
         ----------
         percents : iterable of float, default (50, 90, 95, 99)
-            Each between 0 and 100.
+            Each between 0 and 100. One in (0, 1) is a `UserWarning`, since it looks like a fraction.
 
         Returns
         -------
@@ -168,11 +171,12 @@ class ClipMonitor:
         if not isinstance(percents, Iterable) or isinstance(percents, str):
             raise TypeError(f"percents must be an iterable of numbers, not {percents!r}")
         percents = list(percents)
-        checked = [_percent("percents", percent) for percent in percents]
+        checked = [percent("percents", value, 5) for value in percents]
         norms = self._finite_norms()
         found = np.percentile(norms, checked).tolist() if norms.size else [math.nan] * len(percents)
         return dict(zip(percents, found, strict=True))
 
+    @in_standard_state
     def suggest_threshold(self, percentile: float = 95) -> float:
         """The norm that `percentile` percent of the window's finite norms do not exceed.
 
@@ -180,10 +184,17 @@ class ClipMonitor:
         ------
         ValueError
             There is no finite norm in the window.
+
+        Warns
+        -----
+        UserWarning
+            As `gradclip.suggest_threshold`: a percentile in (0, 1), or a single finite norm.
         """
-        percentile, norms = _percent("percentile", percentile), self._finite_norms()
+        percentile, norms = percent("percentile", percentile, 4), self._finite_norms()
         if not norms.size:
             raise ValueError(f"no finite norm in the last {self._kept} steps to suggest a threshold from")
+        if norms.size == 1:
+            warnings.warn(ONE_NORM, UserWarning, stacklevel=3)
         return float(np.percentile(norms, percentile))
 
     def summary(self) -> dict[str, float | None]:
@@ -261,23 +272,27 @@ class ClipMonitor:
         """All that was recorded, for `json` and `load_state_dict`."""
         return {"totals": asdict(self._totals), "window": [list(step) for step in self._window().tolist()]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`, as if its steps had been recorded here.
 
         If the windows differ in size, what both can hold is kept.
 
         Raises
         ------
-        ValueError
-            `state` is not such a dict; nothing was changed.
+        TypeError, ValueError
+            `state` is not a dict, or not such a one; the message names the key. Nothing was changed.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a dict, not {type(state).__name__}")
         try:
-            totals = Totals(**state["totals"])
-            kept = np.array([tuple(step) for step in state["window"]], STEP)[-len(self._ring) :]
-            if not len(kept) <= totals.steps:
-                raise ValueError(f"{len(kept)} steps in the window, {totals.steps} in all")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"state is not what state_dict() returns: {error!r}") from None
+            _check_keys("state", state, ["totals", "window"])
+            totals, kept = Totals.of(state["totals"]), _steps(state["window"])
+            for name, count in ("steps", len(kept)), ("clipped", int(kept["clipped"].sum())):
+                if count > getattr(totals, name):
+                    raise ValueError(f"totals: {name} must be at least the window's {count}, not {getattr(totals, name)}")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state is not what state_dict() returns: {error}") from None
+        kept = kept[-len(self._ring) :]
         self._totals = totals
         self._ring[:] = 0
         self._ring[: len(kept)] = kept
@@ -314,6 +329,20 @@ class Totals:
     warned_frequent: bool = False
     warned_vanishing: bool = False
 
+    @classmethod
+    def of(cls, state: Any) -> Totals:
+        """The totals of a `state_dict`, checked."""
+        _check_keys("totals", state, cls.__dataclass_fields__)
+        totals = cls(
+            **{name: _CHECKS[field.type](f"totals: {name}", state[name]) for name, field in cls.__dataclass_fields__.items()}
+        )
+        for name in ("clipped", "skipped", "nonfinite", "finite"):
+            if getattr(totals, name) > totals.steps:
+                raise ValueError(f"totals: {name} must be at most the {totals.steps} steps, not {getattr(totals, name)}")
+        if totals.finite and not 0.0 <= totals.norm_min <= totals.norm_mean <= totals.norm_max < math.inf:
+            raise ValueError("totals: norm_min, norm_mean and norm_max must be finite, at least 0 and in this order")
+        return totals
+
     def add(self, norm, max_norm, scale, clipped, skipped, nonfinite):
         self.steps += 1
         self.clipped += clipped
@@ -326,6 +355,41 @@ class Totals:
             self.norm_min = min(norm, self.norm_min)
             self.norm_max = max(norm, self.norm_max)
             self.norm_mean += (norm - self.norm_mean) / self.finite  # a sum of norms could overflow
+
+
+_CHECKS: dict[Any, Callable[[str, Any], Any]] = {  # of totals, by the type that they have
+    "int": lambda name, value: whole(name, value, 0),
+    "float": number,
+    "bool": flag,
+}
+
+
+def _check_keys(name, state, known):
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{name} must be a dict, not {type(state).__name__}")
+    for key in [*known, *state]:
+        if key not in state or key not in known:
+            raise ValueError(f"{name}: {key} is {'missing' if key in known else 'unknown'}")
+
+
+def _steps(rows):
+    """The window of a `state_dict`, checked: a norm is NaN or at least 0, and what is counted is whole."""
+    if not isinstance(rows, list | tuple):
+        raise TypeError(f"window must be a list, not {type(rows).__name__}")
+    for i, row in enumerate(rows):
+        if not isinstance(row, list | tuple) or len(row) != len(COLUMNS):
+            raise ValueError(f"window[{i}] must be a list of {len(COLUMNS)} numbers, not {reprlib.repr(row)}")
+        norm, max_norm, scale, clipped, skipped, nonfinite = row
+        place = f"window[{i}]"
+        for name, value in ("norm", norm), ("max_norm", max_norm), ("scale", scale):
+            if type(value) is not float:
+                real(f"{place}: {name}", value)
+        if norm < 0.0:
+            raise ValueError(f"{place}: norm must be at least 0, not {norm!r}")
+        for name, value, most in ("clipped", clipped, 1), ("skipped", skipped, 1), ("nonfinite", nonfinite, 2**63 - 1):
+            if whole(f"{place}: {name}", value, 0) > most:
+                raise ValueError(f"{place}: {name} must be at most {most}, not {value!r}")
+    return np.array([tuple(row) for row in rows], STEP)
 
 
 def _read(report):
@@ -348,12 +412,6 @@ def _read(report):
     if step[0] < 0.0 or not 0 <= step[5] < 2**63:
         raise ValueError(f"no report has norm={norm!r} and nonfinite={nonfinite!r}")
     return step
-
-
-def _percent(name, value):
-    if number(name, value, 0.0) > 100.0:
-        raise ValueError(f"{name} must be at most 100, not {value!r}")
-    return value
 
 
 def _vanishing(report, norm, max_norm, scale, nonfinite):
@@ -451,8 +509,8 @@ def _draw_histogram(axes, steps, norms, thresholds, log):
     if np.isfinite(thresholds[-1:]).any():
         axes.axhline(thresholds[-1], color="black", ls="--", lw=1.3)
     finite = steps["norm"][np.isfinite(steps["norm"])]
-    for percent, side in ((50, "top"), (95, "bottom")) if finite.size else ():
-        value = np.percentile(finite, percent)
+    for rank, side in ((50, "top"), (95, "bottom")) if finite.size else ():
+        value = np.percentile(finite, rank)
         y = low if log and value == 0 else _drawable(value)
         axes.axhline(y, color="0.35", ls=":", lw=1)
-        axes.text(1.02, y, f"{percent}%: {value:.3g}", transform=axes.get_yaxis_transform(), fontsize=8, va=side)
+        axes.text(1.02, y, f"{rank}%: {value:.3g}", transform=axes.get_yaxis_transform(), fontsize=8, va=side)

@@ -5,17 +5,34 @@ for this very step."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from . import _chi
-from ._arguments import flag, number, real, whole
+from ._arguments import flag, number, percent, real, whole
+from ._cpu.plan import StandardState
 from ._ranked import Ranked
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def in_standard_state(function: Function) -> Function:
+    """`function`, run with the passes' floating-point state: a rounding mode set outside changes no bit of what it returns."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        with StandardState():
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 class Threshold(ABC):
@@ -38,6 +55,12 @@ class Threshold(ABC):
     """
 
     _parameters: tuple[str, ...] = ()  # attributes, which are arguments of the constructor too
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("next_threshold")
+        if inspect.isfunction(own):  # of every rule, those of the user's own too
+            cls.next_threshold = in_standard_state(own)  # type: ignore[method-assign]
 
     @abstractmethod
     def next_threshold(self, norm: float) -> float:
@@ -333,6 +356,10 @@ class Schedule(Threshold):
         return f"Schedule({self.function!r})"
 
 
+ONE_NORM = "a threshold suggested from one norm says little: log some hundred steps"
+
+
+@in_standard_state
 def suggest_threshold(norms: Iterable[float], percentile: float = 95) -> float:
     """A constant threshold from logged norms: one of their percentiles.
 
@@ -353,18 +380,24 @@ def suggest_threshold(norms: Iterable[float], percentile: float = 95) -> float:
     TypeError, ValueError
         An argument that cannot be used, or no finite norm.
 
+    Warns
+    -----
+    UserWarning
+        A percentile in (0, 1), which looks like a fraction; or a single finite norm, which is all its percentiles.
+
     Examples
     --------
     >>> import gradclip
     >>> gradclip.suggest_threshold([1.0, 2.0, 3.0, float("nan"), 4.0, 5.0], percentile=75)
     4.0
     """
-    percentile = number("percentile", percentile, 0.0)
-    if percentile > 100:
-        raise ValueError(f"percentile must be at most 100, not {percentile!r}")
-    return float(np.percentile(_finite_norms(norms), percentile))
+    percentile, finite = percent("percentile", percentile, 4), _finite_norms(norms)
+    if finite.size == 1:
+        warnings.warn(ONE_NORM, UserWarning, stacklevel=3)
+    return float(np.percentile(finite, percentile))
 
 
+@in_standard_state
 def clip_rate(norms: Iterable[float], max_norm: float) -> float:
     """The fraction of steps that a constant threshold would clip: those with norm > max_norm.
 
@@ -390,6 +423,7 @@ def clip_rate(norms: Iterable[float], max_norm: float) -> float:
     return float(np.mean(_finite_norms(norms) > max_norm))
 
 
+@in_standard_state
 def gaussian_exceedance(max_norm: float, size: int, sigma: float, *, log: bool = False) -> float:
     """How probable it is that pure Gaussian noise exceeds a threshold.
 

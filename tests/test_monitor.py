@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -72,7 +73,7 @@ def test_as_numpy_on_kept_lists(steps, window):
     assert list(found.values()) == [
         np.percentile(norms, p) if len(norms) else pytest.approx(math.nan, nan_ok=True) for p in percents
     ]
-    if len(norms):
+    if len(norms) > 1:
         assert monitor.suggest_threshold() == np.percentile(norms, 95)
         assert monitor.suggest_threshold(percentile=50) == np.median(norms)
     summary = monitor.summary()
@@ -430,14 +431,85 @@ def test_state_remembers_warnings():
     assert not warned(resumed, tiny)
 
 
-@pytest.mark.parametrize(
-    "change", [{"totals": {"steps": 1}}, {"totals": None}, {"window": [[1.0, 2.0]]}, {"totals": {"step": 3}}]
-)
-def test_bad_state_changes_nothing(change):
+def changed(state, place, value):
+    """A copy of a state with another value at a place: keys and indices, joined by dots."""
+    state = copy.deepcopy(state)
+    *keys, last = [int(key) if key.isdigit() else key for key in place.split(".")]
+    inner = state
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+    return state
+
+
+BROKEN = [
+    ("totals", None, "totals must be a dict, not NoneType"),
+    ("totals", {"steps": 3}, "totals: clipped is missing"),
+    ("totals.step", 3, "totals: step is unknown"),
+    ("more", 3, "state: more is unknown"),
+    ("totals.steps", "3", "totals: steps must be an integer, not str '3'"),
+    ("totals.steps", 3.0, "totals: steps must be an integer, not float 3.0"),
+    ("totals.steps", True, "totals: steps must be an integer, not bool True"),
+    ("totals.steps", -1, "totals: steps must be at least 0, not -1"),
+    ("totals.steps", 2, "totals: finite must be at most the 2 steps, not 3"),
+    ("totals.clipped", 4, "totals: clipped must be at most the 3 steps, not 4"),
+    ("totals.clipped", 0, "totals: clipped must be at least the window's 2, not 0"),
+    ("totals.finite", None, "totals: finite must be an integer, not NoneType None"),
+    ("totals.norm_mean", "1.0", "totals: norm_mean must be a real number, not str '1.0'"),
+    ("totals.norm_mean", math.nan, "totals: norm_mean must be a number, not nan"),
+    ("totals.norm_mean", 99.0, "totals: norm_min, norm_mean and norm_max must be finite, at least 0 and in this order"),
+    ("totals.norm_max", math.inf, "totals: norm_min, norm_mean and norm_max must be finite, at least 0 and in this order"),
+    ("totals.norm_min", -1.0, "totals: norm_min, norm_mean and norm_max must be finite, at least 0 and in this order"),
+    ("totals.smallest_scale", math.nan, "totals: smallest_scale must be a number, not nan"),
+    ("totals.warned_frequent", 1, "totals: warned_frequent must be True or False, not 1"),
+    ("window", "steps", "window must be a list, not str"),
+    ("window", [[1.0, 2.0]], "window[0] must be a list of 6 numbers, not [1.0, 2.0]"),
+    ("window.1", 5.0, "window[1] must be a list of 6 numbers, not 5.0"),
+    ("window.1.0", "1.0", "window[1]: norm must be a real number, not str '1.0'"),
+    ("window.1.0", -1.0, "window[1]: norm must be at least 0, not -1.0"),
+    ("window.1.1", None, "window[1]: max_norm must be a real number, not NoneType None"),
+    ("window.1.2", True, "window[1]: scale must be a real number, not bool True"),
+    ("window.1.3", 2, "window[1]: clipped must be at most 1, not 2"),
+    ("window.1.4", "0", "window[1]: skipped must be an integer, not str '0'"),
+    ("window.1.5", math.nan, "window[1]: nonfinite must be an integer, not float nan"),
+    ("window.1.5", 2**63, "window[1]: nonfinite must be at most 9223372036854775807, not 9223372036854775808"),
+    ("window", [[1.0, 2.0, 1.0, 0, 0, 0]] * 4, "totals: steps must be at least the window's 4, not 3"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "words"), BROKEN)
+def test_bad_state_changes_nothing(place, value, words):
+    monitor = monitored([report(1.0), report(4.0, clipped=True), report(3.0, clipped=True)])
+    before = monitor.state_dict()
+    with pytest.raises(ValueError, match=re.escape(f"state is not what state_dict() returns: {words}")):
+        monitor.load_state_dict(changed(before, place, value))
+    assert monitor.state_dict() == before
+
+
+def test_state_with_a_key_missing_or_no_dict():
     monitor = monitored(training(3))
     before = monitor.state_dict()
-    with pytest.raises(ValueError, match="state is not what state_dict.. returns"):
-        monitor.load_state_dict({**before, **change})
-    with pytest.raises(ValueError, match="KeyError.'totals'"):
-        monitor.load_state_dict({})
+    for key in before:
+        with pytest.raises(ValueError, match=f"state: {key} is missing"):
+            monitor.load_state_dict({name: value for name, value in before.items() if name != key})
+    for key in before["totals"]:
+        totals = {name: value for name, value in before["totals"].items() if name != key}
+        with pytest.raises(ValueError, match=f"totals: {key} is missing"):
+            monitor.load_state_dict({**before, "totals": totals})
+    for state in (None, [before], "state"):
+        with pytest.raises(TypeError, match="state must be a dict, not"):
+            monitor.load_state_dict(state)
     assert repr(monitor.state_dict()) == repr(before)
+
+
+def test_suggestions_of_the_monitor_warn_of_fractions_and_of_a_single_norm():
+    monitor = monitored([report(1.0), report(2.0)])
+    with pytest.warns(UserWarning, match="percents is 0.5, .* did you mean 50") as caught:
+        monitor.percentiles([0, 0.5, 50])
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="percentile is 0.95, .* did you mean 95") as caught:
+        assert monitor.suggest_threshold(0.95) == np.percentile([1.0, 2.0], 0.95)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="from one norm says little") as caught:
+        assert monitored([report(3.0), report(math.nan)]).suggest_threshold() == 3.0
+    assert caught[0].filename == __file__

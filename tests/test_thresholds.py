@@ -1,9 +1,12 @@
 """Thresholds that follow the training, against their definitions in NumPy, fractions and decimals."""
 
 import copy
+import ctypes
+import ctypes.util
 import json
 import math
 import pickle
+import platform
 import subprocess
 import sys
 from decimal import Decimal, localcontext
@@ -16,6 +19,10 @@ import gradclip
 from gradclip.thresholds import Quantile, Schedule, Threshold, ZScore
 
 NAN, INF = math.nan, math.inf
+ROUNDING = {"nearest": 0, "down": 0x400, "up": 0x800, "to zero": 0xC00}
+x86_linux = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="the modes are numbers of glibc on x86-64"
+)
 NUMBERS = {
     "lognormal": lambda rng, n: rng.lognormal(size=n),
     "ties": lambda rng, n: rng.integers(0, 4, n).astype(float),
@@ -233,6 +240,32 @@ def test_loading_takes_the_parameters_too():
     assert repr(Schedule(abs)) == "Schedule(<built-in function abs>)"
 
 
+@x86_linux
+@pytest.mark.parametrize("mode", ROUNDING)
+def test_a_rounding_mode_set_outside_changes_no_threshold_and_stays(make, mode):
+    norms = np.random.default_rng(6).lognormal(size=100).tolist()
+    expected, rule, monitor = thresholds(make(), norms), make(), gradclip.ClipMonitor()
+    constants = gradclip.suggest_threshold(norms, 33), gradclip.clip_rate(norms[:77], 1.0)
+    for norm in norms:
+        monitor.record(gradclip.clip_by_global_norm_(np.array([norm]), INF))
+    percentiles = monitor.percentiles([33, 77])
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    try:
+        assert libm.fesetround(ROUNDING[mode]) == 0
+        found = thresholds(rule, norms)
+        state = rule.state_dict()
+        others = (gradclip.suggest_threshold(norms, 33), gradclip.clip_rate(norms[:77], 1.0)), monitor.percentiles([33, 77])
+        mode_after = libm.fegetround()
+    finally:
+        libm.fesetround(0)
+    assert mode_after == ROUNDING[mode]
+    assert found == expected
+    again = make()
+    thresholds(again, norms)
+    assert state == again.state_dict()
+    assert others == (constants, percentiles)
+
+
 BROKEN = [
     ("Quantile", {"rule": "ZScore"}, "rule must be 'Quantile', not 'ZScore'"),
     ("Quantile", {"q": 1.5}, "q must be at most 1"),
@@ -252,6 +285,17 @@ BROKEN = [
     ("ZScore", {"std": None}, "std must be a real number"),
     ("ZScore", {"mean": 1.0}, "norms must be at most 0 numbers, not 4"),
     ("ZScore in warm-up", {"warmup": 3}, "norms must be at most 2 numbers, not 4"),
+    ("Quantile", {"seen": NAN}, "seen must be an integer"),
+    ("Quantile", {"norms": [1.0, 2.0, 3.0, True]}, r"norms\[3\] must be a real number"),
+    ("Quantile", {"include_current": "no"}, "include_current must be True or False"),
+    ("Quantile", {"warmup": None}, "warmup must be an integer"),
+    ("ZScore", {"z": "2.5"}, "z must be a real number"),
+    ("ZScore", {"mean": NAN}, "mean must be at least 0, not nan"),
+    ("ZScore", {"mean": INF}, "mean must be finite"),
+    ("ZScore", {"std": NAN}, "std must be at least 0, not nan"),
+    ("ZScore", {"norms": "1234"}, "norms must be a list"),
+    ("Schedule", {"step": "3"}, "step must be an integer"),
+    ("Schedule", {"step": NAN}, "step must be an integer"),
     ("Schedule", {"step": -1}, "step must be at least 0"),
     ("Schedule", {"step": True}, "step must be an integer"),
 ]
@@ -349,6 +393,21 @@ def test_suggested_threshold_is_numpys_percentile(percentile):
     for given in (logged, logged.tolist(), iter(logged), map(np.float64, logged), logged.reshape(17, 59)):
         assert gradclip.suggest_threshold(given, percentile) == expected
     assert gradclip.suggest_threshold(norms) == np.percentile(norms, 95)
+
+
+@pytest.mark.parametrize("percentile", [0.95, 0.5, np.float32(0.25)])
+def test_a_percentile_that_looks_like_a_fraction_warns(percentile):
+    with pytest.warns(UserWarning, match=f"percentile is {percentile:g}, which is below one percent") as caught:
+        found = gradclip.suggest_threshold([1.0, 2.0, 3.0], percentile=percentile)
+    assert found == np.percentile([1.0, 2.0, 3.0], float(percentile))
+    assert caught[0].filename == __file__
+    assert [gradclip.suggest_threshold([1.0, 2.0, 3.0], percent) for percent in (0, 1, 100)] == [1.0, pytest.approx(1.02), 3.0]
+
+
+def test_one_norm_is_too_few_to_suggest_from():
+    with pytest.warns(UserWarning, match="from one norm says little") as caught:
+        assert gradclip.suggest_threshold([NAN, 3.0]) == 3.0
+    assert caught[0].filename == __file__
 
 
 def test_clip_rate_is_strict_and_of_finite_norms():

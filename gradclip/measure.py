@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal, overload
 
@@ -63,7 +63,7 @@ class Measure:
     grad_scale: float
     size: int
     max_abs: float
-    _parts: tuple[Floats, ...]  # norms by leaf, of each measure that was merged: joined when asked for
+    _parts: tuple[Any, ...]  # norms by leaf: one array, or the two `_parts` that were merged, which `norms` joins when asked
     first_nonfinite: tuple[str, int] | None
     _nans: int
     _infs: int
@@ -86,9 +86,15 @@ class Measure:
 
     @property
     def norms(self) -> Floats:
-        joined = self._parts[0] if len(self._parts) == 1 else np.concatenate(self._parts)
+        if len(self._parts) == 2:
+            object.__setattr__(self, "_parts", (np.concatenate(_in_order(self._parts)),))
+        joined: Floats = self._parts[0]
         joined.flags.writeable = False
         return joined
+
+    def __reduce__(self):
+        joined = (self.norms,)  # pairs of pairs of thousands of measures would be too deep to pickle
+        return Measure, tuple(joined if f.name == "_parts" else getattr(self, f.name) for f in fields(self))
 
     def __repr__(self) -> str:
         text = f"norm={self.norm!r}, ord={self.ord:g}, size={self.size}, max_abs={self.max_abs!r}"
@@ -119,7 +125,7 @@ class Measure:
             self.grad_scale,
             self.size + other.size,
             max(self.max_abs, other.max_abs),
-            self._parts + other._parts,
+            (self._parts, other._parts),  # not joined at each step, which would make sums quadratic
             self.first_nonfinite or other.first_nonfinite,
             self._nans + other._nans,
             self._infs + other._infs,
@@ -141,6 +147,18 @@ class Measure:
         ord = 0.0 if self.ord == math.inf else self.ord
         found = self._nans, self._infs, self.first_nonfinite
         return Sums.from_exact(self._sum, self._exponent, ord, self.grad_scale, self.max_abs, *found)
+
+
+def _in_order(parts):
+    """The arrays at the leaves of pairs of pairs, from left to right, however deep."""
+    found, left = [], [parts]
+    while left:
+        parts = left.pop()
+        if len(parts) == 2:
+            left += reversed(parts)
+        else:
+            found += parts
+    return found
 
 
 def dyadic(value, exponent):

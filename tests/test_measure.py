@@ -1,5 +1,6 @@
 """Measure: merging, pickling, and the two halves apart."""
 
+import copy
 import math
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -142,3 +143,14 @@ def test_measure_norm_is_correctly_rounded():
         m = gradclip.measure(a)
         if 0 < m.norm < math.inf:
             assert norm_error(m.norm, power_sum([a])) <= 0.5
+
+
+def test_thousands_of_measures_are_merged_in_a_row():
+    """Norms of leaves are joined once, when they are asked for: neither copied at each step, nor too deep for a pickle."""
+    parts = [gradclip.measure({f"w{i}": np.array([float(i)])}) for i in range(3000)]
+    total = sum(parts)
+    for same in (pickle.loads(pickle.dumps(total)), copy.deepcopy(total), total, (sum(parts[:7]) + sum(parts[7:]))):
+        np.testing.assert_array_equal(same.norms, np.arange(3000.0))
+        assert (same.norm, same.size, same.max_abs) == (total.norm, 3000, 2999.0)
+    assert total.norms is total.norms
+    assert parts[7].norms.tolist() == [7.0]

@@ -2,8 +2,9 @@
 
 import errno
 import os
-import shutil
-from contextlib import contextmanager
+import secrets
+import stat
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,15 +22,32 @@ def check(path):
 
 @contextmanager
 def replacing(path):
-    """A name beside `path` to write to; takes the place of `path` where all went well, and is removed if not."""
+    """A binary file beside `path` to write to; takes the place of `path` where all went well, and is removed if not.
+
+    Its name cannot be guessed and must be new, so that no link is followed that was planted there. It has the permissions
+    of the file that it replaces before a byte is written; where there is none, those that `open` gives a new file."""
     place = check(path)
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    beside = place.with_name(f".gradclip-{secrets.token_hex(8)}")
     try:
-        yield beside
-        with beside.open("rb+") as file:
+        with open(beside, "x+b", opener=_private if place.exists() else None) as file:
+            if place.exists():
+                _like(place, beside, file.fileno())
+            yield file
+            file.flush()
             os.fsync(file.fileno())
-        if place.exists():
-            shutil.copymode(place, beside)
         os.replace(beside, place)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _private(name, flags):
+    return os.open(name, flags, 0o600)
+
+
+def _like(place, beside, descriptor):
+    """Give a new file the owner, as far as this user may, and the permissions of the one at `place`."""
+    found = place.stat()
+    if hasattr(os, "fchown"):  # not on Windows
+        with suppress(OSError):
+            os.fchown(descriptor, found.st_uid, found.st_gid)
+    os.chmod(descriptor if os.chmod in os.supports_fd else beside, stat.S_IMODE(found.st_mode))

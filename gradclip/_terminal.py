@@ -1,6 +1,21 @@
-"""Tables and progress bars of the commands: by rich where it is installed and somebody looks."""
+"""What the commands print: lines, tables and progress bars, by rich where it is installed and somebody looks.
+
+Names come from files, and may hold whatever steers a terminal: all that is printed goes through `shown`."""
 
 from contextlib import contextmanager
+
+
+def shown(text):
+    """Text as it is, but what cannot be seen (control characters, reversed writing, bytes that are no text) as escapes."""
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def say(text=""):
+    """Print a line: a name with a line break in it makes no second one."""
+    print(shown(text))
 
 
 def show_table(header, rows, words=0, bold=()):
@@ -9,6 +24,7 @@ def show_table(header, rows, words=0, bold=()):
     words: the column that holds words; all others hold numbers, and are aligned right.
     bold: names of columns that stand out, as rows do that have nothing but their first cell."""
     words %= len(header)
+    header, rows = [shown(name) for name in header], [[shown(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     screen = _screen()
     if screen is None or not screen.is_terminal:

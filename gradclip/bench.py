@@ -22,8 +22,8 @@ from ._arguments import number
 from ._cpu import machine
 from ._cpu.limits import Stream
 from ._leaves import Leaves
-from ._pictures import picture_format
-from ._terminal import progress
+from ._pictures import check_picture, need_matplotlib, save_picture
+from ._terminal import progress, say
 
 SIZES = tuple(4**k for k in range(6, 15))  # bytes of one leaf: 4 KiB to 256 MiB
 MANY = ("1000 leaves x 1000", 1000), ("6 leaves x 1000", 6)  # leaves of 1000 elements
@@ -161,14 +161,9 @@ def run(seconds=50.0, *, threads=None, dtypes=("float32",), plot=None):
         raise ValueError(f"seconds must be positive and finite, not {seconds}")
     end = perf_counter() + seconds
     kinds = {name: _dtype(name) for name in dtypes}
-    suffix = None
     if plot is not None:
-        try:
-            import matplotlib.figure  # noqa: F401
-        except ImportError as error:
-            raise ImportError(f'the picture needs matplotlib: pip install "gradclip[plot]" ({error})') from error
-        plot = Path(plot)
-        suffix = picture_format(plot)
+        need_matplotlib("the picture")
+        check_picture(plot)
 
     with gradclip.num_threads(gradclip.get_num_threads() if threads is None else threads):
         print(gradclip.show_config())
@@ -181,9 +176,9 @@ def run(seconds=50.0, *, threads=None, dtypes=("float32",), plot=None):
         _roofline.show(results)
         if any(r.ratio < 0.95 for r in results):
             print("Below 1 x limit: cores, cache and memory were not this run's alone. Measure again.")
-        if suffix:
-            _roofline.draw(results).savefig(plot, format=suffix, dpi=150)
-            print(f"Picture saved as {plot}")
+        if plot is not None:
+            save_picture(_roofline.draw(results), plot)
+            say(f"Picture saved as {plot}")
     return results
 
 

@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import signal
 import sys
+from contextlib import contextmanager
 
+from ._terminal import say, shown
 from ._version import __version__
 from .config import show_config
 from .errors import NonFiniteGradientError
@@ -14,29 +17,74 @@ class OptionError(Exception):
     """An option's value cannot be read. Not a ValueError: argparse would print its usage before the message."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Argparse's, whose errors repeat arguments: names of files among them, where a shell filled in a pattern."""
+
+    def error(self, message):
+        super().error(shown(message))
+
+
 def main(argv=None):
     """Run the command; return its exit status: 0, 1 where NaN or Inf is an error, 2 after any other error of the user's
-    input, 130 after Ctrl-C."""
+    input, 130 after Ctrl-C. Without a command, print the help."""
     try:
-        try:
-            arguments = _parser().parse_args(argv)
-            return arguments.run(arguments)
-        finally:
-            print(end="", flush=True)  # so that a reader who has left is noticed here, and not at exit
+        with _cleaning_up():
+            try:
+                parser = _parser()
+                arguments = parser.parse_args(argv)
+                if arguments.run is None:
+                    parser.print_help()
+                    return 0
+                return arguments.run(arguments)
+            finally:
+                print(end="", flush=True)  # so that a reader who has left is noticed here, and not at exit
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         return 1
-    except (ImportError, NonFiniteGradientError, OptionError, OSError, ValueError) as error:
-        print(f"gradclip: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ImportError, MemoryError, NonFiniteGradientError, OptionError, OSError, ValueError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"gradclip: error: {shown(message)}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteGradientError) else 2
 
 
+class Terminated(BaseException):
+    """A signal that ends the program, on its way through what has to clean up."""
+
+
+@contextmanager
+def _cleaning_up():
+    """While SIGTERM or SIGHUP end this program, they unwind it first, so that no half file stays; then they end it."""
+
+    def unwind(number, frame):
+        for each in replaced:
+            signal.signal(each, signal.SIG_IGN)  # cleaning up takes no time
+        raise Terminated(number)
+
+    names = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # no SIGHUP on Windows
+    replaced = [number for number in names if number is not None and signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        try:
+            for number in replaced:
+                signal.signal(number, unwind)
+        except ValueError:  # not the main thread, to which signals belong
+            replaced = []
+        yield
+    except Terminated as stopped:
+        signal.signal(stopped.args[0], signal.SIG_DFL)
+        os.kill(os.getpid(), stopped.args[0])
+        raise  # the signal is blocked
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _parser():
-    parser = argparse.ArgumentParser("gradclip", description="Fast, exact and safe gradient clipping.")
+    parser = Parser("gradclip", description="Fast, exact and safe gradient clipping.")
+    parser.set_defaults(run=None)
     parser.add_argument("--version", action="version", version=f"gradclip {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     demo = commands.add_parser("demo", help="train a small network without and with clipping")
     demo.add_argument("--plot", metavar="PATH", default="gradclip_demo.png", help="where the picture is saved (%(default)s)")
@@ -46,10 +94,11 @@ def _parser():
     demo.set_defaults(run=_demo)
 
     clip = commands.add_parser("clip", help="clip a file of gradients by its global norm")
-    clip.add_argument("file", metavar="FILE", help=".npz, .safetensors, .csv or .txt")
-    _add_number(clip, "--max-norm", "C", float, None, "threshold of the norm of all arrays together")
+    clip.add_argument("file", metavar="FILE", help=".npz, .npy, .safetensors, .csv or .txt; - is text from standard input")
+    _add_number(clip, "--max-norm", "C", float, None, "threshold of the norm of all arrays together; needed to write --out")
     clip.add_argument("--out", metavar="FILE", help="where the clipped gradients are written (nowhere); may be the same file")
     clip.add_argument("--dry-run", action="store_true", help="measure only, in spite of --out")
+    clip.add_argument("--expand", action="store_true", help="read an archive even if it expands beyond all proportion")
     _add_number(clip, "--ord", "P", float, 2.0, "which norm: any number above 0, or inf")
     _add_number(clip, "--eps", "E", float, 0.0, "added to the norm; 1e-6 gives PyTorch's factor")
     _add_number(clip, "--grad-scale", "S", float, 1.0, "the file holds the gradients times this; they are written without it")
@@ -57,11 +106,15 @@ def _parser():
         "--nonfinite", metavar="DO", default="raise", help="about NaN and Inf: raise, skip, zero or propagate (%(default)s)"
     )
     _add_number(clip, "--top", "N", int, 20, "leaves in the table, at most: those with the largest norms")
-    clip.set_defaults(run=_clip)
+    clip.set_defaults(run=_clip, parser=clip)
 
     suggest = commands.add_parser("suggest", help="thresholds from a file of logged norms")
-    suggest.add_argument("file", metavar="FILE", help="CSV or text, a norm per line; lines that begin with # are comments")
-    suggest.add_argument("--column", metavar="NAME", help="of the norms (norm, else the last one of numbers)")
+    suggest.add_argument("file", metavar="FILE", help="CSV or text, a norm per line, # for comments; - is standard input")
+    suggest.add_argument(
+        "--column",
+        metavar="NAME",
+        help='of the norms (norm, else the one with "norm" in it); its number if no column has a name',
+    )
     suggest.add_argument("--plot", metavar="PATH", help="save a histogram with the thresholds")
     suggest.set_defaults(run=_suggest)
 
@@ -80,7 +133,7 @@ def _parser():
 
 
 def _add_number(parser, name, metavar, kind, default, text):
-    """Add an option whose value is an int or a float; without a default, it must be given."""
+    """Add an option whose value is an int or a float."""
 
     def read(value):
         try:
@@ -89,10 +142,8 @@ def _add_number(parser, name, metavar, kind, default, text):
             words = {int: "a whole number", float: "a number"}[kind]
             raise OptionError(f"{name} must be {words}, not {value!r}") from None
 
-    if default is None:
-        parser.add_argument(name, metavar=metavar, type=read, required=True, help=text)
-    else:
-        parser.add_argument(name, metavar=metavar, type=read, default=default, help=f"{text} (%(default)s)")
+    shown_default = "" if default is None else " (%(default)s)"
+    parser.add_argument(name, metavar=metavar, type=read, default=default, help=text + shown_default)
 
 
 def _demo(arguments):
@@ -105,11 +156,14 @@ def _demo(arguments):
 def _clip(arguments):
     from . import clip_file
 
+    if arguments.out is not None and arguments.max_norm is None and not arguments.dry_run:
+        arguments.parser.error("the following arguments are required to write --out: --max-norm")
     clip_file.run(
         arguments.file,
         arguments.max_norm,
         arguments.out,
         dry_run=arguments.dry_run,
+        expand=arguments.expand,
         top=arguments.top,
         ord=arguments.ord,
         eps=arguments.eps,
@@ -134,5 +188,6 @@ def _bench(arguments):
 
 
 def _info(arguments):
-    print(show_config())
+    for line in show_config().split("\n"):
+        say(line)
     return 0

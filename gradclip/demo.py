@@ -25,8 +25,8 @@ import numpy as np
 import gradclip
 
 from ._arguments import number
-from ._pictures import picture_format
-from ._terminal import show_table
+from ._pictures import check_picture, need_matplotlib, save_picture
+from ._terminal import show_table, shown
 
 # Real text that comes with Python itself: some 450,000 characters of its standard library.
 SOURCES = "argparse", "csv", "difflib", "inspect", "json/decoder", "shutil", "statistics", "textwrap"
@@ -190,13 +190,12 @@ def run(plot="gradclip_demo.png", *, steps=1500, max_norm=0.75, seed=0):
     ImportError, OSError, ValueError
         Matplotlib, rich or Python's own sources are missing, or an argument cannot be used.
     """
+    need_matplotlib("the demo", extra="demo")
     try:
-        import matplotlib.figure  # noqa: F401
         import rich.console
     except ImportError as error:
-        raise ImportError(f'the demo needs matplotlib and rich: pip install "gradclip[demo]" ({error})') from error
-    plot = Path(plot)
-    suffix = picture_format(plot)
+        raise ImportError(f'the demo needs rich: pip install "gradclip[demo]" ({error})') from error
+    check_picture(plot)
     for name, value, least in ("steps", steps, 1), ("seed", seed, 0):
         if operator.index(value) < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
@@ -208,8 +207,8 @@ def run(plot="gradclip_demo.png", *, steps=1500, max_norm=0.75, seed=0):
     show.print(f"A recurrent network ({network})\nreads {len(text):,} characters of Python's standard library.\n")
     without, clipped = _train_both(show, text, steps, max_norm, seed)
     show_table(("", "without clipping", f"clipped at {max_norm:g}"), _rows(without, clipped))
-    _draw(without, clipped, max_norm, network).savefig(plot, format=suffix, dpi=150)
-    show.print(f"\nPicture saved as {plot}\n\nThe network trained with clipping writes:")
+    save_picture(_draw(without, clipped, max_norm, network), plot)
+    show.print(f"\nPicture saved as {shown(plot)}\n\nThe network trained with clipping writes:")
     show.print(clipped.network.sample(np.random.default_rng(seed), 250))
     return without, clipped
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import operator
 import os
@@ -10,12 +11,12 @@ import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ._arguments import flag, number, percent, real, whole
+from ._pictures import need_matplotlib, save_picture
 from ._replace import replacing
 from .errors import FrequentClippingWarning, VanishingScaleWarning
 from .report import ClipReport
@@ -240,10 +241,12 @@ class ClipMonitor:
         Columns: step, norm, max_norm, scale, clipped, skipped (0 or 1) and nonfinite (elements). All are numbers,
         ``nan`` and ``inf`` among them, and read back as they were.
         """
-        with replacing(path) as file, open(file, "w", encoding="utf-8", newline="") as text:
+        with replacing(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             writer = csv.writer(text)
             writer.writerow(["step", *COLUMNS])
             writer.writerows([step, *values] for step, values in zip(self._numbers(), self._window().tolist(), strict=True))
+            text.detach()  # flushes it; the file stays open
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Save a picture of the window: norms over steps with the threshold, and beside them their histogram.
@@ -260,13 +263,8 @@ class ClipMonitor:
         OSError, ValueError
             The picture cannot be saved there, or not in that format.
         """
-        try:
-            import matplotlib.figure  # noqa: F401
-        except ImportError as error:
-            raise ImportError(f'plot needs matplotlib: pip install "gradclip[plot]" ({error})') from error
-        figure = _draw(self._numbers(), self._window(), self.steps)
-        with replacing(path) as file:
-            figure.savefig(file, format=Path(path).suffix[1:].lower() or "png", dpi=120)
+        need_matplotlib("plot")
+        save_picture(_draw(self._numbers(), self._window(), self.steps), path, dpi=120)
 
     def state_dict(self) -> dict[str, Any]:
         """All that was recorded, for `json` and `load_state_dict`."""

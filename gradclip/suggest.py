@@ -10,7 +10,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ._pictures import picture_format
+from ._pictures import check_picture, need_matplotlib, save_picture
 from ._terminal import show_table
 from .files import delimiter_of, is_data, is_number
 from .thresholds import clip_rate, suggest_threshold
@@ -44,11 +44,8 @@ def run(path: str | os.PathLike[str], column: str | None = None, plot: str | os.
         Matplotlib is missing, or the file or an argument cannot be used.
     """
     if plot is not None:
-        try:
-            import matplotlib.figure  # noqa: F401
-        except ImportError as error:
-            raise ImportError(f'--plot needs matplotlib: pip install "gradclip[plot]" ({error})') from error
-        suffix = picture_format(plot)
+        need_matplotlib("--plot")
+        check_picture(plot)
     norms, name = read_norms(path, column)
     finite = norms[np.isfinite(norms)]
     if not finite.size:
@@ -64,7 +61,7 @@ def run(path: str | os.PathLike[str], column: str | None = None, plot: str | os.
     show_table(("percentile", "norm", "clip rate", ""), rows, words=-1)
     print(f"\nTry max_norm={thresholds[95]:.6g}: it would clip {clip_rate(finite, thresholds[95]):.1%} of such steps.")
     if plot is not None:
-        _draw(finite, {percent: thresholds[percent] for percent in SUGGESTED}, path).savefig(plot, format=suffix, dpi=150)
+        save_picture(_draw(finite, {percent: thresholds[percent] for percent in SUGGESTED}, path), plot)
         print(f"Picture saved as {plot}")
 
 

@@ -5,7 +5,7 @@ from safetensors.numpy import load_file, save_file
 
 from gradclip import cli
 
-SUFFIXES = (".npz", ".safetensors", ".csv", ".txt")
+SUFFIXES = (".npz", ".npy", ".safetensors", ".csv", ".txt")
 
 
 def run(capsys, *argv):
@@ -26,9 +26,11 @@ def gradients():
 
 
 def write(path, grads):
-    """A file of these gradients; text holds one array."""
+    """A file of these gradients; text and .npy hold one array."""
     if path.suffix == ".npz":
         np.savez(path, **grads)
+    elif path.suffix == ".npy":
+        np.save(path, *grads.values())
     elif path.suffix == ".safetensors":
         save_file(grads, path, metadata={"format": "pt", "step": "7"})
     else:
@@ -41,6 +43,8 @@ def read(path):
     if path.suffix == ".npz":
         with np.load(path) as file:
             return dict(file)
+    if path.suffix == ".npy":
+        return {"grads": np.load(path)}
     return load_file(path) if path.suffix == ".safetensors" else {"grads": np.loadtxt(path, delimiter=",", ndmin=2)}
 
 

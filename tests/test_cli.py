@@ -56,12 +56,20 @@ def test_module_is_the_command():
     assert done.stdout == gradclip.show_config() + "\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["demo", "--steps"], ["demo", "--learning-rate", "1"], ["no-such-command"]])
+@pytest.mark.parametrize("argv", [["demo", "--steps"], ["demo", "--learning-rate", "1"], ["no-such-command"]])
 def test_missing_and_unknown_arguments_give_usage_and_status_2(argv):
     done = run_process(*argv)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("usage: gradclip")
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_command_the_help_is_printed():
+    done = run_process()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run_process("--help").stdout
+    for command in ("demo", "clip", "suggest", "bench", "info"):
+        assert f"\n    {command} " in done.stdout
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["demo", "--help"]])

@@ -11,6 +11,8 @@ from gradient_files import SUFFIXES, read, run, same, write
 import gradclip
 from gradclip import cli, clip_file
 
+ONE_ARRAY = (".npy", ".csv", ".txt")
+
 
 @pytest.fixture(params=SUFFIXES)
 def file(request, tmp_path):
@@ -62,7 +64,7 @@ def test_replaced_files_keep_permissions_and_links(capsys, file):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("existed", [True, False])
 def test_a_write_that_fails_half_way_leaves_the_old_file(capsys, tmp_path, monkeypatch, suffix, existed, error):
-    grads = {"w": np.ones((4, 4))} if suffix in (".csv", ".txt") else {f"w{i}": np.ones(2**15) for i in range(4)}
+    grads = {"w": np.ones((4, 4))} if suffix in ONE_ARRAY else {f"w{i}": np.ones(2**15) for i in range(4)}
     path, out = write(tmp_path / f"in{suffix}", grads), tmp_path / f"out{suffix}"
     if existed:
         out.write_bytes(b"old")
@@ -71,7 +73,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(capsys, tmp_path, monke
     def failing(values, *args, **norm):
         if isinstance(values, np.ndarray):
             begun.append([p.name for p in tmp_path.iterdir() if p not in (path, out)])
-            if len(begun) == len(grads) // 2 + 1 or suffix in (".csv", ".txt"):
+            if len(begun) == len(grads) // 2 + 1 or suffix in ONE_ARRAY:
                 raise error
         return gradclip.apply_clip_(values, *args, **norm)
 
@@ -82,7 +84,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file(capsys, tmp_path, monke
     assert path.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, out.name] if existed else [path.name])
     assert not existed or out.read_bytes() == b"old"
-    assert suffix in (".csv", ".txt") or len(begun[-1]) == 1  # there was half a file
+    assert suffix in ONE_ARRAY or len(begun[-1]) == 1  # there was half a file
 
 
 def test_a_file_that_changes_between_the_passes(capsys, file, monkeypatch):
@@ -144,7 +146,7 @@ def test_nan_is_status_1_and_names_the_leaf(capsys, bad):
     for options in ([], ["--nonfinite", "raise"]):
         status, text, err = run(capsys, bad, "--max-norm", "1", "--out", out, *options)
         assert (status, text, err.count("\n")) == (1, "", 1)
-        assert err.startswith("gradclip: error: b: NaN or Inf at flat index 1 (NaN or Inf in all leaves: 2)")
+        assert err.startswith(f"gradclip: error: {bad}: b: NaN or Inf at flat index 1 (NaN or Inf in all leaves: 2)")
         assert not out.exists()
 
 
@@ -203,11 +205,35 @@ def test_errors_of_arguments_come_before_reading(capsys, tmp_path, monkeypatch, 
     assert sorted(os.listdir()) == ["folder.npz", "grads.npz"]
 
 
-def test_max_norm_is_required(capsys):
+def test_max_norm_is_needed_to_write(capsys, file):
+    out = file.with_name("out" + file.suffix)
     with pytest.raises(SystemExit) as end:
-        cli.main(["clip", "grads.npz"])
+        cli.main(["clip", str(file), "--out", str(out)])
     assert end.value.code == 2
-    assert "--max-norm" in capsys.readouterr().err
+    assert "required to write --out: --max-norm" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="cannot be written without max_norm"):
+        clip_file.run(file, out=out)
+    for options in ([], ["--out", out, "--dry-run"]):
+        status, text, err = run(capsys, file, *options)
+        assert (status, err) == (0, "")
+        assert text.endswith(f"\n\n{file}: norm 13.0, nothing was written\n")
+        assert "factor" not in text
+    assert os.listdir(file.parent) == [file.name]
+
+
+def test_a_file_without_gradients_is_an_error(capsys, tmp_path):
+    for name, arrays in ("empty.npz", {}), ("integers.npz", {"a": np.arange(3), "m": np.array([True]), "n": np.array(["x"])}):
+        path = write(tmp_path / name, arrays)
+        for options in ([], ["--max-norm", "1", "--out", path]):
+            status, out, err = run(capsys, path, *options)
+            assert (status, out, err.count("\n")) == (2, "", 1)
+            assert f"gradclip: error: {path}: no gradients: it holds {'bool, int64, str' if arrays else 'nothing'}" in err
+    path = write(tmp_path / "integers.safetensors", {"a": np.arange(3)})
+    assert run(capsys, path)[0] == 2
+    np.save(tmp_path / "integers.npy", np.arange(3))
+    assert run(capsys, tmp_path / "integers.npy")[0] == 2
+    np.savez(path.with_suffix(".npz"), w=np.zeros((0, 3)), step=1)
+    assert run(capsys, path.with_suffix(".npz"))[0] == 0  # an empty gradient is one
 
 
 @pytest.mark.parametrize("output", ["grads.npz", "out.npz"])

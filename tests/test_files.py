@@ -1,5 +1,6 @@
 """The formats that ``gradclip clip`` reads and writes."""
 
+import io
 import os
 import sys
 import zipfile
@@ -11,6 +12,7 @@ import safetensors
 from gradient_files import gradients, read, run, same, write
 
 import gradclip
+from gradclip import cli, files
 
 # --- what is kept -------------------------------------------------------------------------------------------------
 
@@ -57,7 +59,7 @@ def test_counters_masks_and_names_are_kept(capsys, tmp_path, suffix):
 
 
 def test_many_kept_arrays_are_one_short_line(capsys, tmp_path):
-    path = write(tmp_path / "in.npz", {f"step{i}": np.array(i) for i in range(300)})
+    path = write(tmp_path / "in.npz", {**{f"step{i}": np.array(i) for i in range(300)}, "w": np.zeros(3)})
     status, out, _ = run(capsys, path, "--max-norm", "1")
     assert status == 0
     assert "step4 (int64) and 295 more" in out
@@ -234,6 +236,220 @@ def test_npz_files_that_cannot_be_used(capsys, tmp_path, kind, words):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def npy(header, data=b"", version=(1, 0)):
+    """A file with a header of any text."""
+    header = header.encode("latin1")
+    length = len(header).to_bytes(2 if version == (1, 0) else 4, "little")
+    return b"\x93NUMPY" + bytes(version) + length + header + data
+
+
+def head(shape, descr="'<f8'", order="False"):
+    return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}\n"
+
+
+ODD = [
+    (b"", "magic string"),
+    (b"PK", "magic string"),
+    (npy(head("(2,)"))[:9], ""),
+    (npy(head("(2,)"))[:30], ""),
+    (npy(head("(2,)"), bytes(15)), "the array is cut short: the header tells of 16 bytes, 15 are there"),
+    (npy(head("(2,)"), bytes(17)), "bytes after the array: the header tells of 16 bytes, 17 are there"),
+    (npy(head("(-1,)"), bytes(8)), "the header tells of no array: shape (-1,)"),
+    (npy(head("(-1, -2)"), bytes(16)), "the header tells of no array: shape (-1, -2)"),
+    (npy(head("(True,)"), bytes(8)), "the header tells of no array: shape (True,)"),
+    (npy(head("(2.0,)"), bytes(16)), "shape is not valid"),
+    (npy(head("2"), bytes(16)), "shape is not valid"),
+    (npy(head("(2**60,)"), bytes(16)), ""),
+    (npy(head(f"({2**63},)"), bytes(16)), "the array is cut short"),
+    (npy(head(f"({2**63}, 0)")), ""),
+    (npy(head(f"({', '.join(['1'] * 99)})"), bytes(8)), ""),
+    (npy(head("(1,)", "'|O'"), bytes(8)), "Object arrays cannot be loaded"),
+    (npy(head("(1,)", "'(2,)<f8'"), bytes(16)), "the header tells of no array"),
+    (npy(head("(1,)", "'<f99'"), bytes(99)), "descr is not a valid dtype descriptor"),
+    (npy(head("(1,)", "[('a', '<f8')]"), bytes(8)), "dtype"),
+    (npy(head("(1,)", order="2"), bytes(8)), "fortran_order is not a valid bool"),
+    (npy("(" * 5000), ""),
+    (npy("{'descr': "), ""),
+    (npy("'" * 3), ""),
+    (npy("\x00\xff" * 20), ""),
+    (npy(head("(2,)") + " " * 20_000, bytes(16)), "a header of 20,05"),
+    (npy(head("(2,)"), bytes(16), (4, 2)), "version (4, 2) of the .npy format is not known"),
+    (b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(100), "a header of 4,294,967,295 bytes"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), ODD)
+def test_odd_arrays_are_one_line_and_status_2(capsys, tmp_path, content, words):
+    np.savez(tmp_path / "grads.npz", a=np.ones(2))
+    with zipfile.ZipFile(tmp_path / "grads.npz", "a") as archive:
+        archive.writestr("w.npy", content)
+    (tmp_path / "grads.npy").write_bytes(content)
+    for path, name in ((tmp_path / "grads.npy", ""), (tmp_path / "grads.npz", "w")):
+        status, out, err = run(capsys, path, "--max-norm", "1", "--out", path)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert err.startswith(f"gradclip: error: {path}: {name}")
+        assert words in err
+    assert sorted(os.listdir(tmp_path)) == ["grads.npy", "grads.npz"]
+
+
+COMPRESSIONS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+
+
+@pytest.mark.parametrize("how", COMPRESSIONS)
+def test_damaged_archives_are_one_line_and_status_2(capsys, tmp_path, how):
+    """Every byte of an archive, changed; and every beginning of it."""
+    path, out = tmp_path / "grads.npz", tmp_path / "out.npz"
+    with zipfile.ZipFile(path, "w", how) as archive, archive.open("w.npy", "w") as member:
+        np.lib.format.write_array(member, np.arange(3.0))
+    whole = path.read_bytes()
+    changed = [whole[:i] + bytes([whole[i] ^ 255]) + whole[i + 1 :] for i in range(len(whole))]
+    found = set()
+    for content in (*changed, *(whole[:n] for n in range(0, len(whole), 7))):
+        path.write_bytes(content)
+        status, text, err = run(capsys, path, "--max-norm", "1", "--out", out)
+        found.add(status)
+        if status == 0:  # dates and attributes are nobody's concern
+            assert gradclip.global_norm(read(out)) == pytest.approx(1.0)
+        else:
+            assert (status, text, err.count("\n")) == (2, "", 1)
+            assert err.startswith(f"gradclip: error: {path}: ")
+    assert found == {0, 2}
+    assert set(os.listdir(tmp_path)) == {"grads.npz", "out.npz"}
+
+
+def zeros(path, size, how=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", how) as archive, archive.open("w.npy", "w") as member:
+        np.lib.format.write_array(member, np.append(np.zeros(size), 2.0))
+    return path
+
+
+def test_an_archive_may_not_expand_beyond_all_proportion(capsys, tmp_path, monkeypatch):
+    path, out = zeros(tmp_path / "grads.npz", 99_999), tmp_path / "out.npz"
+    size = path.stat().st_size
+    assert size < 8000
+    assert run(capsys, path)[0] == 0  # small
+    monkeypatch.setattr(files, "EXPANDED", 2**19)
+    with monkeypatch.context() as unread:
+        unread.setattr(files, "_read_member", lambda *args: pytest.fail("read"))
+        status, text, err = run(capsys, path, "--max-norm", "1", "--out", out)
+    assert (status, text) == (2, "")
+    assert err == f"gradclip: error: {path}: {size:,} bytes that expand to 800,128: --expand allows it\n"
+    status, text, err = run(capsys, path, "--max-norm", "1", "--out", out, "--expand")
+    assert (status, err) == (0, "")
+    assert read(out)["w"][-1] == 1.0
+    assert run(capsys, zeros(path, 99_999, zipfile.ZIP_STORED))[0] == 0  # large, but not by expanding
+
+
+def test_a_size_that_the_archive_makes_up(capsys, tmp_path):
+    """Neither what the directory says nor what a header says is believed."""
+    path = zeros(tmp_path / "grads.npz", 99)
+    whole = path.read_bytes()
+    told = (928).to_bytes(4, "little")
+    assert whole.count(told) == 2  # before the file within, and in the directory
+    for size, words in (
+        (2**31, "that expand to 2,147,483,648"),
+        (2**20, "w.npy: bytes after the array"),
+        (900, "w.npy: "),
+    ):
+        path.write_bytes(whole.replace(told, size.to_bytes(4, "little")))
+        status, out, err = run(capsys, path)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert words in err
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+@pytest.mark.parametrize("order", "CF")
+def test_npy_keeps_its_header(capsys, tmp_path, version, order):
+    path = tmp_path / "grads.npy"
+    grads = np.array(np.random.default_rng(3).standard_normal((4, 5)).astype(np.float32), order=order)
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, grads, version)
+    before = path.read_bytes()
+    status, out, err = run(capsys, path, "--max-norm", "0.5", "--out", path)
+    assert (status, err) == (0, "")
+    assert "grads  (4, 5)  float32" in out
+    after, written = path.read_bytes(), np.load(path)
+    assert after[: -grads.nbytes] == before[: -grads.nbytes]
+    assert written.flags.f_contiguous == (order == "F")
+    np.testing.assert_array_equal(written, gradclip.clip_by_global_norm(grads, 0.5)[0])
+
+
+# --- names that steer a terminal -----------------------------------------------------------------------------
+
+STEERING = "\x1b[31mred\x1b]0;title\x07\u202e\r\nnew line\udce9"
+SEEN = r"\x1b[31mred\x1b]0;title\x07\u202e\r\nnew line\udce9"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_names_of_leaves_are_shown_as_escapes(capsys, tmp_path, monkeypatch, suffix, terminal):
+    if terminal:
+        pytest.importorskip("rich")
+        for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "200"}.items():
+            monkeypatch.setenv(name, value)
+    name, seen = STEERING.replace("\udce9", ""), SEEN.replace(r"\udce9", "")
+    path = write(tmp_path / f"grads{suffix}", {name: np.ones(2), name + "i": np.arange(3)})
+    status, out, err = run(capsys, path, "--max-norm", "1")
+    assert (status, err) == (0, "")
+    assert out.count(seen) == 2
+    assert "\x1b[31m" not in out
+    assert "\x1b]0" not in out
+    path = write(path, {name: np.array([1.0, np.nan])})
+    status, out, err = run(capsys, path, "--max-norm", "1")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "\x1b" not in err
+    assert r"\x1b[31mred" in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files cannot have such names there")
+def test_names_of_files_are_shown_as_escapes(capsys, tmp_path):
+    path = write(tmp_path / f"{STEERING}.npy", {"w": np.ones(4)})
+    status, out, err = run(capsys, path, "--max-norm", "1", "--out", path)
+    assert (status, err) == (0, "")
+    assert out.count(f"{SEEN}.npy") == 2
+    assert "\x1b" not in out
+    missing = tmp_path / f"{STEERING}.npz"
+    for argv in (["clip", missing], ["suggest", path], ["suggest", missing], ["clip", path, missing]):
+        try:
+            status = cli.main(list(map(str, argv)))
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        assert (status, out) == (2, "")
+        assert r"\x1b[31mred" in err or "Permission" in err
+        assert "\x1b" not in err
+
+
+# --- standard input ------------------------------------------------------------------------------------------
+
+
+def test_text_from_standard_input(capsys, tmp_path, monkeypatch):
+    out = tmp_path / "out.csv"
+    for options, last in (
+        ([], "norm 5.0, nothing was written"),
+        (["--max-norm", "1"], "norm 5.0 > max_norm 1.0, factor 0.2: to be clipped, nothing was written"),
+        (["--max-norm", "1", "--out", out], f"norm 5.0 > max_norm 1.0, factor 0.2: clipped, written to {out}"),
+        (["--max-norm", "9", "--out", out], f"norm 5.0 <= max_norm 9.0, factor 1.0: nothing to clip, written to {out}"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"# mine\n3, 0\n0, 4\n")))
+        status, text, err = run(capsys, "-", *options)
+        assert (status, err) == (0, "")
+        assert text.splitlines()[-1] == f"standard input: {last}"
+        if options:
+            assert out.exists() == ("--out" in options)
+        if last.startswith("norm 5.0 > max_norm 1.0, factor 0.2: clipped"):
+            assert out.read_text() == "# mine\n0.6000000000000001, 0.0\n0.0, 0.8\n"
+    assert out.read_text() == "# mine\n3, 0\n0, 4\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"3,x\n")))
+    status, text, err = run(capsys, "-", "--max-norm", "1", "--out", out.with_suffix(".npz"))
+    assert (status, text) == (2, "")
+    assert "clipped gradients of text are written to a .csv or .txt file" in err
+    status, text, err = run(capsys, "-")
+    assert (status, text, err) == (2, "", "gradclip: error: standard input, line 1: 'x' is not a number\n")  # not read above
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run(capsys, "-")[::2] == (2, "gradclip: error: there is no standard input\n")
+
+
 @pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 100, (2).to_bytes(8, "little") + b"{}" + b"more"])
 def test_damaged_safetensors(capsys, tmp_path, content):
     path = tmp_path / "grads.safetensors"
@@ -272,7 +488,7 @@ def test_files_that_are_none(capsys, tmp_path):
         ("missing.npz", "No such file"),
         ("missing.safetensors", "No such file"),
         ("folder.npz", "no ordinary file"),
-        ("grads.pt", "a file of gradients ends in .npz, .safetensors, .csv, .txt"),
+        ("grads.pt", "a file of gradients ends in .npz, .npy, .safetensors, .csv, .txt"),
     ):
         status, out, err = run(capsys, tmp_path / name, "--max-norm", "1")
         assert (status, out, err.count("\n")) == (2, "", 1)

@@ -1,0 +1,162 @@
+"""Files that are replaced: with which permissions, past which links, and what stays behind when the program is ended."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from gradient_files import run, write
+
+from gradclip import ClipMonitor, cli
+from gradclip._replace import replacing
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="links, permissions and signals are others there")
+
+
+def mode(path):
+    return stat.S_IMODE(os.stat(path).st_mode)
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+@posix
+@pytest.mark.usefixtures("umask")
+@pytest.mark.parametrize("existing", [0o600, 0o644, 0o666, 0o444 | 0o200, None])
+def test_permissions_are_right_from_the_start(tmp_path, existing):
+    path = tmp_path / "file"
+    if existing is not None:
+        path.write_bytes(b"old")
+        path.chmod(existing)
+    expected = 0o640 if existing is None else existing  # 0o666 without what the umask takes
+    with replacing(path) as file:
+        (beside,) = set(tmp_path.iterdir()) - {path}
+        assert mode(beside) == mode(file.fileno()) == expected
+        file.write(b"new")
+    assert mode(path) == expected
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@posix
+def test_a_planted_link_is_not_followed(capsys, tmp_path, monkeypatch):
+    path, victim = write(tmp_path / "grads.npz", {"w": np.ones(3)}), tmp_path / "victim"
+    victim.write_bytes(b"victim")
+    (tmp_path / f".grads.npz.{os.getpid()}").symlink_to(victim)  # where a name can be guessed
+    assert run(capsys, path, "--max-norm", "1", "--out", path)[0] == 0
+    assert victim.read_bytes() == b"victim"
+    monkeypatch.setattr("secrets.token_hex", lambda count: "guessed")
+    (tmp_path / ".gradclip-guessed").symlink_to(victim)
+    with pytest.raises(FileExistsError), replacing(path):
+        pass
+    assert victim.read_bytes() == b"victim"
+
+
+@posix
+def test_names_as_long_as_the_file_system_takes(tmp_path):
+    path = tmp_path / ("x" * 251 + ".csv")
+    ClipMonitor().to_csv(path)
+    assert path.exists()
+
+
+def test_an_error_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(error):
+        with replacing(path) as file:
+            file.write(b"half")
+            raise error
+
+    for error in (RuntimeError, KeyboardInterrupt, cli.Terminated):
+        with pytest.raises(error):
+            fail(error)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@posix
+def test_pictures_are_replaced_like_other_files(capsys, tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    log, plot = tmp_path / "log.csv", tmp_path / "picture.png"
+    log.write_text("norm\n1\n2\n")
+    plot.write_bytes(b"old")
+    plot.chmod(0o600)
+    save = figure.Figure.savefig
+
+    def full(self, file, **options):
+        save(self, file, **options)
+        if hasattr(file, "fileno") and self.axes:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(figure.Figure, "savefig", full)
+        assert cli.main(["suggest", str(log), "--plot", str(plot)]) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert plot.read_bytes() == b"old"
+    assert cli.main(["suggest", str(log), "--plot", str(plot)]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert mode(plot) == 0o600
+    assert sorted(tmp_path.iterdir()) == [log, plot]
+
+
+# --- signals -------------------------------------------------------------------------------------------------
+
+WAITING = """
+import sys, time
+import numpy as np
+from gradclip import cli, clip_file
+
+def wait(values, *args, **norm):
+    if isinstance(values, np.ndarray):
+        print("writing", flush=True)
+        time.sleep(60)
+    return apply(values, *args, **norm)
+
+apply, clip_file.apply_clip_ = clip_file.apply_clip_, wait
+sys.exit(cli.main(["clip", sys.argv[1], "--max-norm", "1", "--out", sys.argv[1]]))
+"""
+
+
+@posix
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_ends_the_command_and_leaves_nothing_behind(tmp_path, name):
+    path = write(tmp_path / "grads.npz", {"w": np.ones(3)})
+    before, number = path.read_bytes(), getattr(signal, name)
+    command = [sys.executable, "-c", WAITING, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        assert len(os.listdir(tmp_path)) == 2
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130 if name == "SIGINT" else -number, "", "")
+    assert os.listdir(tmp_path) == [path.name]
+    assert path.read_bytes() == before
+
+
+@posix
+def test_handlers_are_found_as_they_were(capsys):
+    def own(number, frame):
+        """Somebody else's, who also wants to know."""
+
+    for handler in (signal.SIG_DFL, signal.SIG_IGN, own):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            assert cli.main(["info"]) == 0
+            assert signal.getsignal(signal.SIGHUP) is handler
+        finally:
+            signal.signal(signal.SIGHUP, before)
+    statuses = []
+    thread = threading.Thread(target=lambda: statuses.append(cli.main(["info"])))  # no signal goes to it
+    thread.start()
+    thread.join()
+    assert statuses == [0]
+    capsys.readouterr()

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import secrets
 import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ def replacing(path):
     Its name cannot be guessed and must be new, so that no link is followed that was planted there. It has the permissions
     of the file that it replaces before a byte is written; where there is none, those that `open` gives a new file."""
     place = check(path)
-    beside = place.with_name(f".gradclip-{secrets.token_hex(8)}")
+    beside = place.with_name(f".gradclip-{_token()}")
     try:
         with open(beside, "x+b", opener=_private if place.exists() else None) as file:
             if place.exists():
@@ -38,6 +37,11 @@ def replacing(path):
         os.replace(beside, place)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _token():
+    """What nobody can guess; `secrets` would take milliseconds to import."""
+    return os.urandom(8).hex()
 
 
 def _private(name, flags):

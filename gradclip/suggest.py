@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from array import array
+from contextlib import contextmanager
 from itertools import chain, islice
 
 import numpy as np
 
 from ._pictures import check_picture, need_matplotlib, save_picture
-from ._terminal import show_table
-from .files import delimiter_of, is_data, is_number
-from .thresholds import clip_rate, suggest_threshold
+from ._terminal import say, show_table, shown
+from .files import delimiter_of, is_data, is_number, standard_input
+from .thresholds import clip_rate
 
 PERCENTILES = {
     0: "the smallest",
@@ -25,6 +27,7 @@ PERCENTILES = {
     99.9: "",
     100: "the largest",
 }
+FEW = 20  # norms: with fewer, the 95th percentile says next to nothing beyond the largest
 SUGGESTED = {percent: words for percent, words in PERCENTILES.items() if percent in (90, 95, 99)}
 
 
@@ -47,22 +50,28 @@ def run(path: str | os.PathLike[str], column: str | None = None, plot: str | os.
         need_matplotlib("--plot")
         check_picture(plot)
     norms, name = read_norms(path, column)
+    path = "standard input" if os.fspath(path) == "-" else path
     finite = norms[np.isfinite(norms)]
     if not finite.size:
         raise ValueError(f"{path}: none of the {norms.size} norms in {name} is finite")
 
-    thresholds = {percent: suggest_threshold(finite, percent) for percent in PERCENTILES}
+    thresholds = dict(zip(PERCENTILES, np.percentile(finite, list(PERCENTILES)).tolist(), strict=True))
     rows = [
         (f"{percent:g}", f"{threshold:.6g}", f"{clip_rate(finite, threshold):.2%}", PERCENTILES[percent])
         for percent, threshold in thresholds.items()
     ]
     ignored = norms.size - finite.size
-    print(f"{path}: {finite.size:,} norms in {name}; NaN, Inf or empty, and ignored: {ignored:,}\n")
+    count = f"{finite.size:,} norm{'s' if finite.size > 1 else ''}"
+    say(f"{path}: {count} in {name}; NaN, Inf or empty, and ignored: {ignored:,}")
+    say()
     show_table(("percentile", "norm", "clip rate", ""), rows, words=-1)
-    print(f"\nTry max_norm={thresholds[95]:.6g}: it would clip {clip_rate(finite, thresholds[95]):.1%} of such steps.")
+    say()
+    if finite.size < FEW:
+        say(f"{count} {'are' if finite.size > 1 else 'is'} not enough for a confident suggestion: log some hundred steps.")
+    say(f"Try max_norm={thresholds[95]:.6g}: it would clip {clip_rate(finite, thresholds[95]):.1%} of such steps.")
     if plot is not None:
         save_picture(_draw(finite, {percent: thresholds[percent] for percent in SUGGESTED}, path), plot)
-        print(f"Picture saved as {plot}")
+        say(f"Picture saved as {plot}")
 
 
 def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple[np.ndarray, str]:
@@ -74,10 +83,10 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple
     Parameters
     ----------
     path : path
-        The file, in UTF-8.
+        The file, in UTF-8; ``-`` is standard input.
     column : str, optional
-        A name in the header. By default ``norm``, and where there is none, the last column that holds a number in
-        the first line of data.
+        A name in the header; without a header, the number of the column, from 1. By default ``norm``, else the one
+        column of numbers whose name contains "norm" in small or capital letters, else the only column of numbers.
 
     Returns
     -------
@@ -89,10 +98,10 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple
     Raises
     ------
     OSError, ValueError
-        The file cannot be read, there is no such column, or a field is no norm; the message names the line.
+        The file cannot be read, the column is not there or not clear, or a field is no norm; the message names the line.
     """
     norms = array("d")
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
+    with _opened(path) as (path, file):
         lines = ((n, line.rstrip("\n")) for n, line in enumerate(file, 1) if is_data(line))
         top = list(islice(lines, 2))  # a header and the first line of data, or two of data
         delimiter = delimiter_of(top[0][1]) if top else None
@@ -104,7 +113,7 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple
         if not top:
             raise ValueError(f"{path} has no norms")
         index = _column(path, column, header, top[0], delimiter)
-        name = f"column {header[index]}" if index < len(header) else f"column {index + 1}"
+        name = f"column {_names(header, index + 1)[index]}"
         for n, line in chain(top, lines):
             fields = _fields(line, delimiter)
             try:
@@ -121,6 +130,21 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple
     return np.frombuffer(norms), name
 
 
+@contextmanager
+def _opened(path):
+    """The name of a file, and its lines."""
+    if os.fspath(path) != "-":
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            yield path, file
+        return
+    with standard_input() as stream:
+        text = io.TextIOWrapper(stream, "utf-8-sig", "replace")
+        try:
+            yield "standard input", text
+        finally:
+            text.detach()  # standard input stays open
+
+
 def _fields(line, delimiter):
     if '"' in line:
         try:
@@ -132,24 +156,55 @@ def _fields(line, delimiter):
 
 
 def _is_header(fields, column):
-    return "norm" in map(str.lower, fields) or column in fields or not any(map(is_number, fields))
+    if column in fields and not is_number(column):  # a number may be meant for the column's place
+        return True
+    return "norm" in map(str.lower, fields) or not any(map(is_number, fields))
 
 
 def _column(path, column, header, first, delimiter):
     """Which field of a line is the norm."""
-    if column is not None:
-        if column not in header:
-            known = f"the columns are {', '.join(header)}" if header else "the file has no header"
-            raise ValueError(f"{path} has no column {column!r}: {known}")
-        return header.index(column)
-    lower = [name.lower() for name in header]
-    if "norm" in lower:
-        return lower.index("norm")
     n, line = first
-    numbers = [i for i, field in enumerate(_fields(line, delimiter)) if is_number(field)]
+    fields = _fields(line, delimiter)
+    names = _names(header, len(fields))
+    if column is not None:
+        if column not in names:
+            raise ValueError(f"{path} has no column {column!r}: {_listed(header, names)}")
+        found = [i for i, name in enumerate(names) if name == column]
+        return _only(path, found, header, names)
+    lower = [name.lower() for name in names]
+    exact = [i for i, name in enumerate(lower) if name == "norm"]
+    numbers = [i for i, field in enumerate(fields) if is_number(field)]
+    empty = [i for i, name in enumerate(header) if name and not any(fields[i : i + 1])]  # numbers may stand further down
+    named = [i for i in sorted(numbers + empty) if "norm" in lower[i]]
+    if exact or named:
+        return _only(path, exact or named, header, names)
+    if len(numbers) == 1 and not empty and not any("norm" in name for name in lower):
+        return numbers[0]
     if not numbers:
         raise ValueError(f"{path}, line {n}: no number in {line[:40]!r}")
-    return numbers[-1]
+    raise ValueError(f"{path}: no column of numbers is named norm: {_choose(header, names)}")
+
+
+def _only(path, found, header, names):
+    """The one column that was found."""
+    if len(found) > 1:
+        several = ", ".join(names[i] for i in found)
+        raise ValueError(f"{path}: several columns may be meant ({several}): {_choose(header, names)}")
+    return found[0]
+
+
+def _names(header, count):
+    """Of columns: those of the header, else their numbers from 1."""
+    return header + [str(i + 1) for i in range(len(header), count)]
+
+
+def _listed(header, names):
+    known = f"the columns are {', '.join(name or '(unnamed)' for name in names)}"
+    return known if header else f"the file has no header, {known}"
+
+
+def _choose(header, names):
+    return f"choose one with --column; {_listed(header, names)}"
 
 
 def _draw(norms, thresholds, path):
@@ -170,7 +225,7 @@ def _draw(norms, thresholds, path):
             label = f"{threshold:.4g}: percentile {percent}, {SUGGESTED[percent]}"
             axes.axvline(math.log10(threshold), color=color, linestyle="--", label=label)
     zeros = f", {norms.size - positive.size:,} zeros not shown" if positive.size < norms.size else ""
-    axes.set_title(f"{path}: {norms.size:,} norms{zeros}", parse_math=False)
+    axes.set_title(f"{shown(path)}: {norms.size:,} norms{zeros}", parse_math=False)
     axes.set(xlabel="gradient norm", ylabel="steps")
     axes.xaxis.set_major_formatter(lambda exponent, _: f"{10.0 ** min(exponent, 308):.3g}")
     if positive.size:

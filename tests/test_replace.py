@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gradient_files import run, write
 
-from gradclip import ClipMonitor, cli
+from gradclip import ClipMonitor, _replace, cli
 from gradclip._replace import replacing
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links, permissions and signals are others there")
@@ -53,7 +53,7 @@ def test_a_planted_link_is_not_followed(capsys, tmp_path, monkeypatch):
     (tmp_path / f".grads.npz.{os.getpid()}").symlink_to(victim)  # where a name can be guessed
     assert run(capsys, path, "--max-norm", "1", "--out", path)[0] == 0
     assert victim.read_bytes() == b"victim"
-    monkeypatch.setattr("secrets.token_hex", lambda count: "guessed")
+    monkeypatch.setattr(_replace, "_token", lambda: "guessed")
     (tmp_path / ".gradclip-guessed").symlink_to(victim)
     with pytest.raises(FileExistsError), replacing(path):
         pass

@@ -1,6 +1,7 @@
 """``gradclip suggest``: files of logged norms, as people and programs write them."""
 
 import csv
+import io
 import math
 import sys
 
@@ -45,8 +46,15 @@ def run(capsys, *argv):
         ("step,grad_norm,host\n0,1.5,a\n1,2.5,b\n", [1.5, 2.5], "column grad_norm"),
         ('"Step","run ""a"", norm"\n"0","1.5"\n"1","2.5"\n', [1.5, 2.5], 'column run "a", norm'),
         ("2024-01-01 10:00,1.5\n2024-01-01 10:01,2.5\n", [1.5, 2.5], "column 2"),
-        ("0 1.5\n1 2.5\n", [1.5, 2.5], "column 2"),
-        ("  0   1.5\n  1   2.5\n", [1.5, 2.5], "column 2"),
+        ("a 1.5\nb 2.5\n", [1.5, 2.5], "column 2"),
+        ("  a   1.5\n  b   2.5\n", [1.5, 2.5], "column 2"),
+        ("step,grad_norm,loss\n0,1.5,7\n1,2.5,8\n", [1.5, 2.5], "column grad_norm"),
+        ("step,GradientNorm__MAX,loss\n0,1.5,7\n", [1.5], "column GradientNorm__MAX"),
+        ("norm_type,grad_norm,loss\nL2,1.5,7\n", [1.5], "column grad_norm"),
+        ("grad_norm,norm,loss\n9,1.5,7\n", [1.5], "column norm"),
+        ("step,loss,grad_norm\n0,7,\n1,8,1.5\n", [math.nan, 1.5], "column grad_norm"),  # logged every other step
+        ("1.5,\n2.5,\n", [1.5, 2.5], "column 1"),
+        ("host,value\na,1.5\nb,2.5\n", [1.5, 2.5], "column value"),
         ("step;norm\n0;1.5\n", [1.5], "column norm"),
         ("\tnorm\n0\t1.5\n1\t2.5\n", [1.5, 2.5], "column norm"),
         ("# a comment, with commas\n\n  # and one more\nstep norm\n\n0 1.5\n# 9 9\n1 2.5\n\n", [1.5, 2.5], "column norm"),
@@ -69,9 +77,40 @@ def test_column_by_name(log):
         assert (norms.tolist(), column) == ([value], f"column {name}")
 
 
+def test_column_by_number_where_there_is_no_header(log):
+    path = log("0,2,7\n1,3,8\n")
+    for name, values in (("1", [0.0, 1.0]), ("2", [2.0, 3.0]), ("3", [7.0, 8.0])):
+        norms, column = suggest.read_norms(path, name)
+        assert (norms.tolist(), column) == (values, f"column {name}")
+
+
+@pytest.mark.parametrize("count", [1, 2, 19, 20])
+def test_few_norms_are_said_to_be_few(log, capsys, count):
+    status, out, err = run(capsys, log("norm\n" + "2.5\n" * count))
+    assert (status, err) == (0, "")
+    words = {1: "1 norm is not enough", 2: "2 norms are not enough", 19: "19 norms are not enough"}
+    assert (words.get(count, "?") + " for a confident suggestion: log some hundred steps." in out) == (count < 20)
+    assert "Try max_norm=2.5: it would clip 0.0% of such steps." in out
+
+
+def test_standard_input(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffstep,norm\n0,1.5\n1,2.5\n".encode())))
+    status, out, err = run(capsys, "-")
+    assert (status, err) == (0, "")
+    assert "standard input: 2 norms in column norm;" in out
+    sys.stdin.buffer.seek(0)  # it was not closed
+    status, out, err = run(capsys, "-", "--column", "loss")
+    assert (status, out) == (2, "")
+    assert "error: standard input has no column 'loss'" in err
+    monkeypatch.setattr(sys, "stdin", None)
+    status, out, err = run(capsys, "-")
+    assert (status, out, err) == (2, "", "gradclip: error: there is no standard input\n")
+
+
 def test_numbers_are_those_that_were_written(log):
     expected = np.random.default_rng(0).lognormal(sigma=9, size=2000)
-    norms, _ = suggest.read_norms(log("".join(f"{i},{norm!r}\n" for i, norm in enumerate(expected.tolist()))))
+    path = log("".join(f"{i},{norm!r}\n" for i, norm in enumerate(expected.tolist())))
+    norms, _ = suggest.read_norms(path, "2")
     assert norms.tolist() == expected.tolist()
 
 
@@ -88,7 +127,24 @@ def test_numbers_are_those_that_were_written(log):
         ("step,norm\n0,1\n1\n", [], "line 3: nothing in column norm: '1'"),
         ("1\n-2\n", [], "line 2: -2.0 in column 1, but a norm is at least 0"),
         ("step,norm\n0,1\n", ["--column", "loss"], "has no column 'loss': the columns are step, norm"),
-        ("0,1\n", ["--column", "loss"], "has no column 'loss': the file has no header"),
+        ("0,1\n", ["--column", "loss"], "has no column 'loss': the file has no header, the columns are 1, 2"),
+        ("step,loss\n0,1\n", [], "no column of numbers is named norm: choose one with --column; the columns are step, loss"),
+        (",loss\n0,1\n", [], "no column of numbers is named norm: choose one with --column; the columns are (unnamed), loss"),
+        (
+            "0,1\n",
+            [],
+            "no column of numbers is named norm: choose one with --column; the file has no header, the columns are 1, 2",
+        ),
+        (
+            "step,grad_norm,grad_norm__MAX\n0,1,2\n",
+            [],
+            "several columns may be meant (grad_norm, grad_norm__MAX): choose one with --column; "
+            "the columns are step, grad_norm, grad_norm__MAX",
+        ),
+        ("step,grad_norm\n0,n/a\n1,2\n", [], "no column of numbers is named norm: choose one with --column"),
+        ("step,loss\n0,\n1,5\n", [], "no column of numbers is named norm: choose one with --column"),
+        ("a,a,norm\n0,1,2\n", ["--column", "a"], "several columns may be meant (a, a)"),
+        ("norm,Norm\n0,1\n", [], "several columns may be meant (norm, Norm): choose one with --column"),
         ('a,"' + "b" * 200_000 + '"\n1,2\n', [], "field larger than field limit"),
     ],
 )

@@ -401,7 +401,7 @@ def test_names_of_leaves_are_shown_as_escapes(capsys, tmp_path, monkeypatch, suf
     assert r"\x1b[31mred" in err
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="files cannot have such names there")
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="files cannot have such names there")
 def test_names_of_files_are_shown_as_escapes(capsys, tmp_path):
     path = write(tmp_path / f"{STEERING}.npy", {"w": np.ones(4)})
     status, out, err = run(capsys, path, "--max-norm", "1", "--out", path)

@@ -6,18 +6,24 @@ from __future__ import annotations
 import copy
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MappingView
 
 import numpy as np
+
+from ._pytorch import holds_weights, is_tensor, plain
+
+TREES = (
+    "pass the arrays in it (of a tree of JAX's: leaves, tree = jax.tree.flatten(grads), then jax.tree.unflatten(tree, clipped))"
+)
 
 
 def _library(node):
     return type(node).__module__.partition(".")[0]
 
 
-def is_cuda_tensor(node):
-    """A tensor of PyTorch's on a GPU."""
-    return _library(node) == "torch" and node.is_cuda
+def kind_of(node):
+    """The name of something's type."""
+    return f"{type(node).__module__}.{type(node).__qualname__}"
 
 
 def is_sparse(node):
@@ -28,8 +34,8 @@ def is_sparse(node):
 
 def _is_on_gpu(node):
     """Something that offers memory of a CUDA device."""
-    if _library(node) == "torch":
-        return is_cuda_tensor(node)
+    if is_tensor(node):
+        return node.is_cuda
     if hasattr(node, "__cuda_array_interface__"):
         return True
     device = getattr(node, "__dlpack_device__", None)
@@ -61,10 +67,21 @@ def is_collection(node):
     return isinstance(node, Iterable) and not isinstance(node, set | frozenset)
 
 
-def view(node, write):
+def makes_anew(node, items):
+    """Whether a container gives other objects each time it is asked: what is written to them is lost."""
+    if items is node or isinstance(node, dict | Iterator):
+        return False
+    again = map(node.__getitem__, node) if isinstance(node, Mapping) else node
+    return any(a is not b for a, b in zip(again, items, strict=True))
+
+
+def view(node, write, weights=False):
     """The memory of a leaf as an ndarray, without a copy; and the object that owns this memory, which is another
-    than `node` where stored values had to be brought together. TypeError where there is none."""
-    kind = f"{type(node).__module__}.{type(node).__qualname__}"
+    than `node` where stored values had to be brought together. TypeError where there is none, or where it is that of
+    parameters and not of gradients, unless `weights` are meant."""
+    kind = kind_of(node)
+    if not weights and holds_weights(node):
+        raise TypeError(f"{kind}: a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad")
     if is_sparse(node):
         if node.format not in ("csr", "csc", "coo", "bsr"):
             raise TypeError(f"scipy.sparse format {node.format!r} keeps no plain array of values; use .tocsr()")
@@ -78,15 +95,21 @@ def view(node, write):
     if isinstance(node, np.generic):
         raise TypeError(f"{kind} {node!r} is a scalar without memory of its own; use a 0-d array")
     if not is_array(node):
-        raise TypeError(f"{kind} {node!r:.80} is not an array")
+        builtin = type(node).__module__ == "builtins"
+        raise TypeError(f"{kind} {node!r:.80} is not an array" if builtin else f"{kind} is not an array; {TREES}")
+    if is_tensor(node):
+        try:
+            tensor = plain(node, write)
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{kind} gives no view of its memory: {error}") from None
     if _is_on_gpu(node):
         try:
-            return _view_gpu(node, write), node
+            return _view_gpu(tensor if is_tensor(node) else node, write), node
         except (AttributeError, KeyError, BufferError, RuntimeError) as error:
             raise TypeError(f"{kind} gives CuPy no view of its memory: {error}") from None
     try:
-        if _library(node) == "torch":
-            return _view_torch(node, write), node
+        if is_tensor(node):
+            return _view_torch(tensor), node
         if hasattr(node, "__array_interface__") or _is_buffer(node):
             return np.asarray(node if hasattr(node, "__array_interface__") else memoryview(node), copy=False), node
         if hasattr(node, "__array__"):  # JAX: read-only, bfloat16 included
@@ -104,8 +127,8 @@ def _view_gpu(node, write):
         raise ImportError('arrays on a GPU need CuPy: pip install "gradclip[cuda12]" or "gradclip[cuda13]"') from None
     if isinstance(node, cupy.ndarray):
         return node
-    if _library(node) == "torch":
-        torch, node = sys.modules["torch"], _plain_torch(node, write)
+    if is_tensor(node):
+        torch = sys.modules["torch"]
         with cupy.cuda.Device(node.device.index):  # CuPy would copy from another device to the current one
             if node.dtype == torch.bfloat16:
                 return cupy.asarray(node.view(torch.int16)).view(_brain())
@@ -150,20 +173,7 @@ def _brain():
     return ml_dtypes.bfloat16
 
 
-def _plain_torch(tensor, write):
-    torch = sys.modules["torch"]
-    if write and tensor.requires_grad:
-        raise TypeError("it requires grad: a parameter or part of a graph; pass p.grad, or p.data if it is to be changed")
-    tensor = tensor.detach()
-    if tensor.layout != torch.strided:
-        raise TypeError(f"layout {tensor.layout}; only strided tensors have plain memory")
-    if tensor.is_conj() or tensor.is_neg():
-        raise TypeError("a lazily conjugated or negated view; pass .resolve_conj().resolve_neg()")
-    return tensor
-
-
-def _view_torch(tensor, write):
-    tensor = _plain_torch(tensor, write)
+def _view_torch(tensor):
     torch = sys.modules["torch"]
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(_brain())
@@ -171,21 +181,45 @@ def _view_torch(tensor, write):
 
 
 def wrap(original, array):
-    """A result array as the kind of leaf it came from."""
+    """A result array as the kind of leaf it came from, which `is_rebuildable`."""
     if is_sparse(original):
         result = original.copy()
         result.data = array
         return result
-    if _library(original) == "torch":
+    if is_tensor(original):
         torch = sys.modules["torch"]
         take = torch.from_numpy if isinstance(array, np.ndarray) else torch.from_dlpack
-        if original.dtype == torch.bfloat16:
-            return take(array.view(np.int16)).view(torch.bfloat16)
-        return take(array)
-    if _library(original) in ("jax", "jaxlib"):
+        made = take(array.view(np.int16)).view(torch.bfloat16) if original.dtype == torch.bfloat16 else take(array)
+        return made if type(original).__module__ == "torch" else made.as_subclass(type(original))
+    if _is_jax_array(original):
         jax = sys.modules["jax"]
         return jax.numpy.asarray(array) if isinstance(array, np.ndarray) else jax.dlpack.from_dlpack(array)
-    return array
+    if isinstance(original, memoryview):
+        return memoryview(array)
+    if _is_stdlib_array(original):
+        return type(original)(original.typecode, array.tobytes())
+    return type(original).from_buffer_copy(array.tobytes())
+
+
+def is_rebuildable(node):
+    """Whether `wrap` can make a leaf of this type."""
+    return (
+        is_sparse(node)
+        or is_tensor(node)
+        or _is_jax_array(node)
+        or isinstance(node, memoryview)
+        or _is_stdlib_array(node)
+        or hasattr(type(node), "from_buffer_copy")  # of ctypes
+    )
+
+
+def _is_stdlib_array(node):
+    return isinstance(node, getattr(sys.modules.get("array"), "array", ()))
+
+
+def _is_jax_array(node):
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(node, jax.Array)
 
 
 def _pattern(node):
@@ -213,25 +247,43 @@ def rearrange(node, original):
 
 
 def like_container(node, items):
-    """A container of the same type with other items."""
+    """A container of the same type with other items. What only hands out its items (an iterator, a view of a dict)
+    becomes a list, an opened .npz file a dict."""
+    if isinstance(node, dict):
+        return _like_dict(node, items)
     if isinstance(node, Mapping):
-        return _like_mapping(node, items)
-    if isinstance(node, tuple):
-        return type(node)._make(items) if hasattr(node, "_fields") else type(node)(items)
-    if isinstance(node, list):
-        return items if type(node) is list else type(node)(items)
-    return deque(items, node.maxlen) if type(node) is deque else items
+        pairs = dict(zip(node, items, strict=True))
+        return pairs if isinstance(node, np.lib.npyio.NpzFile) else type(node)(pairs)
+    if isinstance(node, tuple) and hasattr(node, "_fields"):
+        return type(node)._make(items)
+    if type(node) is list or isinstance(node, Iterator | MappingView):
+        return items
+    return type(node)(items, node.maxlen) if isinstance(node, deque) else type(node)(items)
 
 
-def _like_mapping(node, items):
+def _like_dict(node, items):
     pairs = dict(zip(node, items, strict=True))
     if type(node) is dict:
         return pairs
-    if isinstance(node, dict):
-        result = copy.copy(node)  # keeps a defaultdict's factory
-        result.update(pairs)
-        return result
+    result = copy.copy(node)  # keeps a defaultdict's factory
+    result.update(pairs)
+    return result
+
+
+def check_container(node, items):
+    """A TypeError if `like_container` cannot make a container of this type: tried with the items that it has."""
+    if isinstance(node, Iterator | MappingView | np.lib.npyio.NpzFile):
+        return
     try:
-        return type(node)(pairs)
-    except (TypeError, ValueError):  # an opened .npz file, say
-        return pairs
+        made = like_container(node, list(items))
+        found = list(made.values() if isinstance(made, Mapping) else made)
+    except Exception as error:
+        raise TypeError(f"a {kind_of(node)} cannot be made of other items ({error}); {TREES}") from error
+    itself = made is node and len(items) > 0
+    if itself or type(made) is not type(node) or len(found) != len(items) or not all(map(_same, found, items)):
+        raise TypeError(f"a {kind_of(node)} cannot be made of other items; {TREES}")
+
+
+def _same(found, item):
+    """Whether a container holds what it was made of: the object itself, or a mapping that it makes anew each time."""
+    return found is item or (type(found) is type(item) and isinstance(item, Mapping))

@@ -13,7 +13,9 @@ cdef class Leaves:
     cdef readonly bint in_torch_stream  # whether one, or what they are made from, is a CUDA tensor of PyTorch's
     cdef readonly object tree       # the nesting as it was given
     cdef readonly str name          # "grads", "out", ...: stands in paths and messages
-    cdef dict _materialised         # id(iterator) -> list of what it yielded
+    cdef bint write                 # whether the leaves are going to be written
+    cdef bint anew                  # whether another such nesting is going to be made
+    cdef dict _materialised         # id(container) -> (it, list of what it yielded), of those that are not lists, tuples and dicts
     cdef dict _foreign              # index -> (leaf as given, the object whose memory is in `arrays`)
     cdef Py_ssize_t _capacity
     cdef list _unit_axes            # of each leaf, once they are cut

@@ -7,9 +7,9 @@ case, is walked without creating a Python object per leaf: paths are worked out 
 a report asks for one.
 """
 from cpython.dict cimport PyDict_CheckExact
-from cpython.list cimport PyList_Check, PyList_GET_ITEM
+from cpython.list cimport PyList_Check, PyList_CheckExact, PyList_GET_ITEM
 from cpython.mem cimport PyMem_Malloc, PyMem_Realloc, PyMem_Free
-from cpython.tuple cimport PyTuple_Check
+from cpython.tuple cimport PyTuple_Check, PyTuple_CheckExact
 from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memset
 
@@ -21,7 +21,7 @@ from itertools import islice
 import numpy as np
 cimport numpy as cnp
 
-from . import _foreign
+from . import _foreign, _pytorch
 from ._overlap import overlaps_itself
 from gradclip._layout cimport GC_F32, GC_F64, dtype_of, fill, lay_out, number_of, put_view, same_strides
 from gradclip._overlap cimport find_overlap
@@ -57,6 +57,23 @@ def paths_in(outline, name, parts=()):
             yield from paths_in(child, name, (*parts, str(i) if keys is None else keys[i]))
 
 
+def refuse_anew(path, node):
+    raise TypeError(f"{path}: {type(node).__name__} makes its values anew, so none can be written in place")
+
+
+def keys_of(node, inner):
+    """How the items of a container are called in paths; None if by number."""
+    keys = node if isinstance(node, Mapping) else getattr(node, "_fields", None) if PyTuple_Check(node) else None
+    if keys is None or len(keys) != len(inner):     # a named tuple may have other items than it should
+        return None
+    return list(map(str, keys))
+
+
+cdef bint is_subclass(object node):
+    """Whether a leaf is an array of a subclass of NumPy's: `arrays` has another of the same memory."""
+    return cnp.PyArray_Check(node) and not cnp.PyArray_CheckExact(node)
+
+
 cdef class Leaves:
     """The leaves of one nesting, in order, `None` left out.
 
@@ -64,13 +81,16 @@ cdef class Leaves:
     ----------
     tree : nesting of arrays
     write : whether the leaves are going to be written
-    name : what the nesting is called in messages
+    name : what the nesting is called in messages; "params" may be parameters of PyTorch's
+    anew : whether `rebuild` is going to make another such nesting
     """
 
-    def __cinit__(self, object tree, bint write=False, str name="grads"):
+    def __cinit__(self, object tree, bint write=False, str name="grads", bint anew=False):
         self.arrays = []
         self.name = name
         self.tree = tree
+        self.write = write
+        self.anew = anew
         self._capacity = 0
         self.walk(tree, write, 0)
         if write and self.count > 1:
@@ -111,15 +131,15 @@ cdef class Leaves:
             return node
         if PyDict_CheckExact(node):
             return list(node.values())
-        if isinstance(node, str) or _foreign.is_array(node):
+        if isinstance(node, str) or _foreign.is_array(node) or (_pytorch.holds_weights(node) and self.name != "params"):
             return None
-        if isinstance(node, Mapping):
+        if isinstance(node, dict):
             return list(node.values())
-        if _foreign.is_collection(node):
+        if isinstance(node, Mapping) or _foreign.is_collection(node):
             if self._materialised is None:
                 self._materialised = {}
             if id(node) not in self._materialised:
-                items = list(node)
+                items = list(node.values() if isinstance(node, Mapping) else node)
                 self._materialised[id(node)] = (node, items)
                 if not items and isinstance(node, Iterator):
                     warnings.warn(f"{self.name}: an iterator yielded nothing (was it used up before?)", RuntimeWarning, stacklevel=2)
@@ -139,10 +159,8 @@ cdef class Leaves:
             if inner is None:
                 self.add_foreign(node, write)
             else:
-                if write and inner is not node and not isinstance(node, dict) and isinstance(node, Mapping):
-                    for key, child in zip(node, inner):
-                        if node[key] is not child:
-                            raise TypeError(f"{self.name}: {type(node).__name__} makes its values anew, so none can be written in place")
+                if not (PyList_CheckExact(node) or PyDict_CheckExact(node) or PyTuple_CheckExact(node)):
+                    self.check_container(node, inner)
                 if depth == MAX_DEPTH:
                     raise ValueError(f"{self.name}: nested deeper than {MAX_DEPTH} levels; does a container hold itself?")
                 items = list(inner)     # which no other thread can change, nor drop an array
@@ -163,19 +181,38 @@ cdef class Leaves:
                         self.walk(child, write, depth + 1)
         return 0
 
+    def check_container(self, node, inner):
+        """A container that is not as usual can hold what is going to be written, and be rebuilt where this is meant."""
+        if self.write and _foreign.makes_anew(node, inner):
+            refuse_anew(self.path_to(node), node)
+        if self.anew:
+            try:
+                _foreign.check_container(node, inner)
+            except TypeError as error:
+                raise TypeError(f"{self.path_to(node)}: {error}") from error.__cause__
+
     def add_foreign(self, node, bint write):
         try:
-            view, original = _foreign.view(node, write)
+            view, original = _foreign.view(node, write, self.name == "params")
+            if self.anew and not _foreign.is_rebuildable(node):
+                raise TypeError(f"a {_foreign.kind_of(node)} cannot be made of another array; {_foreign.TREES}")
         except (TypeError, ValueError, ImportError) as error:
             raise type(error)(f"{self.path(self.count)}: {error}") from None
         if cnp.PyArray_Check(view):
             self.add(view, write)
         else:
             self.add_device(view, write)
-            self.in_torch_stream |= _foreign.is_cuda_tensor(node)
+            self.in_torch_stream |= _pytorch.is_cuda_tensor(node)
         if self._foreign is None:
             self._foreign = {}
         self._foreign[self.count - 1] = (node, original)
+
+    def announce(self, written=None):
+        """Before a write pass: tell PyTorch of those of its tensors that it is going to change (a bool for each leaf)."""
+        tensors = [node for i, (node, _) in (self._foreign or {}).items()
+                   if _pytorch.is_tensor(node) and (written is None or written[i])]
+        if tensors:
+            _pytorch.announce(tensors)
 
     def written(self):
         """After a write pass: leaves whose values were worked on in another arrangement get that one."""
@@ -290,30 +327,42 @@ cdef class Leaves:
         inner = None if cnp.PyArray_Check(node) or is_cupy(node) else self.children(node)
         if inner is None:
             return True
-        if isinstance(node, Mapping):
-            keys = list(map(str, node))
-        else:
-            keys = getattr(node, "_fields", None)
-        return keys, [self.outline(child) for child in inner]
+        return keys_of(node, inner), [self.outline(child) for child in inner]
 
     def naming(self):
         """A function from an index to where this leaf stands, which does not keep any leaf alive."""
         cdef Leaves named = self if self._named is None else self._named
         outline, name = named.outline(named.tree), named.name
         count = sys.maxsize if self._named is None else named.count     # parameters stand where gradients do
-        return lambda index: next(islice(paths_in(outline, name), index % count, None))
+        return lambda index: next(islice(paths_in(outline, name), index % count, None), name)
+
+    def places(self, node, parts=()):
+        """(path, node, whether it is a container) of everything in a nesting, in the order of the walk, and worked out only
+        as far as it is asked for: a walk that found an error may not have seen an end."""
+        inner = None if node is None or cnp.PyArray_Check(node) or is_cupy(node) else self.children(node)
+        yield "/".join(parts) or self.name, node, inner is not None
+        if inner is not None:
+            keys = keys_of(node, inner)
+            for i, child in enumerate(inner):
+                yield from self.places(child, (*parts, str(i) if keys is None else keys[i]))
 
     def path(self, Py_ssize_t index):
         """Where the leaf of this index stands: ``layers/3/weight``; a single array: the name."""
-        return self.naming()(index)
+        if self._named is not None:
+            return self._named.path(index % self._named.count)
+        places = (path for path, node, inside in self.places(self.tree) if not inside and node is not None)
+        return next(islice(places, index, None), self.name)
 
-    def paths(self):
-        """The paths of all leaves."""
-        return [] if self.tree is None else list(paths_in(self.outline(self.tree), self.name))
+    def path_to(self, wanted):
+        """Where a container stands."""
+        return next(path for path, node, _ in self.places(self.tree) if node is wanted)
+
+    def paths(self, bint nones=False):
+        """The paths of all leaves; with `nones`, also where None stands."""
+        return [path for path, node, inside in self.places(self.tree) if not inside and (nones or node is not None)]
 
     def rebuild(self, list arrays):
         """The same nesting with other arrays in place of the leaves."""
-        remaining = iter(arrays)
         foreign = self._foreign or {}
         cdef Py_ssize_t position = -1
 
@@ -324,11 +373,23 @@ cdef class Leaves:
             inner = None if isinstance(node, np.ndarray) else self.children(node)
             if inner is None:
                 position += 1
-                array = next(remaining)
-                return _foreign.wrap(foreign[position][1], array) if position in foreign else array
+                if position < self.count and node is self.arrays[position]:
+                    return arrays[position]
+                if position < self.count and is_subclass(node):
+                    return node.__array_wrap__(arrays[position])
+                if position not in foreign or node is not foreign[position][0]:
+                    self.refuse_change(position)
+                return _foreign.wrap(foreign[position][1], arrays[position])
             return _foreign.like_container(node, [copy(child) for child in inner])
 
-        return copy(self.tree)
+        made = copy(self.tree)
+        if position + 1 < self.count:
+            self.refuse_change(position + 1)
+        return made
+
+    def refuse_change(self, Py_ssize_t index=0):
+        """The nesting is not what it was when it was walked."""
+        raise RuntimeError(f"{self.path(index)}: {self.name} changed during the call")
 
     # ---- units ------------------------------------------------------------------------------
 
@@ -400,6 +461,7 @@ cdef class Leaves:
 
     def zero(self):
         """Make every element 0."""
+        self.announce()
         for i in range(self.count):
             if self.leaf[i].device:
                 self.place(self.leaf[i].device - 1).zero(self.arrays[i])
@@ -450,7 +512,7 @@ cdef class Leaves:
         if out is None:
             to = Leaves([self.empty_like(i) for i in range(self.count)])
         else:
-            to = Leaves(self.matched(self.tree, out, "out", ()), True, "out")
+            to = Leaves(self.matched(self.tree, out, "out", (), False, True), True, "out")
             self.check_alike(to)
         self.pair(to)
         if out is not None:
@@ -459,7 +521,7 @@ cdef class Leaves:
 
     def onto(self, params):
         """Leaves of `params`, which a write pass changes by these; the dtypes may differ."""
-        cdef Leaves to = Leaves(self.matched(self.tree, params, "params", ()), True, "params")
+        cdef Leaves to = Leaves(self.matched(self.tree, params, "params", (), False, True), True, "params")
         self.check_alike(to, False)
         self.pair(to)
         to.check_overlap(self, False)
@@ -516,14 +578,17 @@ cdef class Leaves:
             to.leaf[i].first_unit = to.source[i].first_unit = self.leaf[i].first_unit
         return 0
 
-    def matched(self, mine, other, str name, parts, bint spare=False):
+    def matched(self, mine, other, str name, parts, bint spare=False, bint write=False):
         """Another nesting of the same shape, dicts brought into the order of these; or a ValueError
-        that names the path where they part. `spare`: it may have something where these have None."""
+        that names the path where they part. `spare`: it may have something where these have None. `write`: what it holds is
+        going to be written."""
         path = "/".join(parts) or self.name
         if mine is None and name == "params":   # of a frozen layer: no gradient, nothing to do
             return None
         inner = None if mine is None or isinstance(mine, np.ndarray) else self.children(mine)
         theirs = None if other is None or isinstance(other, np.ndarray) else self.children(other)
+        if write and theirs is not None and _foreign.makes_anew(other, theirs):
+            refuse_anew(path, other)
         if mine is None and spare:
             return None
         if (mine is None) != (other is None) or (inner is None) != (theirs is None):
@@ -539,15 +604,19 @@ cdef class Leaves:
             for key in other:
                 if key not in mine:
                     raise ValueError(f"{'/'.join((*parts, str(key)))}: {name} has an entry that {self.name} has not")
-            return {key: self.matched(child, other[key], name, (*parts, str(key)), spare) for key, child in mine.items()}
+            theirs = dict(zip(other, theirs))
+            return {key: self.matched(child, theirs[key], name, (*parts, str(key)), spare, write)
+                    for key, child in zip(mine, inner)}
         if len(inner) != len(theirs):
             raise ValueError(f"{path}: {self.name} has {len(inner)} entries, {name} has {len(theirs)}")
-        return [self.matched(a, b, name, (*parts, str(i)), spare) for i, (a, b) in enumerate(zip(inner, theirs))]
+        return [self.matched(a, b, name, (*parts, str(i)), spare, write) for i, (a, b) in enumerate(zip(inner, theirs))]
 
     def check_alike(self, Leaves to, bint dtypes=True):
         """Shapes, sparsity and dtypes (or only real and complex) agree, or a ValueError that names the path."""
         cdef Py_ssize_t i
         mine, theirs = self._foreign or {}, to._foreign or {}
+        if to.count != self.count:
+            self.refuse_change(min(self.count, to.count))
         for i in range(self.count):
             a, b = self.arrays[i], to.arrays[i]
             if a.shape != b.shape or (a.dtype != b.dtype if dtypes else (a.dtype.kind == "c") != (b.dtype.kind == "c")):

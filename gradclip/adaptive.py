@@ -131,7 +131,7 @@ def clip_adaptive(
     array([0.6, 0.8])
     """
     rule, clip_factor, eps, unit_axis = _checked(clip_factor, eps, unit_axis, norm)
-    leaves = Leaves(grads)
+    leaves = Leaves(grads, anew=out is None)
     sums, goals = _measured(leaves, params, clip_factor, eps, unit_axis, rule)
     to = leaves.target(out)
     report = decide(sums, to, rule, goals, clip_factor, keep_out=out is not None)

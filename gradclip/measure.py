@@ -277,7 +277,7 @@ def apply_clip(
     array([0.6, 0.8])
     """
     rule, max_norm = _application(measure, max_norm, norm)
-    leaves = Leaves(grads)
+    leaves = Leaves(grads, anew=out is None)
     to = leaves.target(out)
     report = _apply(leaves, to, measure, rule, max_norm, out is not None)
     return result(leaves, to, out), report

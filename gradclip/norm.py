@@ -29,7 +29,8 @@ def clip_by_global_norm_(grads: Any, max_norm: float | Threshold, **norm: Unpack
     ----------
     grads : array or nesting of arrays
         Lists, tuples, named tuples, dicts and iterators, nested at will, of float16, bfloat16, float32,
-        float64, complex64 or complex128 arrays of any strides. ``None`` is skipped.
+        float64, complex64 or complex128 arrays of any strides. ``None`` is skipped. Parameters of PyTorch's are
+        weights and refused: pass each one's ``.grad``.
     max_norm : float or Threshold
         The threshold c >= 0. 0 makes every element 0, ``inf`` only measures. Or a rule of
         `gradclip.thresholds`, which is shown the norm and gives this step's threshold.
@@ -112,6 +113,12 @@ def clip_by_global_norm(
         Like `grads`, with new leaves (or those of `out`).
     ClipReport
 
+    Raises
+    ------
+    TypeError
+        Also where a container or a leaf cannot be made anew in its own type (modules of Equinox, the state of Flax NNX):
+        clip the leaves of ``jax.tree.flatten(grads)``, or give `out`.
+
     Examples
     --------
     >>> import numpy as np, gradclip
@@ -121,7 +128,7 @@ def clip_by_global_norm(
     """
     rule = Rule.of(norm)
     max_norm = threshold(max_norm)
-    leaves = Leaves(grads)
+    leaves = Leaves(grads, anew=out is None)
     to = leaves.target(out)
     report = decide(measure(leaves, rule.ord, rule.grad_scale), to, rule, max_norm, keep_out=out is not None)
     return result(leaves, to, out), report
@@ -207,7 +214,7 @@ def clip_by_norm(
     array([0.6, 0.8])
     """
     rule = Rule.of(norm)
-    leaves = Leaves(grads)
+    leaves = Leaves(grads, anew=out is None)
     goals = _goals(leaves, max_norm, axis)
     to = leaves.target(out)
     sums = measure(leaves, rule.ord, rule.grad_scale)
@@ -250,8 +257,8 @@ def by_leaf(leaves, max_norm):
             return _by_pattern(leaves, max_norm)
     elif not isinstance(max_norm, list | tuple):
         return np.full(leaves.count, number("max_norm", max_norm, 0.0))
-    values = leaves.aligned(max_norm, "max_norm")
-    return np.array([number(f"max_norm of {p}", v, 0.0) for p, v in zip(leaves.paths(), values, strict=True)], np.float64)
+    values, paths = leaves.aligned(max_norm, "max_norm"), leaves.paths()
+    return _each(leaves, [number(f"max_norm of {p}", v, 0.0) for p, v in zip(paths, values, strict=True)])
 
 
 def _by_pattern(leaves, patterns):
@@ -261,7 +268,14 @@ def _by_pattern(leaves, patterns):
     found = [(p, number(f"max_norm[{p!r}]", value, 0.0)) for p, value in patterns.items()]
     found = [(re.compile(translate(p)).match, value) for p, value in found]
     first = ((value for match, value in found if match(path)) for path in leaves.paths())
-    return np.array([next(values, math.inf) for values in first], np.float64)
+    return _each(leaves, [next(values, math.inf) for values in first])
+
+
+def _each(leaves, values):
+    """float64 of one value for each leaf."""
+    if len(values) != len(leaves):
+        leaves.refuse_change()
+    return np.array(values, np.float64)
 
 
 @spelled_out
@@ -347,7 +361,7 @@ def normalize(
     array([0., 1.])
     """
     rule, target = _normalization(target, eps, per_leaf, norm)
-    leaves = Leaves(grads)
+    leaves = Leaves(grads, anew=out is None)
     to = leaves.target(out)
     sums = measure(leaves, rule.ord, rule.grad_scale)
     goal = np.full(leaves.count, target) if per_leaf else target

@@ -82,7 +82,7 @@ def clip_per_sample(grads: Any, max_norm: float, *, out: Any = None, **norm: Unp
            [0.3, 0.4]])
     """
     rule, max_norm = Rule.of(norm), _threshold(max_norm)
-    leaves = Leaves(grads)
+    leaves = Leaves(grads, anew=out is None)
     sums, owners = _by_sample(leaves, rule)
     to = leaves.target(out)
     goals = np.full(sums.count, max_norm)
@@ -142,7 +142,7 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
     (1, 2)
     """
     rule, max_norm = Rule.of(norm), _threshold(max_norm)
-    leaves = Leaves(grads)
+    leaves = Leaves(grads, anew=out is None)
     sums, owners = _by_sample(leaves, rule)
     to = _sums_like(leaves, out)
     if type(sums) is not Sums:  # on a GPU
@@ -155,6 +155,7 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
             to.zero()
             return result(leaves, to, out), ClipReport(sums, max_norm, sums.count, skipped=True)
         plan = _bounded(sums, leaves, to, rule, max_norm)
+        to.announce()
         sum_samples(leaves, to, plan.by_owner(owners), sums.count)
         to.written()
     return result(leaves, to, out), ClipReport(sums, max_norm, sums.count, plan, plan.acting())
@@ -184,7 +185,9 @@ def _sums_like(leaves, out):
     """Leaves for the sums: new ones, or those of `out`."""
     if out is None:
         return Leaves([leaves.empty_like(i, a.shape[1:]) for i, a in enumerate(leaves.arrays)])
-    to = Leaves(leaves.matched(leaves.tree, out, "out", ()), True, "out")
+    to = Leaves(leaves.matched(leaves.tree, out, "out", (), write=True), True, "out")
+    if len(to) != len(leaves):
+        leaves.refuse_change()
     for i, (a, b) in enumerate(zip(leaves.arrays, to.arrays, strict=True)):
         if b.shape != a.shape[1:] or (a.dtype.kind == "c") != (b.dtype.kind == "c"):
             raise ValueError(

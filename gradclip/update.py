@@ -29,7 +29,8 @@ def sgd_step_(
     Parameters
     ----------
     params : array or nesting of arrays
-        Written in place: leaves as for `clip_by_global_norm_`. PyTorch's parameters as ``p.data``.
+        Written in place: leaves as for `clip_by_global_norm_`. PyTorch's parameters as ``p.detach()``, of which autograd
+        is told that they were written, or as ``p.data``, of which it is not.
     grads : nesting of arrays
         Of the same nesting and shapes; dtypes may differ. May be read-only. None leaves its parameter alone.
     lr : float

@@ -74,7 +74,7 @@ def clip_by_value(grads: Any, clip_min: float, clip_max: float | None = None, *,
     [array([-2.,  0.])]
     """
     low, high = _bounds(clip_min, clip_max)
-    leaves = Leaves(grads)
+    leaves = Leaves(grads, anew=out is None)
     to = leaves.target(out)
     report = _clip(leaves, to, low, high)
     return result(leaves, to, out), report

@@ -122,7 +122,6 @@ def test_torch_parameters_are_not_mistaken_for_gradients():
     with pytest.raises(TypeError, match=r"^0: .*pass p\.grad"):
         gradclip.clip_by_global_norm_(layer.parameters(), 1e-3)
     assert [p.tolist() for p in layer.parameters()] == before
-    assert gradclip.global_norm(layer.parameters()) > 0
     layer(torch.ones(1, 2)).sum().backward()
     report = gradclip.clip_by_global_norm_([p.grad for p in layer.parameters()], 1e-3)
     assert report.clipped

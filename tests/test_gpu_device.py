@@ -202,11 +202,17 @@ def torch_tensor(cupy, monkeypatch):
             self.array = on_gpu(cupy, np.array(values))
             self.dtype, self.device = self.array.dtype, SimpleNamespace(index=0)
             self.__cuda_array_interface__ = {**self.array.__cuda_array_interface__, "stream": None}  # as PyTorch has it
+            self.shape, self.stride, self.storage_offset = self.array.shape, lambda: (1,), lambda: 0
+            self.numel, self.element_size = lambda: self.array.size, lambda: self.array.itemsize
+            storage = SimpleNamespace(device=SimpleNamespace(type="cuda"), nbytes=lambda: self.array.nbytes)
+            self.untyped_storage = lambda: storage
 
     Tensor.__module__ = "torch"
     module = ModuleType("torch")
     module.strided, module.bfloat16, module.from_dlpack = "strided", "bfloat16", lambda array: array
     module.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=pytorchs.ptr))
+    module.told = []
+    module.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=module.told.extend))
     monkeypatch.setitem(sys.modules, "torch", module)
     return Tensor
 
@@ -225,9 +231,12 @@ def test_all_of_a_call_with_tensors_runs_in_pytorchs_stream(cupy, torch_tensor):
         lambda: gradclip.per_sample_clip_sum(g, 1e-3, **skip)[1],
         lambda: gradclip.per_sample_clip_sum(g, 1e-3)[1],
     ]
-    for call in calls:
+    told_autograd = [g, [], [], [], g, [], "params", [], []]
+    for call, tensors in zip(calls, told_autograd, strict=True):
         journal(cupy)
+        del sys.modules["torch"].told[:]
         assert call().clipped
+        assert len(sys.modules["torch"].told) == 1 if tensors == "params" else sys.modules["torch"].told == tensors
         told = journal(cupy)
         assert {stream for _, stream in told} == {t.stream.ptr}
         assert {"write_leaves", "sum_samples"} & dict(told).keys()

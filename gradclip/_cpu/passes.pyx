@@ -245,6 +245,8 @@ def measure_written_here(Leaves leaves, Plan plan, double ord):
 
 def write(Leaves leaves, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source."""
+    if leaves._foreign is not None:
+        leaves.announce(changed(leaves, plan))
     if not leaves.on_device:
         write_here(leaves, plan)
     else:
@@ -253,6 +255,23 @@ def write(Leaves leaves, Plan plan):
             write_here(leaves, plan)
             begin()
     leaves.written()
+
+
+cdef list changed(Leaves leaves, Plan plan):
+    """Whether `write` changes anything in each leaf."""
+    cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
+    cdef const gc_leaf *leaf
+    cdef const Write *w
+    cdef Py_ssize_t i, j
+    found = []
+    for i in range(leaves.count):
+        leaf = &leaves.leaf[i]
+        written = leaf.data != source[i].data
+        for j in range(leaf.units):
+            w = plan.write + (leaf.first_unit + j if plan.count > 1 else 0)
+            written = written or w.kind != Kind.KEEP or w.zero
+        found.append(written)
+    return found
 
 
 cdef int write_here(Leaves leaves, Plan plan) except -1:

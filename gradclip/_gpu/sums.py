@@ -178,6 +178,7 @@ class DeviceSums:
         flags = self._flags(rule) | BOUNDS | (KEPT if kept else 0)
         writes = self._settled(False, self._goals(goal), rule, flags, limit=max_norm)
         tables = [sample_table(leaves, place.device, to) for place in self.places]
+        to.announce()
         with Uninterrupted():
             for table, made, total in zip(tables, writes, self.totals, strict=True):
                 table.launch("sum_samples", made, self.count, total, flags)
@@ -217,6 +218,7 @@ class DeviceSums:
 
     def _write(self, to, writes, bounds):
         tables = [table_of(to, place.device) for place in self.places]
+        to.announce()  # whether anything is to be written is known on the devices alone
         with Uninterrupted():
             for table, made, limits, part in zip(tables, writes, bounds, self.units.by_device, strict=True):
                 table.launch("write_leaves", made, len(made), limits, part.unit)

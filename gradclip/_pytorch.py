@@ -1,0 +1,67 @@
+"""Tensors of PyTorch's: which may be used, and what PyTorch is told. It is never imported here."""
+
+from __future__ import annotations
+
+import sys
+
+
+def is_tensor(node):
+    """Whether something is a tensor, of a subclass too; without an import, and before PyTorch is imported as a whole."""
+    return any(c.__name__ == "Tensor" and c.__module__ == "torch" for c in type(node).__mro__)
+
+
+def is_cuda_tensor(node):
+    """Whether something is a tensor on a GPU."""
+    return is_tensor(node) and node.is_cuda
+
+
+def holds_weights(node):
+    """Whether something is a `torch.nn.Parameter`, or a module of them."""
+    nn = getattr(sys.modules.get("torch"), "nn", None)
+    return nn is not None and isinstance(node, nn.Parameter | nn.Module)
+
+
+def plain(tensor, write):
+    """The tensor without its graph; a TypeError where it has no plain memory, or must not be written."""
+    torch = sys.modules["torch"]
+    if write and tensor.requires_grad:
+        raise TypeError("it requires grad: a parameter or part of a graph; pass p.grad, or p.data if it is to be changed")
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        raise TypeError(f"layout {tensor.layout}; only strided tensors have plain memory")
+    if tensor.is_conj() or tensor.is_neg():
+        raise TypeError("a lazily conjugated or negated view; pass .resolve_conj().resolve_neg()")
+    _check_storage(tensor)
+    return tensor
+
+
+def _check_storage(tensor):
+    """A TypeError where elements of a tensor are not in its storage: NumPy would make memory of its own for them."""
+    storage = tensor.untyped_storage()
+    if storage.device.type == "meta":
+        raise TypeError("a meta or fake tensor, which has no memory")
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + reach + 1) * tensor.element_size() if tensor.numel() else 0
+    if storage.nbytes() < needed:
+        raise TypeError(f"its storage was released or cut short: it holds {storage.nbytes()} of {needed} bytes")
+
+
+def announce(tensors):
+    """Count up the versions of tensors that are about to be written, by which a backward pass that still needs what they
+    hold notices."""
+    tell = getattr(sys.modules["torch"].autograd.graph, "increment_version", None)
+    if tell is None:
+        for tensor in tensors:
+            _write_nothing(tensor)
+        return
+    try:
+        tell(tensors)
+    except TypeError:  # older ones take one tensor
+        for tensor in tensors:
+            tell(tensor)
+
+
+def _write_nothing(tensor):
+    """Write no element of a tensor in place, which counts as a write."""
+    if not tensor.is_inference():  # those have no version
+        tensor.detach().unsqueeze(0)[:0].zero_()

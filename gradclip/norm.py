@@ -147,7 +147,8 @@ def clip_by_norm_(
     max_norm : float, nesting of floats or dict of str to float
         The threshold >= 0 of each leaf: one for all, one for each in a nesting like `grads`, or by patterns over
         paths (shell-style: ``*`` matches ``/`` too, and a pattern matches the whole path). The first pattern that
-        matches counts; a leaf that none matches is left alone. A dict with the keys of `grads` is a nesting.
+        matches counts; a leaf that none matches is left alone. A pattern that matches no path in `grads` (the places of
+        None are paths) is an error, unless `grads` is empty. A dict with the keys of `grads` is a nesting.
     axis : int or tuple of int, optional
         The axes of a slice, as in `numpy.linalg.norm`: each slice along them is clipped on its own.
 
@@ -265,10 +266,19 @@ def _by_pattern(leaves, patterns):
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ValueError(f"max_norm has the key {pattern!r}, which is neither in grads nor a pattern")
-    found = [(p, number(f"max_norm[{p!r}]", value, 0.0)) for p, value in patterns.items()]
-    found = [(re.compile(translate(p)).match, value) for p, value in found]
-    first = ((value for match, value in found if match(path)) for path in leaves.paths())
+    values = [number(f"max_norm[{p!r}]", value, 0.0) for p, value in patterns.items()]
+    matches = [re.compile(translate(p)).match for p in patterns]
+    places = leaves.paths(nones=True)
+    for pattern, match in zip(patterns, matches, strict=True):
+        if places and not any(map(match, places)):
+            raise ValueError(f"max_norm has the pattern {pattern!r}, which matches no path in {leaves.name}: {_some(places)}")
+    first = ((value for match, value in zip(matches, values, strict=True) if match(path)) for path in leaves.paths())
     return _each(leaves, [next(values, math.inf) for values in first])
+
+
+def _some(paths):
+    """The first few, for a message."""
+    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
 
 
 def _each(leaves, values):

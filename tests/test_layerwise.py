@@ -2,6 +2,7 @@
 
 import fnmatch
 import math
+import re
 from collections import OrderedDict, namedtuple
 from types import MappingProxyType
 
@@ -27,6 +28,7 @@ def model():
 
 
 PATHS = ["embed", "layers/0", "layers/2/0", "head/weight", "head/bias"]
+NONES = ["layers/1"]
 NORMS = [5.0, 10.0, 1.0, 13.0, 2.0]
 
 
@@ -134,7 +136,6 @@ def test_what_does_not_fit_is_named(thresholds, error, message):
         ({"*": 4.0, "layers/*": 0.5}, [4, 4, 4, 4, 4]),
         ({"*0": 0.5}, [math.inf, 0.5, 0.5, math.inf, math.inf]),
         ({"l*0": 0.5, "head/?eight": 1}, [math.inf, 0.5, 0.5, 1, math.inf]),
-        ({"layers": 0.1, "head": 0.1, "mbed": 0.1, "embe": 0.1, "Embed": 0.1}, [math.inf] * 5),
         ({"head/[wx]*": 1.0, "*[!s]": math.inf, "head/bias": 1.0}, [math.inf, math.inf, math.inf, 1, 1]),
         ({"layers/0": 0, "embed": math.inf}, [math.inf, 0, math.inf, math.inf, math.inf]),
         ({}, [math.inf] * 5),
@@ -153,6 +154,12 @@ def test_the_first_pattern_that_matches_counts(patterns, thresholds):
 @given(st.dictionaries(st.text("*?el/ay0w[]!h", max_size=5), st.floats(0, 20), max_size=4))
 def test_patterns_are_those_of_a_shell(patterns):
     grads = model()
+    unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(path, p) for path in [*PATHS, *NONES])]
+    if unmatched:
+        with pytest.raises(ValueError, match=re.escape(f"the pattern {unmatched[0]!r}, which matches no path in grads: ")):
+            gradclip.clip_by_norm_(grads, patterns)
+        assert grads["embed"].tolist() == model()["embed"].tolist()
+        return
     first = [next((c for p, c in patterns.items() if fnmatch.fnmatchcase(path, p)), math.inf) for path in PATHS]
     assert gradclip.clip_by_norm_(grads, patterns).scales.tolist() == factors(first)
 
@@ -168,10 +175,36 @@ def test_a_dict_with_the_keys_of_grads_is_a_nesting():
 
 def test_paths_of_other_roots():
     assert gradclip.clip_by_norm(np.array([4.0]), {"grads": 1.0})[1].scale == 0.25
-    assert gradclip.clip_by_norm(np.array([4.0]), {"0": 1.0})[1].scale == 1.0
+    with pytest.raises(ValueError, match="the pattern '0', which matches no path in grads: grads$"):
+        gradclip.clip_by_norm(np.array([4.0]), {"0": 1.0})
     assert gradclip.clip_by_norm([np.array([4.0]), None, np.array([8.0])], {"2": 1.0})[1].scales.tolist() == [1.0, 0.125]
     assert gradclip.clip_by_norm({1: np.array([4.0])}, {"1": 1.0})[1].scale == 0.25
-    assert gradclip.clip_by_norm({}, {"*": 1.0})[1].scale == 1.0
+
+
+@pytest.mark.parametrize("pattern", ["layers", "head", "mbed", "embe", "Embed", "layers/3*", "", "*/"])
+def test_a_pattern_that_matches_nothing_is_named(pattern):
+    grads = model()
+    grads["embed"][0] = np.nan  # is not even read
+    for call in (gradclip.clip_by_norm_, gradclip.clip_by_norm):
+        for patterns in ({pattern: 0.1, "*": 1.0}, {"*": 1.0, pattern: 0.1}, {pattern: math.inf}):
+            with pytest.raises(ValueError, match=f"^max_norm has the pattern '{re.escape(pattern)}', which matches no path"):
+                call(grads, patterns)
+    assert np.isnan(grads["embed"][0])
+
+
+def test_patterns_that_others_forestall_or_that_match_where_none_is_are_fine():
+    grads = {"embed": None, "head": np.array([4.0])}
+    assert gradclip.clip_by_norm(grads, {"*": 1.0, "head": 2.0})[1].scale == 0.25
+    assert gradclip.clip_by_norm(grads, {"embed*": 1.0, "head": 2.0})[1].scale == 0.5
+    assert gradclip.clip_by_norm({"embed": None, "head": None}, {"embed*": 1.0})[1].norm == 0.0
+    with pytest.raises(ValueError, match="the pattern 'embd', which matches no path in grads: embed, head$"):
+        gradclip.clip_by_norm({"embed": None, "head": None}, {"embd": 1.0})
+
+
+@pytest.mark.parametrize("empty", [[], {}, (), [[], {"a": ()}]])
+def test_patterns_have_nothing_to_match_where_nothing_is(empty):
+    report = gradclip.clip_by_norm_(empty, {"embed*": 1.0})
+    assert (report.norm, report.scale, report.size) == (0.0, 1.0, 0)
 
 
 def test_a_leaf_left_alone_is_not_written():

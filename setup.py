@@ -145,7 +145,7 @@ setup(
         extension("gradclip._layout"),
         extension("gradclip._leaves"),
         extension("gradclip._overlap"),
-        extension("gradclip._cpu.machine", CPU + "dispatch.c"),
+        extension("gradclip._cpu.machine", CPU + "dispatch.c", CPU + "team.c"),
         extension("gradclip._cpu.sums"),
         extension("gradclip._cpu.plan"),
         extension("gradclip._cpu.passes"),

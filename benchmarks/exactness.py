@@ -186,11 +186,10 @@ SETS = {"baseline": ("Nehalem", "default"), "avx2": ("Haswell", "avx2"), "avx512
 
 def thread_counts():
     """1, 2 and 4, as far as this process may use as many."""
-    before, counts = gradclip.get_num_threads(), set()
+    counts = set()
     for n in (1, 2, 4):
-        gradclip.set_num_threads(n)
-        counts.add(machine.get_threads())
-    gradclip.set_num_threads(before)
+        with gradclip.num_threads(n):
+            counts.add(machine.team())
     return sorted(counts)
 
 

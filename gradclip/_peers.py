@@ -197,9 +197,13 @@ class Torch:
     def __init__(self):
         self.torch = module("torch")
         self.utils = self.torch.nn.utils
+        self.threads = self.torch.get_num_threads()
 
     def set_threads(self, n):
         self.torch.set_num_threads(n)
+
+    def restore_threads(self):
+        self.torch.set_num_threads(self.threads)
 
     def prepare(self, leaves):
         return [self.parameter(leaf) for leaf in leaves]

@@ -62,7 +62,7 @@ def draw(results):
         axes.set_ylabel("GB of gradient per second")
     for axes in panels[-1]:
         axes.set_xlabel("size of the leaf")
-    threads = f"{machine.get_threads()} thread{'s' if machine.get_threads() > 1 else ''}"
+    threads = f"{machine.team()} thread{'s' if machine.team() > 1 else ''}"
     figure.suptitle(f"gradclip {__version__} beside its peers and the memory limit ({threads}, {machine.isa()})")
     handles, labels = panels[0, 0].get_legend_handles_labels()
     order = [0, *range(len(handles) - 1, 0, -1)]

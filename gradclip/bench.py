@@ -7,7 +7,7 @@ the limit as for the others, so that one look at the picture (a roofline: speed 
 
 import math
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ def installed_peers():
         with suppress(NotImplementedError):
             found[name] = _peers.load(name)
     if "torch" in found:
-        found["torch"].set_threads(machine.get_threads())
+        found["torch"].set_threads(machine.team())
     return found
 
 
@@ -102,7 +102,7 @@ def fastest(peers, leaves, clips, **budget):
         if clips:
             stream.rewrite(team)
 
-    teams = {1, machine.get_threads()}
+    teams = {1, machine.team()}
     calls = {team: partial(limit, team) for team in teams}
     for name, peer in peers.items():
         with suppress(NotImplementedError):  # of this dtype
@@ -165,11 +165,16 @@ def run(seconds=50.0, *, threads=None, dtypes=("float32",), plot=None):
         need_matplotlib("the picture")
         check_picture(plot)
 
-    with gradclip.num_threads(gradclip.get_num_threads() if threads is None else threads):
+    with nullcontext() if threads is None else gradclip.num_threads(threads):
         print(gradclip.show_config())
         if hasattr(os, "getloadavg"):  # not on Windows
             print(f"load before       {os.getloadavg()[0]:.1f} (what other programs take is missing below)", flush=True)
-        results = _measure(kinds, end)
+        peers = installed_peers()
+        try:
+            results = _measure(peers, kinds, end)
+        finally:
+            if "torch" in peers:  # its setting is OpenMP's, and so bounds gradclip's too
+                peers["torch"].restore_threads()
         for dtype in kinds:
             print(f"memory limit      {_roofline.limits([r for r in results if r.dtype == dtype])}")
         print("GB of gradient per second (clipping reads it twice and writes it once):\n")
@@ -194,10 +199,9 @@ def _dtype(name):
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def _measure(kinds, end):
+def _measure(peers, kinds, end):
     """The results of all cases, which share the time that is left until `end`."""
-    peers, room = installed_peers(), free_memory() / 4
-    cases = []
+    room, cases = free_memory() / 4, []
     for dtype, kind in kinds.items():
         one = [(_size(n), 1, n // kind.itemsize) for n in SIZES if n <= room or n == SIZES[0]]
         some = [(name, count, 1000) for name, count in MANY]

@@ -6,7 +6,7 @@ import platform
 
 from ._cpu import machine
 from ._version import __version__
-from .threads import get_num_threads
+from .threads import describe
 
 CUPY = ("cupy", "cupy-cuda12x", "cupy-cuda13x")  # the same package, built from source or for a CUDA
 OPTIONAL = ("ml_dtypes", "scipy", "torch", "jax", *CUPY, "mpi4py", "matplotlib", "rich", "safetensors")
@@ -14,6 +14,8 @@ OPTIONAL = ("ml_dtypes", "scipy", "torch", "jax", *CUPY, "mpi4py", "matplotlib",
 
 def show_config() -> str:
     """Version, instruction set, threads, OpenMP and the optional packages that are installed, as text.
+
+    The number of threads is that of a large call made now, with what bounds it; to find out, they are started once.
 
     Returns
     -------
@@ -32,7 +34,7 @@ def show_config() -> str:
             f"gradclip {__version__}",
             f"python            {platform.python_version()} on {platform.system()} {platform.machine()}",
             f"instruction set   {machine.isa()} (of {', '.join(machine.available_isas())}; GRADCLIP_ISA)",
-            f"threads           {get_num_threads()} (GRADCLIP_NUM_THREADS)",
+            f"threads           {describe()}",
             f"OpenMP            {openmp}",
             f"optional          {', '.join(present) or 'none'}",
         ]

@@ -9,12 +9,7 @@ from pathlib import Path
 
 from ._cpu import machine
 
-
-def _affinity():
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
+MOST = 2**31 - 1  # a C int
 
 
 def _quota(root=Path("/sys/fs/cgroup")):
@@ -29,23 +24,36 @@ def _quota(root=Path("/sys/fs/cgroup")):
     return None
 
 
-def _default():
-    """GRADCLIP_NUM_THREADS, else what OpenMP gives (OMP_NUM_THREADS included), within affinity and quota."""
+def _from_environment():
+    """GRADCLIP_NUM_THREADS, or 0 where it is not set."""
     wanted = os.environ.get("GRADCLIP_NUM_THREADS")
-    if wanted:
-        if not wanted.isascii() or not wanted.isdigit() or int(wanted) < 1:
-            raise ImportError(f"GRADCLIP_NUM_THREADS must be a positive integer, not {wanted!r}")
-        return int(wanted)
-    return max(1, min(machine.openmp_threads(), _affinity(), _quota() or _affinity()))
+    if not wanted:
+        return 0
+    if not wanted.isascii() or not wanted.isdigit() or int(wanted) < 1:
+        raise ImportError(f"GRADCLIP_NUM_THREADS must be a positive integer, not {wanted!r}")
+    return _checked(int(wanted))
+
+
+def _checked(n):
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"the number of threads must be an integer, not {n!r}")
+    n = n.__index__()
+    if n < 1:
+        raise ValueError(f"the number of threads must be at least 1, not {n}")
+    return min(n, MOST)
 
 
 def set_num_threads(n: int) -> None:
     """Let the passes use up to `n` threads, from now on, in the whole process.
 
+    A call never uses more than OpenMP itself would at that moment (``OMP_NUM_THREADS``, threadpoolctl, PyTorch's
+    ``torch.set_num_threads`` where it shares the runtime), nor more than the processors that the process may run on; and
+    one thread in a forked process. Results do not depend on it.
+
     Parameters
     ----------
     n : int
-        At least 1. No more than the CPU affinity allows are ever started. Results do not depend on it.
+        At least 1. Inside a `num_threads` block that block's number goes first.
 
     Examples
     --------
@@ -56,18 +64,11 @@ def set_num_threads(n: int) -> None:
     1
     >>> gradclip.set_num_threads(before)
     """
-    global _wanted
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"the number of threads must be an integer, not {n!r}")
-    n = n.__index__()
-    if n < 1:
-        raise ValueError(f"the number of threads must be at least 1, not {n}")
-    _wanted = n
-    machine.set_threads(min(n, _affinity()) if machine.openmp_version else 1)
+    machine.set_wanted(_checked(n))
 
 
 def get_num_threads() -> int:
-    """The number of threads that was set, or the default.
+    """The number of threads that was set, or else what a large call would use now.
 
     Examples
     --------
@@ -75,17 +76,20 @@ def get_num_threads() -> int:
     >>> gradclip.get_num_threads() >= 1
     True
     """
-    return _wanted
+    return machine.wanted() or machine.allowed_threads()
 
 
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
-    """`set_num_threads` for the length of a ``with`` block.
+    """Let the calls of a ``with`` block use up to `n` threads.
+
+    The number is a context variable: it holds for the running thread or asyncio task alone. A thread that is started
+    in the block has the number of the process, unless it is given a copy of the context, as `asyncio.to_thread` does.
 
     Parameters
     ----------
     n : int
-        At least 1.
+        At least 1; bounded as in `set_num_threads`.
 
     Examples
     --------
@@ -94,13 +98,25 @@ def num_threads(n: int) -> Iterator[None]:
     ...     gradclip.get_num_threads()
     1
     """
-    before = _wanted
-    set_num_threads(n)
+    before = machine.chosen.get()
+    machine.chosen.set(_checked(n))
     try:
         yield
     finally:
-        set_num_threads(before)
+        machine.chosen.set(before)  # not reset(): a generator may be closed in another context
 
 
-_wanted = 1
-set_num_threads(_default())
+def describe() -> str:
+    """How many threads a large call uses now, and every number that bounds it."""
+    used = machine.team()  # first: it finds out whether the system refuses them
+    bounds = [f"{machine.wanted()} set" if machine.wanted() else "none set"]
+    if not machine.wanted() and _limit:
+        bounds.append(f"container's quota {_limit}")
+    bounds += [f"OpenMP {machine.openmp_threads()}", f"processors {machine.processors()}"]
+    return f"{used} ({', '.join(bounds)}{'; ' if machine.alone() else ''}{machine.alone()})"
+
+
+_limit = _quota()
+if _limit:
+    machine.set_quota(_limit)
+machine.set_wanted(_from_environment())

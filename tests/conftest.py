@@ -16,7 +16,7 @@ def isa(request):
 
 @pytest.fixture(params=[1, 2, 3, 8])
 def threads(request):
-    """Thread counts, uncapped: more threads than cores must give the same bits too."""
+    """Thread counts, whatever is allowed: more threads than cores must give the same bits too."""
     before = machine.get_threads()
     machine.set_threads(request.param)
     yield request.param

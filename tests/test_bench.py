@@ -41,17 +41,16 @@ def words(leaves):
     return [int(word) for leaf in leaves for word in leaf.ravel().view(np.uint8)[: leaf.nbytes // 8 * 8].view(np.uint64)]
 
 
-@pytest.mark.parametrize("team", [1, 2, 3, 8])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_limit_touches_every_word_once(dtype, team, isa):
+def test_limit_touches_every_word_once(dtype, threads, isa):
     sizes = (1, 7, 1000, 2**15 + 3, 300_001, 0)  # bytes are left over, spans are begun and filled
     leaves = [np.random.default_rng(0).standard_normal(size).astype(dtype) for size in sizes]
     before = words(leaves)
     stream = Stream(Leaves(leaves))
-    assert stream.read(team) == sum(before) % 2**64
-    stream.rewrite(team)
+    assert stream.read(threads) == sum(before) % 2**64
+    stream.rewrite(threads)
     assert words(leaves) == before
-    stream.rewrite(team, 2**63 + 1)
+    stream.rewrite(threads, 2**63 + 1)
     assert words(leaves) == [(word + 2**63 + 1) % 2**64 for word in before]
 
 
@@ -173,11 +172,11 @@ def test_dtypes_and_table_with_and_without_rich(rich, capsys, monkeypatch):
 
 @pytest.mark.usefixtures("small")
 def test_threads_are_those_asked_for_and_given_back(capsys):
-    before = gradclip.get_num_threads(), machine.get_threads()
+    before = gradclip.get_num_threads(), machine.team()
     status, out, err = run(capsys, "--seconds", "0.1", "--threads", "1")
     assert (status, err) == (0, "")
     assert "threads           1 " in out
-    assert (gradclip.get_num_threads(), machine.get_threads()) == before
+    assert (gradclip.get_num_threads(), machine.team()) == before
 
 
 @pytest.mark.usefixtures("small")

@@ -15,7 +15,7 @@ import numpy as np
 from gradclip._layout cimport gc_leaf, gc_move, lay_out
 from gradclip._leaves cimport Leaves
 from gradclip._cpu.blocks cimport alter, fetch
-from gradclip._cpu.machine cimport kernels, team_size, GC_F64
+from gradclip._cpu.machine cimport kernels, team_size, GC_F64, SERIAL_BYTES
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 
 cdef enum:
@@ -126,11 +126,16 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch):
             table[i].first = strips
             table[i].write = plan.write + i * batch
             strips += (table[i].sum.size + STRIP - 1) // STRIP
-        team = team_size(bytes, strips)
+        team = team_size(strips) if bytes >= SERIAL_BYTES else 1
         with nogil:
-            for i in prange(strips, schedule="dynamic", chunksize=8, num_threads=team):
-                j = leaf_of(table, count, i)
-                sum_strip(&table[j], batch, i - table[j].first)
+            if team == 1:
+                for i in range(strips):
+                    j = leaf_of(table, count, i)
+                    sum_strip(&table[j], batch, i - table[j].first)
+            else:
+                for i in prange(strips, schedule="dynamic", chunksize=8, num_threads=team):
+                    j = leaf_of(table, count, i)
+                    sum_strip(&table[j], batch, i - table[j].first)
     finally:
         for i in range(count):
             PyMem_Free(table[i].sample.axes)

@@ -11,7 +11,7 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 from gradclip._leaves cimport Leaves
-from gradclip._cpu.machine cimport kernels
+from gradclip._cpu.machine cimport kernels, team_of
 
 cdef enum:
     SPAN = 1 << 15      # words: what a thread takes at a time, as large as a group of float32
@@ -50,10 +50,12 @@ cdef class Stream:
         PyMem_Free(self.span)
 
     def read(self, int team):
-        """The sum of all words, modulo 2**64, by `team` threads."""
+        """The sum of all words, modulo 2**64, by `team` threads or as many as it may have."""
         cdef const Span *span = self.span
-        cdef Py_ssize_t i, n = self.count, chunk = max(1, n // (16 * team))
+        cdef Py_ssize_t i, n = self.count, chunk
         cdef uint64_t total = 0
+        team = team_of(team)
+        chunk = max(1, n // (16 * team))
         with nogil:
             if team == 1:
                 for i in range(n):
@@ -66,7 +68,9 @@ cdef class Stream:
     def rewrite(self, int team, uint64_t add=0):
         """Every word becomes its sum with `add`; backwards, since what was read last is still in cache."""
         cdef const Span *span = self.span
-        cdef Py_ssize_t i, n = self.count, chunk = max(1, n // (16 * team))
+        cdef Py_ssize_t i, n = self.count, chunk
+        team = team_of(team)
+        chunk = max(1, n // (16 * team))
         with nogil:
             if team == 1:
                 for i in range(n - 1, -1, -1):

@@ -30,5 +30,10 @@ cdef extern from "kernels.h" nogil:
         uint64_t (*read_words)(const uint64_t *x, ptrdiff_t n) noexcept nogil
         void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add) noexcept nogil
 
+# Below this many bytes, waking the team costs more than it saves.
+cdef enum:
+    SERIAL_BYTES = 1 << 20
+
 cdef const gc_kernels *kernels
-cdef int team_size(ptrdiff_t bytes, ptrdiff_t groups)
+cdef int team_of(int n) except -1
+cdef int team_size(ptrdiff_t groups) except -1

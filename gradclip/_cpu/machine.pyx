@@ -3,9 +3,17 @@
 
 The table is chosen when this module loads: the best set of the machine, or the one that GRADCLIP_ISA
 names. Threads are asked for region by region; nothing is set in the OpenMP runtime itself.
+
+How many a region gets is asked anew each time, where it is large enough to go parallel at all: the number that was
+set (for the running context, else for the process), OpenMP's own limit, the processors of this process. It is one
+in a forked process, and once the system has refused to start a thread.
 """
 import os
+import sys
+import warnings
 
+from cpython.contextvars cimport PyContextVar_New_with_default, get_value
+from libc.limits cimport INT_MAX
 from gradclip._cpu.machine cimport gc_kernels
 
 cdef extern from "dispatch.h" nogil:
@@ -14,16 +22,20 @@ cdef extern from "dispatch.h" nogil:
 cdef extern from "openmp_compat.h" nogil:
     int GC_OPENMP
     int omp_get_max_threads()
-    long gc_process()
+    int omp_get_thread_limit()
+    int omp_get_num_procs()
 
-# Below this many bytes, waking the team costs more than it saves.
-cdef enum:
-    SERIAL_BYTES = 1 << 20
+cdef extern from "team.h" nogil:
+    int gc_team_init()
+    bint gc_forked()
+    int gc_try_threads(int n)
 
 cdef const gc_kernels *tables[8]
 cdef int table_count = gc_available(tables)
-cdef int threads = 1
-cdef long owner = 0        # the process whose team it is, once there is one
+cdef int set_for_process = 0    # 0: not set
+cdef int quota = INT_MAX        # of a process for which nothing is set
+cdef int forced = 0             # by tests
+cdef int refused = 0            # why the system started no threads: an errno
 
 openmp_version = GC_OPENMP
 
@@ -49,30 +61,109 @@ def set_isa(str name):
 
 
 def set_threads(int n):
-    """Threads of the next regions, as asked; `gradclip.threads` keeps them within the machine's."""
-    global threads
-    threads = n
+    """Force regions to n threads, more than are allowed if need be: for tests. 0: as allowed."""
+    global forced
+    forced = n
 
 
 def get_threads():
-    """Threads of the next regions."""
-    return threads
+    """The number of threads that was forced, or 0."""
+    return forced
 
 
-def openmp_threads():
-    """What the OpenMP runtime would use by itself."""
-    return omp_get_max_threads()
+def set_wanted(int n):
+    """Set the threads of the whole process, 0 for the default. Threads that were refused are asked for again."""
+    global set_for_process, refused
+    set_for_process, refused = n, 0
 
 
-cdef int team_size(ptrdiff_t bytes, ptrdiff_t groups):
-    """Threads for a region. A forked child has no team, and GNU's runtime would wait for the parent's for
-    ever: the process that opened the first region is the only one to open more."""
-    global owner
-    if threads == 1 or bytes < SERIAL_BYTES:
+def set_quota(int n):
+    """Set the most threads of a process for which no number is set."""
+    global quota
+    quota = n
+
+
+def wanted():
+    """The number of threads that was set, for the running context or else for the process; 0 if none was."""
+    return get_value(chosen) or set_for_process
+
+
+cpdef int openmp_threads() except -1:
+    """The number of threads that OpenMP would use here and now by itself."""
+    return min(omp_get_max_threads(), omp_get_thread_limit())
+
+
+cpdef int processors() except -1:
+    """The number of processors that this process may run on now. Where OpenMP has pinned its threads, the calling
+    thread's affinity does not say."""
+    return omp_get_num_procs()
+
+
+def alone():
+    """Why this process works on one thread whatever was set, or an empty string."""
+    if not GC_OPENMP:
+        return "a serial build"
+    if gc_forked():
+        return "a forked process works alone"
+    return f"the system refused more: {os.strerror(refused)}" if refused else ""
+
+
+def allowed_threads():
+    """The number of threads of a large region now, unless the system refuses them."""
+    return 1 if alone() else allowed()
+
+
+def team():
+    """The number of threads of a large region now; they are tried."""
+    return team_size(INT_MAX)
+
+
+cdef int allowed() except -1:
+    """The smallest bound on a team. The system is asked last, which takes about a microsecond."""
+    cdef int n = wanted() or quota
+    if n > 1:
+        n = min(n, openmp_threads())
+    if n > 1:
+        n = min(n, processors())
+    return max(n, 1)
+
+
+cdef int frames_of_gradclip() except -1:
+    """The stack level of the user's line, for a warning."""
+    cdef int level = 1
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradclip."):
+        level += 1
+        frame = frame.f_back
+    return level
+
+
+cdef int team_of(int n) except -1:
+    """n threads for a region, or as many as it may have. Warns, once, if the system refuses them."""
+    global refused
+    if n <= 1 or refused or gc_forked():
         return 1
-    if owner == 0:
-        owner = gc_process()
-    return <int>min(threads, groups) if owner == gc_process() else 1
+    if not forced:
+        n = min(n, allowed())
+    if n == 1:
+        return 1
+    refused = gc_try_threads(n - 1)
+    if refused:
+        warnings.warn(
+            f"the system refuses to start {n} threads ({os.strerror(refused)}): gradclip goes on with one. Limits on "
+            "processes and memory, OMP_STACKSIZE and OMP_PLACES can be why; set_num_threads(n) tries again",
+            RuntimeWarning, stacklevel=frames_of_gradclip(),
+        )
+        return 1
+    return n
 
 
+cdef int team_size(ptrdiff_t groups) except -1:
+    """The number of threads for a region over SERIAL_BYTES or more."""
+    return team_of(<int>min(forced or <int>INT_MAX, groups))
+
+
+if gc_team_init():
+    raise MemoryError
+chosen = PyContextVar_New_with_default("gradclip.num_threads", 0)   # threads of the running context, 0: not set
 set_isa(os.environ.get("GRADCLIP_ISA") or available_isas()[-1])

@@ -1,4 +1,4 @@
-/* OpenMP's few questions, answered by a compiler without it too; and which process asks. */
+/* OpenMP's few questions, answered by a compiler without it too. */
 #ifndef GRADCLIP_OPENMP_COMPAT_H
 #define GRADCLIP_OPENMP_COMPAT_H
 
@@ -8,13 +8,11 @@
 #else
 #define GC_OPENMP 0
 static inline int omp_get_max_threads(void) { return 1; }
+static inline int omp_get_num_procs(void) { return 1; }
 #endif
 
-#ifdef _WIN32 /* has no fork */
-static inline long gc_process(void) { return 1; }
-#else
-#include <unistd.h>
-static inline long gc_process(void) { return (long)getpid(); }
+#if GC_OPENMP < 200805
+static inline int omp_get_thread_limit(void) { return omp_get_max_threads(); }
 #endif
 
 #endif

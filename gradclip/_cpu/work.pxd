@@ -1,10 +1,10 @@
 # cython: cdivision=True
 """The list of work of a pass: how units are cut and put together into groups, by position alone."""
-from cpython.mem cimport PyMem_Malloc
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stddef cimport ptrdiff_t
 
 from gradclip._cpu.fold cimport Sum
-from gradclip._cpu.machine cimport team_size
+from gradclip._cpu.machine cimport SERIAL_BYTES, team_size
 from gradclip._layout cimport gc_leaf
 
 cdef enum:
@@ -127,7 +127,13 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
                 held += whole * (leaf[i].size + SETUP)
                 unit += whole
     work.count = n
-    work.team = team_size(bytes, n)
+    work.team = 1
+    if bytes >= SERIAL_BYTES:
+        try:
+            work.team = team_size(n)
+        except:     # a warning that is an error
+            PyMem_Free(work.group)
+            raise
     work.chunk = n if work.team == 1 else max(1, n // (16 * work.team))
     work.chunks = (n + work.chunk - 1) // work.chunk if n else 0
     return work

@@ -141,7 +141,7 @@ cdef int frames_of_gradclip() except -1:
 cdef int team_of(int n) except -1:
     """n threads for a region, or as many as it may have. Warns, once, if the system refuses them."""
     global refused
-    if n <= 1 or refused or gc_forked():
+    if n <= 1 or GC_OPENMP == 0 or refused or gc_forked():
         return 1
     if not forced:
         n = min(n, allowed())

@@ -197,7 +197,7 @@ int gc_try_threads(int n)
     return error;
 }
 
-#else /* Windows knows no fork, and its runtime makes do with fewer threads */
+#else /* no OpenMP; or Windows, which knows no fork, and whose runtime cannot be asked either */
 int gc_team_init(void) { return 0; }
 int gc_forked(void) { return 0; }
 int gc_try_threads(int n) { return (void)n, 0; }

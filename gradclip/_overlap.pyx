@@ -1,10 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Which arrays share memory. Exact, and fast for the two usual cases: leaves that lie apart, and leaves
-that interleave like the columns of one matrix."""
+"""Which arrays share memory. Exact, and fast for leaves that lie apart and for leaves that interleave, like the columns of
+some matrices: what neither addresses nor their remainders tell apart is compared pair by pair."""
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
+
+from math import gcd
 
 import numpy as np
 cimport numpy as cnp
@@ -58,10 +60,20 @@ cdef ptrdiff_t common_stride(cnp.ndarray a, ptrdiff_t g) noexcept:
     return g
 
 
+cdef Py_ssize_t pairs = 0
+
+
+def pairs_compared():
+    """How many pairs of arrays were compared one by one so far: few, whatever the leaves are."""
+    return pairs
+
+
 cdef bint share_memory(cnp.ndarray a, cnp.ndarray b):
     """Exact; by the greatest common stride first, which settles interleaved views at once."""
     cdef ptrdiff_t g = common_stride(b, common_stride(a, 0)), size = cnp.PyArray_ITEMSIZE(a)
     cdef ptrdiff_t offset = <char *>cnp.PyArray_DATA(b) - <char *>cnp.PyArray_DATA(a)
+    global pairs
+    pairs += 1
     if g:
         offset = (offset % g + g) % g
         if offset >= size and offset <= g - cnp.PyArray_ITEMSIZE(b):
@@ -137,16 +149,6 @@ cdef int sort(Extent *extent, Py_ssize_t n) except -1:
     return 0
 
 
-cdef int apart(Extent *extent, Py_ssize_t n) except -1:
-    """Whether no two extents meet; leaves them sorted."""
-    cdef Py_ssize_t i
-    sort(extent, n)
-    for i in range(1, n):
-        if extent[i].low < extent[i - 1].high:
-            return False
-    return True
-
-
 cdef Py_ssize_t join_neighbours(const gc_leaf *leaf, Py_ssize_t n, Extent *extent) noexcept nogil:
     """Extents of leaves, those that follow one another in memory as one; how many, or 0 where a leaf is not contiguous."""
     cdef Py_ssize_t i, runs = 0
@@ -203,25 +205,67 @@ cdef int side_by_side(const gc_leaf *leaf, Py_ssize_t n, Extent *extent) except 
     return runs > 0
 
 
-cdef bint interleaved(list arrays, Extent *extent, Py_ssize_t n) except -1:
-    """Whether every array starts at a place of its own within the greatest common stride of all."""
-    cdef Extent *residue
-    cdef Py_ssize_t i
-    cdef ptrdiff_t g = 0
+cdef Extent remainder_of(cnp.ndarray a, ptrdiff_t index, uintptr_t modulus) noexcept:
+    """The bytes from the first to the last element, both included, as remainders of their addresses; strides that are
+    multiples of the modulus do not move them. `high` may lie beyond the modulus."""
+    cdef Extent e = extent_of(a, index)
+    cdef uintptr_t stride
+    cdef int d
+    e.low %= modulus
+    e.high = e.low + <uintptr_t>cnp.PyArray_ITEMSIZE(a)
+    for d in range(cnp.PyArray_NDIM(a)):
+        stride = <uintptr_t>abs(cnp.PyArray_STRIDE(a, d))
+        if stride % modulus:
+            e.high += stride * <uintptr_t>(cnp.PyArray_DIM(a, d) - 1)
+    return e
+
+
+cdef bint unroll(Extent *extent, Py_ssize_t n, uintptr_t modulus) except -1:
+    """Remainders lie on a circle: let sorted ones begin behind a gap, so that none goes around. False: there is no gap."""
+    cdef Extent *buffer
+    cdef uintptr_t reach = 0
+    cdef Py_ssize_t i, first = 0
     for i in range(n):
-        g = common_stride(arrays[extent[i].index], g)
-    if g == 0:
-        return False
-    residue = <Extent *>PyMem_Malloc(n * sizeof(Extent))
-    if residue == NULL:
+        reach = max(reach, extent[i].high)
+    reach = reach - modulus if reach > modulus else 0   # what lies below this is met from the other end
+    while first < n and extent[first].low < reach:
+        reach = max(reach, extent[first].high)
+        first += 1
+    if first == 0 or first == n:
+        return first == 0
+    buffer = <Extent *>PyMem_Malloc(first * sizeof(Extent))
+    if buffer == NULL:
         raise MemoryError
-    try:
-        for i in range(n):
-            residue[i].low = <uintptr_t>cnp.PyArray_DATA(arrays[extent[i].index]) % <uintptr_t>g
-            residue[i].high = residue[i].low + <uintptr_t>cnp.PyArray_ITEMSIZE(arrays[extent[i].index])
-        return apart(residue, n) and residue[n - 1].high <= residue[0].low + <uintptr_t>g
-    finally:
-        PyMem_Free(residue)
+    memcpy(buffer, extent, first * sizeof(Extent))
+    for i in range(first, n):
+        extent[i - first] = extent[i]
+    for i in range(first):
+        extent[n - first + i] = buffer[i]
+        extent[n - first + i].low += modulus
+        extent[n - first + i].high += modulus
+    PyMem_Free(buffer)
+    return True
+
+
+cdef list moduli_of(list arrays, const Extent *extent, Py_ssize_t n):
+    """What the longest strides have as common divisors: of more and more of them, so that each divides the one before."""
+    cdef Py_ssize_t i
+    cdef int d
+    cdef cnp.ndarray a
+    cdef set strides = set()
+    cdef list moduli = []
+    for i in range(n):
+        a = <cnp.ndarray>PyList_GET_ITEM(arrays, extent[i].index)
+        for d in range(cnp.PyArray_NDIM(a)):
+            if cnp.PyArray_DIM(a, d) > 1 and cnp.PyArray_STRIDE(a, d):
+                strides.add(abs(cnp.PyArray_STRIDE(a, d)))
+    divisor = last = 0
+    for stride in sorted(strides, reverse=True):
+        divisor = gcd(divisor, stride)
+        if divisor != last:
+            moduli.append(divisor)
+        last = divisor
+    return moduli
 
 
 cdef bint same_view(cnp.ndarray a, cnp.ndarray b):
@@ -232,12 +276,64 @@ cdef bint same_view(cnp.ndarray a, cnp.ndarray b):
     return cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b)
 
 
+cdef object first_pair(list arrays, Py_ssize_t count, bint same, Extent *extent, Py_ssize_t n):
+    """Two of some arrays that share an element, the first of them written, or None: pair by pair."""
+    cdef Py_ssize_t i, j, a, b
+    for i in range(n):
+        extent[i] = extent_of(<cnp.ndarray>PyList_GET_ITEM(arrays, extent[i].index), extent[i].index)
+    sort(extent, n)
+    for i in range(n):
+        j = i + 1
+        while j < n and extent[j].low < extent[i].high:
+            a, b = min(extent[i].index, extent[j].index), max(extent[i].index, extent[j].index)
+            j += 1
+            if a >= count or not share_memory(arrays[a], arrays[b]):
+                continue
+            if not (same and b == count + a and same_view(arrays[a], arrays[b])):
+                return a, b
+    return None
+
+
+cdef object search(list arrays, Py_ssize_t count, bint same, Extent *extent, Py_ssize_t n, list moduli, Py_ssize_t level):
+    """The same, after they were told apart by addresses (level 0) and then by their remainders: arrays of which one
+    ends before the next begins share nothing, and a group that nothing ties to another is searched alone."""
+    cdef Py_ssize_t i, start = 0
+    cdef uintptr_t end, modulus = 0
+    cdef bint written = False
+    for i in range(n):
+        written = written or extent[i].index < count
+    if n < 2 or not written:
+        return None
+    if level == 1:
+        moduli = moduli_of(arrays, extent, n)
+    if level > len(moduli):
+        return first_pair(arrays, count, same, extent, n)
+    if level:
+        modulus = moduli[level - 1]
+        for i in range(n):
+            extent[i] = remainder_of(<cnp.ndarray>PyList_GET_ITEM(arrays, extent[i].index), extent[i].index, modulus)
+    sort(extent, n)
+    if level and not unroll(extent, n, modulus):
+        return search(arrays, count, same, extent, n, moduli, level + 1)
+    end = extent[0].high
+    for i in range(1, n + 1):
+        if i < n and extent[i].low < end:
+            end = max(end, extent[i].high)
+            continue
+        found = search(arrays, count, same, extent + start, i - start, moduli, level + 1)
+        if found is not None:
+            return found
+        if i < n:
+            start, end = i, extent[i].high
+    return None
+
+
 cdef object find_overlap(const gc_leaf *leaf, list written, list read, bint same):
     """The indices of two arrays, the first of them written (and described by `leaf`), that share an element; or None.
 
     Arrays that are read count on from those that are written. The i-th of each may be the `same` view."""
     cdef list arrays = written + read if read else written
-    cdef Py_ssize_t i, j, a, b, n = 0, count = len(written)
+    cdef Py_ssize_t i, n = 0, count = len(written)
     cdef Extent *extent
     if len(arrays) < 2:
         return None
@@ -251,17 +347,6 @@ cdef object find_overlap(const gc_leaf *leaf, list written, list read, bint same
         for i in range(len(arrays)):
             extent[n] = extent_of(<cnp.ndarray>PyList_GET_ITEM(arrays, i), i)
             n += extent[n].high > extent[n].low
-        if apart(extent, n) or interleaved(arrays, extent, n):
-            return None
-        for i in range(n):
-            j = i + 1
-            while j < n and extent[j].low < extent[i].high:
-                a, b = min(extent[i].index, extent[j].index), max(extent[i].index, extent[j].index)
-                j += 1
-                if a >= count or not share_memory(arrays[a], arrays[b]):
-                    continue
-                if not (same and b == count + a and same_view(arrays[a], arrays[b])):
-                    return a, b
-        return None
+        return search(arrays, count, same, extent, n, [], 0)
     finally:
         PyMem_Free(extent)

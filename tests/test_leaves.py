@@ -3,6 +3,7 @@
 import collections
 import itertools
 import math
+import re
 import warnings
 from types import MappingProxyType
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from reference import snapshot
 
 import gradclip
+from gradclip._leaves import Leaves
+from gradclip._overlap import pairs_compared
 
 Layer = collections.namedtuple("Layer", "weight bias")
 
@@ -383,6 +386,70 @@ def test_overlap_among_many_neighbours_is_found_as_brute_force_finds_it():
         else:
             gradclip.clip_by_global_norm_([base[a:b] for a, b in places], 1.0)
     assert min(seen) > 50
+
+
+def test_interleaved_views_are_told_apart_as_brute_force_tells_them():
+    """Columns, blocks and rows of some matrices in one memory, in both orders, some of them only read."""
+    rng = np.random.default_rng(12)
+    seen = [0, 0]
+    for _ in range(300):
+        base, place = np.zeros(4 * 60, np.float32), np.arange(4 * 60)
+
+        def views(memory, seed):
+            rng = np.random.default_rng(seed)
+            found = []
+            for start in range(0, 240, 60):
+                shape = [(6, 10), (3, 2, 10), (5, 12), (60,)][rng.integers(0, 4)]
+                matrix = memory[start : start + 60].reshape(shape, order=rng.choice(["C", "F"]))
+                cuts = np.unique(rng.integers(0, shape[-1] + 1, 5))
+                blocks = [matrix[..., a:b] for a, b in itertools.pairwise(cuts)]
+                split = int(rng.integers(0, shape[0]))
+                found += [b for block in blocks for b in (block[:split], block[split:][::-1])]
+            if rng.random() < 0.4:
+                start, stop, step = rng.integers(0, 240), rng.integers(0, 241), rng.integers(1, 50)
+                found.append(memory[start:stop:step])
+            order = rng.permutation(len(found))
+            return [found[i] for i in order if found[i].size]
+
+        seed = int(rng.integers(0, 2**32))
+        leaves, places = views(base, seed), [set(v.ravel().tolist()) for v in views(place, seed)]
+        written = int(rng.integers(1, len(leaves) + 1)) if rng.random() < 0.5 else len(leaves)
+        pairs = [(i, j) for i in range(written) for j in range(len(leaves)) if i != j and places[i] & places[j]]
+        seen[bool(pairs)] += 1
+        try:
+            to = Leaves(leaves[:written], True)
+            to.check_overlap(Leaves(leaves[written:]), False)
+        except ValueError as error:
+            assert pairs, error
+            named = re.findall(r"\d+", str(error))[:2]
+            shift = 0 if "of grads" not in str(error) else written
+            assert (int(named[0]), int(named[1]) + shift) in pairs
+        else:
+            assert not pairs
+    assert min(seen) > 50
+
+
+def test_a_view_that_belongs_to_none_does_not_make_all_pairs_be_compared():
+    a, b, flat = np.zeros((6, 3000), np.float32), np.zeros((6, 3000), np.float32), np.zeros((4, 5, 900), np.float32)
+    columns, others = [a[:, i] for i in range(3000)], [b[:, i] for i in range(3000)]
+    lone = np.zeros(10, np.float32)
+    before = pairs_compared()
+    for leaves in (
+        [*columns, lone],
+        [lone, *columns[:1000], *others[:1000]],
+        [*columns[:1500], a[:, 1500:]],
+        [a[:3, 2000:].T, a[3:, 2000:], *columns[:2000]],
+        [*(flat[..., i] for i in range(900)), lone],
+        [*(flat[:, 0, i] for i in range(900)), flat[:, 1:, ::-1]],
+    ):
+        gradclip.clip_by_global_norm_(leaves, 1.0)
+    gradclip.clip_by_global_norm(columns, 1.0, out=others)
+    assert pairs_compared() == before
+    gradclip.clip_by_global_norm([*columns, lone], 1.0, out=[*columns, lone])  # each with itself
+    gradclip.sgd_step_(columns[:1500], columns[1500:], 0.1)
+    assert pairs_compared() <= before + 3001
+    with pytest.raises(ValueError, match="^7 and 3000 share memory"):
+        gradclip.clip_by_global_norm_([*columns, a[5:, 7:8]], 1.0)
 
 
 def test_leaves_of_one_list_may_be_unusual_anywhere():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any, overload
 
 import numpy as np
@@ -14,10 +15,13 @@ from ._cpu.plan import Plan, StandardState
 from ._cpu.sums import Sums
 from ._decide import acts, decide, refused
 from ._leaves import Leaves
-from ._rounding import Room, exact_order
+from ._rounding import Room, exact_order, unit_of
 from .norm import result
 from .report import ClipReport
 from .thresholds import Threshold
+
+# What rounds to float64 without overflow after two more roundings.
+MOST = sys.float_info.max * (1.0 - 2.0**-51)
 
 
 @spelled_out
@@ -123,8 +127,11 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
     none to speak of). A sample whose norm is at most `max_norm` is added as it is, if the sums hold its dtype and
     there is nothing to unscale. Norms of orders other than 1, 2 and inf (complex: 2) are not decided exactly: a
     sample as close to the threshold as that room is clipped. These contributions are added in twice float64's
-    precision, and the total is rounded once. So the sensitivity of the sum before that last rounding is at most
-    `max_norm`; the method is that of [1]_.
+    precision, in a range that none of their sums leaves, and the total is rounded once: to Inf only where it lies beyond
+    the dtype. Where the sums' dtype cannot hold an element of a sample (float16 sums of float32 samples, or a
+    `grad_scale` below 1), the sample is scaled until it can, whatever its norm, and counts as clipped: an Inf would be
+    above every bound. Without a bound (`max_norm=inf`) it becomes Inf. So the sensitivity of the sum before that last
+    rounding is at most `max_norm`; the method is that of [1]_.
 
     Memory beyond inputs and sums: a few hundred bytes per leaf and sample.
 
@@ -146,7 +153,8 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
     sums, owners = _by_sample(leaves, rule)
     to = _sums_like(leaves, out)
     if type(sums) is not Sums:  # on a GPU
-        report = sums.add_up(leaves, to, rule, _goal(leaves, to, rule, max_norm), max_norm, _kept(leaves, to, rule))
+        goal, kept, most = _goal(leaves, to, rule, max_norm), _kept(leaves, to, rule), _most(leaves, to, rule, max_norm)
+        report = sums.add_up(leaves, to, rule, goal, max_norm, kept, most)
         if report is not None:
             return result(leaves, to, out), report
         sums = sums.host(leaves.arrays)
@@ -207,6 +215,9 @@ def _bounded(sums, leaves, to, rule, max_norm):
         over = ~(sums.norms() <= goal)
     plan = Plan(sums.count)
     plan.settle(sums, np.full(sums.count, goal), rule.eps, False, True, (over & (goal < math.inf)).astype(np.uint8))
+    most = _most(leaves, to, rule, max_norm)
+    if most is not None:
+        plan.keep_finite(sums.units, most)
     if sums.nonfinite() and rule.nonfinite == "zero":
         plan.leave_out(sums)
     return plan
@@ -214,8 +225,19 @@ def _bounded(sums, leaves, to, rule, max_norm):
 
 def _kept(leaves, to, rule):
     """Whether samples that are not clipped are added as they are, so that it can be decided exactly which may be."""
-    kept = rule.grad_scale == 1.0 and all(np.can_cast(a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True))
-    return kept and exact_order(rule.ord, leaves.arrays)
+    return rule.grad_scale == 1.0 and _holds(to, leaves) and exact_order(rule.ord, leaves.arrays)
+
+
+def _holds(to, leaves):
+    """Whether the sums' dtypes hold every number of the leaves'."""
+    return all(np.can_cast(a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True))
+
+
+def _most(leaves, to, rule, max_norm):
+    """The largest magnitude of what a sample may add to each leaf, which is not Inf; None where no element comes near."""
+    if max_norm == math.inf or (rule.grad_scale >= 1.0 and _holds(to, leaves)):
+        return None
+    return np.array([min(unit_of(b.dtype).most, MOST) for b in to.arrays])
 
 
 def _goal(leaves, to, rule, max_norm):

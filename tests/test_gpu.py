@@ -247,6 +247,36 @@ def test_per_sample_sums_of_dtypes(cupy, dtype):
         assert flat(sums)[0].tolist() == [2.0]
 
 
+@pytest.mark.parametrize("options", [{}, {"ord": 1}, {"ord": 3}, {"grad_scale": 2.0**-20}], ids=str)
+@pytest.mark.parametrize(("dtype", "out"), [(np.float32, np.float16), (np.float64, np.float32), (np.complex128, np.complex64)])
+def test_samples_that_the_sum_cannot_hold(cupy, dtype, out, options):
+    top = float(np.finfo(dtype).max) / 8
+    here = [np.array([[top, 2.0, 3.0], [4.0, 5.0, -6.0], [7e4, top / 1e3, 1.0]]).astype(dtype), np.ones(3, dtype)]
+    here[1][1] = 1e5
+    to = [np.zeros(3, out), np.zeros((), out)]
+    want, report = gradclip.per_sample_clip_sum(here, 1e300, out=to, **options)
+    assert np.isfinite(want[0]).all()
+    assert report.clipped
+    for policy in ("raise", "skip"):
+        gpu, there_to = there(cupy, here), there(cupy, [np.ones(3, out), np.ones((), out)])
+        before = getattr(cupy, "waits", 0)
+        got, told = gradclip.per_sample_clip_sum(gpu, 1e300, out=there_to, nonfinite=policy, **options)
+        assert policy == "raise" or getattr(cupy, "waits", 0) == before
+        assert_same_bits(want, got)
+        assert_same_report(report, told)
+
+
+def test_sums_overflow_only_where_their_value_does(cupy):
+    top = sys.float_info.max
+    here = np.array([[1.3e308, top, top, -top, 1.0], [1.27e308, top, 1.0, -top, 2.0], [-0.97e308, -top, top, top, 3.0]])
+    for samples in (here, np.asfortranarray(here)):
+        want, _ = gradclip.per_sample_clip_sum(samples, math.inf)
+        assert want.tolist() == [1.3e308 + (1.27e308 - 0.97e308), top, math.inf, -top, 6.0]
+        for policy in ("raise", "skip"):
+            got, _ = gradclip.per_sample_clip_sum(there(cupy, [samples]), math.inf, nonfinite=policy)
+            assert_same_bits([want], got)
+
+
 def test_a_sample_at_the_threshold(cupy):
     """What is raised for is decided here, exactly; what stays on the GPU is clipped when it is too close to tell."""
     gpu = there(cupy, [np.array([[3.0, 4.0], [6.0, 8.0]])])

@@ -138,6 +138,16 @@ def test_parameters_on_other_devices_than_their_gradients(cupy, unit_axis):
         assert_same_report(want[1], got[1])
 
 
+def test_samples_that_one_of_the_sums_cannot_hold(cupy):
+    here = [np.array([[1e5, 2.0], [3.0, 4.0]], np.float32), np.array([[1.0], [9e6]], np.float32)]
+    want, report = gradclip.per_sample_clip_sum(here, 1e9, out=[np.ones(2, np.float16), np.ones(1, np.float16)])
+    assert report.scales.tolist() == [65504 / 1e5, 65504 / 9e6]
+    gpu, to = across(cupy, 2, here), across(cupy, 2, [np.ones(2, np.float16), np.ones(1, np.float16)])
+    got, told = gradclip.per_sample_clip_sum(gpu, 1e9, out=to, nonfinite="skip")
+    assert_same_bits(want, got)
+    assert_same_report(report, told)
+
+
 def test_nothing_to_share(cupy):
     for call in (gradclip.clip_per_sample, gradclip.per_sample_clip_sum):
         made, report = call(across(cupy, 2, [np.ones((0, 3)), np.ones((0, 2))]), 1.0, nonfinite="skip")

@@ -142,15 +142,92 @@ def test_no_sample_adds_more_than_the_threshold(dtype, out, kind, ord, grad_scal
     norm = {"ord": ord, "grad_scale": grad_scale}
     terms = []
     for term in contributions(leaves, threshold, out=out, **norm):
-        if not all(np.isfinite(t).all() for t in term):
-            assert threshold > 65504.0  # only where the dtype of the sum cannot hold the sample
-            return
+        assert all(np.isfinite(t).all() for t in term)
         assert within(term, threshold, ord)
         terms.append([t.copy() for t in term])
     sums, _ = gradclip.per_sample_clip_sum(leaves, threshold, out=out, **norm)
     for i, total in enumerate(sums):
         if np.isfinite(np.abs(total)).all():
             assert sum_error(total, [t[i] for t in terms]) <= 0.501
+
+
+@pytest.mark.parametrize("ord", [1, 2, 3, math.inf])
+@pytest.mark.parametrize(
+    ("dtype", "out", "most"),
+    [
+        (np.float32, np.float16, 65504.0),
+        (np.float64, np.float16, 65504.0),
+        (np.complex128, np.complex64, float(np.finfo(np.float32).max)),
+        (np.float32, BFLOAT16, (2 - 2.0**-7) * 2.0**127),
+        (np.float64, np.float32, float(np.finfo(np.float32).max)),
+    ],
+    ids=str,
+)
+def test_a_sample_that_the_sum_cannot_hold_is_scaled_until_it_can(dtype, out, most, ord):
+    big = min(most * 100, float(np.finfo(dtype).max))
+    a = np.array([[big, 1.0, -big / 2], [big / 1000, 2.0, 0.0], [most, 0.0, 1.0]]).astype(dtype)
+    b = np.array([1.0, 5.0, 7.0], dtype)
+    to = [np.zeros(3, out), np.zeros((), dtype)]
+    bound = min(float(np.finfo(np.float64).max), big * 3)
+    for i, term in enumerate(contributions([a, b], bound, out=to, ord=ord)):
+        assert all(np.isfinite(t).all() for t in term)
+        if ord != 3:
+            assert within(term, bound, ord)
+        if i:  # these fit
+            assert [t.tolist() for t in term] == [a[i].astype(out).tolist(), b[i].tolist()]
+    _, report = gradclip.per_sample_clip_sum([a, b], bound, out=to, ord=ord)
+    assert report.scales.tolist() == [most / big, 1.0, 1.0]
+    assert report.clipped_count == (big > most)
+    gradclip.per_sample_clip_sum([a, b], math.inf, out=to, ord=ord)  # no bound, none kept
+    assert np.isfinite(np.abs(to[0])).tolist() == [big <= most, True, big / 2 <= most]
+
+
+def test_a_sample_that_unscaling_carries_out_of_range_is_scaled_until_it_is_not():
+    a = np.array([[60000.0, 1.0], [3.0, 4.0]], np.float16)
+    (term, other) = (t.copy() for (t,) in contributions([a], 1e300, grad_scale=2.0**-3))
+    assert term.tolist() == [65504.0, float(np.float16(65504 / 60000))]
+    assert other.tolist() == [24.0, 32.0]
+    tiny = np.array([[1e-310, 5e-324]])
+    (term,) = next(contributions([tiny], 1e300, grad_scale=1e-320, out=[np.zeros(2, np.float32)]))
+    assert term[0] == np.float32(1e-310 / 1e-320)
+    (term,) = next(contributions([tiny * 1e150], 1e300, grad_scale=1e-320, out=[np.zeros(2, np.float32)]))
+    assert term.tolist() == [float(np.finfo(np.float32).max), float(np.float32(5e-324 / 1e-310 * np.finfo(np.float32).max))]
+    (term,) = next(contributions([np.array([[1e308, 1.0]])], 1e308, grad_scale=1e-3))
+    assert np.isfinite(term).all()
+    assert within([term], 1e308)
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_a_sum_overflows_only_where_its_value_does(isa, layout):
+    top = sys.float_info.max
+    columns = {
+        (1.3e308, 1.27e308, -0.97e308): 1.3e308 + (1.27e308 - 0.97e308),
+        (top, top, -top): top,
+        (-top, -top, top): -top,
+        (top, top, 0.0): math.inf,
+        (-top, -top, 1.0): -math.inf,
+        (top, math.ulp(top) / 2, -math.ulp(top) / 4): top,
+        (top, math.ulp(top) / 2, 0.0): math.inf,
+        (top, top, -math.inf): -math.inf,
+        (math.inf, -math.inf, top): math.nan,
+        (top, math.nan, 1.0): math.nan,
+        (1.0, 2.0, 3.0): 6.0,
+    }
+    a = np.array([*columns]).T.copy(order="C" if layout == "rows" else "F")
+    sums, _ = gradclip.per_sample_clip_sum(a, math.inf, nonfinite="propagate")
+    assert sums.tolist() == pytest.approx([*columns.values()], rel=0, abs=0, nan_ok=True)
+    a = gradient(np.float64, 30 * 1500, "huge").reshape(30, 1500)
+    a[:, 7] = abs(a[:, 7])
+    sums, _ = gradclip.per_sample_clip_sum(a, math.inf)
+    for j, column in enumerate(a.T.tolist()):
+        exact = sum(map(Fraction, column))
+        try:
+            assert sums[j] == float(exact)
+        except OverflowError:
+            assert sums[j] == (math.inf if exact > 0 else -math.inf)
+    assert np.isfinite(sums).mean() > 0.5
+    both = gradclip.per_sample_clip_sum(a + 1j * a[:, ::-1], math.inf)[0]
+    assert (both.real.tolist(), both.imag.tolist()) == (sums.tolist(), sums[::-1].tolist())
 
 
 @pytest.mark.parametrize(("dtype", "ord"), [(d, o) for d in REAL for o in (1, 2, math.inf)] + [(d, 2) for d in COMPLEX])

@@ -18,6 +18,9 @@ from gradclip._cpu.blocks cimport alter, fetch
 from gradclip._cpu.machine cimport kernels, team_size, GC_F64, SERIAL_BYTES
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 
+cdef double DOWN = 2.0 ** -64   # times as many samples as there can be, no sum of what is this much smaller overflows
+cdef double UP = 2.0 ** 64
+
 cdef enum:
     STRIP = 1024            # GC_STRIP: 16 KiB of sums
     TOGETHER = 8            # GC_TOGETHER: samples whose sum stays in registers
@@ -31,11 +34,11 @@ cdef struct Batch:          # one leaf
     const Write *write      # of its first sample
 
 
-cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n, double *sums, double *errors) noexcept nogil:
-    """Add a strip of one sample that needs more than one multiplication in its own dtype."""
+cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n, double unit, double *sums,
+                     double *errors) noexcept nogil:
+    """Add a strip of one sample that needs more than one multiplication in its own dtype, multiplied by a power of two."""
     cdef double space[STRIP]
     cdef double wide[STRIP]
-    cdef double one = 1
     cdef char *buffer = <char *>space
     cdef int half
     if b.sample.dtype == b.sum.dtype:
@@ -49,20 +52,22 @@ cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n,
                 kernels.scale[GC_F64](wide, wide, n, ldexp(1, w.factor.shift - half))
             kernels.scale[GC_F64](wide, wide, n, w.factor.last)
         kernels.narrow[b.sum.dtype](buffer, wide, n)
-    kernels.add_samples[b.sum.dtype](sums, errors, buffer, 0, 1, n, &one)
+    kernels.add_samples[b.sum.dtype](sums, errors, buffer, 0, 1, n, &unit)
 
 
-cdef void sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdiff_t n, double *sums,
+cdef void sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdiff_t n, double unit, double *sums,
                          double *errors) noexcept nogil:
-    """Add a strip of every sample: plain ones several at a time, straight from memory."""
+    """Sum a strip of every sample in some `unit`: in 1, plain ones several at a time, straight from memory."""
     cdef double factor[TOGETHER]
     cdef double space[STRIP]
     cdef gc_leaf sample = b.sample
     cdef const Write *w
     cdef ptrdiff_t i = 0, together
+    memset(sums, 0, STRIP * sizeof(double))
+    memset(errors, 0, STRIP * sizeof(double))
     while i < batch:
         together = 0
-        while i < batch and together < TOGETHER and sample.ndim == 0 and sample.dtype == b.sum.dtype:
+        while unit == 1 and i < batch and together < TOGETHER and sample.ndim == 0 and sample.dtype == b.sum.dtype:
             w = b.write + i
             factor[together] = w.factor.last if w.kind == Kind.SCALE else 1
             if w.zero or w.factor.shift:
@@ -76,21 +81,33 @@ cdef void sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdi
         w = b.write + i
         if not (w.zero and w.factor.last == 0):     # else left out, whatever it holds
             sample.data = b.sample.data + i * b.stride
-            contribute(b, w, fetch(&sample, first, n, <char *>space), n, sums, errors)
+            contribute(b, w, fetch(&sample, first, n, <char *>space), n, unit, sums, errors)
         i += 1
+    for i in range(n):
+        if isfinite(sums[i]):   # the errors of a sum that is not are NaN
+            sums[i] += errors[i]
+
+
+cdef bint any_infinite(const double *sums, ptrdiff_t n) noexcept nogil:
+    cdef ptrdiff_t i
+    for i in range(n):
+        if not isfinite(sums[i]):
+            return True
+    return False
 
 
 cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip) noexcept nogil:
     cdef double sums[STRIP]
     cdef double errors[STRIP]
+    cdef double careful[STRIP]
     cdef ptrdiff_t first = strip * STRIP, i, n = min(<ptrdiff_t>STRIP, b.sum.size - first)
     cdef gc_fpenv saved = gc_fp_enter()
-    memset(sums, 0, sizeof(sums))
-    memset(errors, 0, sizeof(errors))
-    sum_samples_of(b, batch, first, n, sums, errors)
-    for i in range(n):
-        if isfinite(sums[i]):   # the errors of a sum that is not are NaN
-            sums[i] += errors[i]
+    sum_samples_of(b, batch, first, n, 1, sums, errors)
+    if b.sum.dtype == GC_F64 and any_infinite(sums, n):     # on the way to a total that float64 holds, perhaps
+        sum_samples_of(b, batch, first, n, DOWN, careful, errors)
+        for i in range(n):
+            if not isfinite(sums[i]):
+                sums[i] = careful[i] * UP
     if b.sum.ndim == 0:
         kernels.narrow[b.sum.dtype](b.sum.data + first * b.sum.itemsize, sums, n)
     else:

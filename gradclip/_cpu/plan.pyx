@@ -1,7 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Plan: what a write pass is to do to each leaf; and the floating-point state in which it is decided."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.math cimport INFINITY, NAN, isnan
+from libc.float cimport DBL_MAX
+from libc.math cimport INFINITY, NAN, frexp, isnan, ldexp
 from libc.stdint cimport int64_t
 
 from fractions import Fraction
@@ -48,6 +49,13 @@ cdef void settle_one(Write *w, Sums sums, Py_ssize_t unit, double goal, double e
     if w.factor.value == 1 and not strict:
         w.kind = Kind.KEEP
         w.acts = False
+
+
+cdef double reach(Factor f, double x) noexcept:
+    """How far a factor carries a number: |x * factor|, Inf beyond float64."""
+    cdef int more = 0, exponent = 0
+    cdef double product = frexp(f.last, &more) * frexp(x, &exponent)
+    return ldexp(product, exponent + more + f.shift)
 
 
 cdef class Plan:
@@ -102,6 +110,22 @@ cdef class Plan:
         self.write[i].factor = factor_of(goal, norm_of(&sum, sums.ord, sums.grad_scale), eps, sums.grad_scale)
         if self.write[i].factor.value > limit:
             self.write[i].factor = Factor(limit, limit, 0)
+        gc_fp_leave(saved)
+
+    def keep_finite(self, Sums units, most):
+        """Shrink factors of samples until no element leaves the range of what it is rounded to: `most`, of each leaf.
+
+        units: what was measured of the samples, leaf by leaf."""
+        cdef const double[::1] largest = most
+        cdef Py_ssize_t i
+        cdef double amax
+        cdef Write *w
+        cdef gc_fpenv saved = gc_fp_enter()
+        for i in range(units.count):
+            w = &self.write[i % self.count]
+            amax = min(units.largest(i), DBL_MAX)   # a modulus may lie beyond, its parts do not
+            if reach(w.factor, amax) > largest[i // self.count]:
+                w.kind, w.acts, w.factor = Kind.SCALE, True, factor_of(largest[i // self.count], Wide(amax, 0, 0), 0, 1)
         gc_fp_leave(saved)
 
     def zero_nonfinite(self, Sums sums):

@@ -95,6 +95,31 @@ extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const doub
     writes[i] = w;
 }
 
+/* The factors of samples, so that no element leaves the range of what it is rounded to: Plan.keep_finite (_cpu/plan.pyx).
+ * unit: Sums of each sample, leaf by leaf; most: of each leaf. */
+extern "C" __global__ void keep_finite(const Sum *unit, i64 leaves, const double *most, i64 n, Write *writes)
+{
+    const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= n)
+        return;
+    Write w = writes[i];
+    for (i64 k = 0; k < leaves; k++) {
+        const Sum *s = unit + k * n + i;
+        double amax = ldexp(s->amax, (int)s->exponent);
+        int exponent, more;
+        if (!(amax < INF))
+            amax = 0x1.fffffffffffffp1023;
+        double product = frexp(w.last, &exponent) * frexp(amax, &more);
+        if (ldexp(product, exponent + more + (int)w.shift) > most[k]) {
+            Wide largest = {amax, 0, 0};
+            w.kind = SCALE;
+            w.acts = 1;
+            set_factor(&w, most[k], largest, 0, 1);
+        }
+    }
+    writes[i] = w;
+}
+
 /* Adaptive clipping: the bound of each unit from its parameters, clip_factor * max(norm, eps); Inf where one is not finite. */
 extern "C" __global__ void weigh(const Sum *weight, i64 n, double clip_factor, double eps, double ord, double *goals)
 {

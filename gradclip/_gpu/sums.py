@@ -170,13 +170,18 @@ class DeviceSums:
 
         return ClipReport.pending(fill, shown)
 
-    def add_up(self, leaves, to, rule, goal, max_norm, kept):
+    def add_up(self, leaves, to, rule, goal, max_norm, kept, most):
         """The write pass of `per_sample_clip_sum`: samples within `max_norm` are added as they are (if `kept`), others
-        brought to `goal`. None where that is decided exactly, by numbers."""
-        if rule.nonfinite == "raise" or not self.count:
+        brought to `goal`, and no element of one above `most` of its leaf, if there is such a bound. None where that is
+        decided by numbers: exactly, or because these elements lie on several devices."""
+        if rule.nonfinite == "raise" or not self.count or (most is not None and len(self.places) > 1):
             return None
         flags = self._flags(rule) | BOUNDS | (KEPT if kept else 0)
         writes = self._settled(False, self._goals(goal), rule, flags, limit=max_norm)
+        if most is not None:
+            place, part = self.places[0], self.units.by_device[0]
+            bounds = place.constant(most[part.table.which])
+            place.launch("keep_finite", -(-self.count // THREADS), part.unit, len(bounds), bounds, self.count, writes[0])
         tables = [sample_table(leaves, place.device, to) for place in self.places]
         to.announce()
         with Uninterrupted():

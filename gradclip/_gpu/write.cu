@@ -199,6 +199,16 @@ __device__ double contribution(const Leaf *leaf, double x, const Write *w)
                            : Double::wide(scaled<Double>(Double::narrow(x), w));
 }
 
+/* The sum of one element over all samples, in a unit in which none of them can overflow. */
+APART double careful_sum(const Leaf *leaf, const char *p, i64 stride, i64 batch, const Write *writes)
+{
+    double high = 0, low = 0;
+    for (i64 i = 0; i < batch; i++, p += stride)
+        if (!(writes[i].zero && writes[i].last == 0))
+            two_sum(&high, &low, contribution(leaf, get(leaf->from.dtype, p), writes + i) * 0x1p-64);
+    return (is_finite(high) ? high + low : high) * 0x1p64;
+}
+
 /* Units are samples; `to` is one sum for all. A thread adds all samples of an element, in order. Under SKIP with an
  * element that is not finite, sums are 0. */
 extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, const Write *writes, i64 batch, const Sum *total, i64 flags)
@@ -228,5 +238,8 @@ extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, const Write 
                 two_sum(&high, &low, contribution(leaf, x[j], w));
         }
     }
-    put(leaf->to.dtype, element(&leaf->to, pool, leaf->to.data, i), is_finite(high) ? high + low : high);
+    double sum = is_finite(high) ? high + low : high;
+    if (leaf->to.dtype == F64 && !is_finite(high)) /* on the way to a total that float64 holds, perhaps */
+        sum = careful_sum(leaf, p, stride, batch, writes);
+    put(leaf->to.dtype, element(&leaf->to, pool, leaf->to.data, i), sum);
 }

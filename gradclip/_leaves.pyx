@@ -31,6 +31,7 @@ cnp.import_array()
 cdef enum:
     DEVICE_WORDS = 21       # of Leaf in _gpu/leaves.cu
 
+cdef Py_ssize_t MAX_UNITS = 1 << 48     # more than fit a memory, and so few that no size that is worked out from them overflows
 cdef int MAX_DEPTH = 200    # far above any model, far below what the C stack holds
 cdef object CUPY = None     # cupy.ndarray, once somebody has imported it
 cdef object MASKED = np.ma.MaskedArray
@@ -405,6 +406,9 @@ cdef class Leaves:
             PyMem_Free(self.leaf[i].axes)
             self.leaf[i].axes = NULL
             lay_out(self.arrays[i], None, &self.leaf[i], NULL, False, unit_axes[i])
+            if self.leaf[i].units > MAX_UNITS - self.units:     # of no elements
+                raise ValueError(f"{self.path(i)}: an array of shape {self.arrays[i].shape} has {self.leaf[i].units} slices, "
+                                 "units or samples, more than memory can hold a norm of each")
             self.leaf[i].first_unit = self.units
             self.units += self.leaf[i].units
 

@@ -60,7 +60,7 @@ def clip_adaptive_(
     Raises
     ------
     NonFiniteGradientError, TypeError, ValueError
-        As `clip_by_global_norm_`; or `params` does not match.
+        As `clip_by_global_norm_`; or `params` does not match; or an empty leaf has more units than memory can hold a norm of each.
 
     Notes
     -----

@@ -358,3 +358,46 @@ def test_bad_axes_are_named(axis, error, message):
     assert grads["b"].tolist() == [[1, 1], [1, 1]]
     with pytest.raises(ValueError, match="grads: axis 0 is out of bounds for an array of 0 dim"):
         gradclip.clip_by_norm_(np.array(3.0), 1.0, axis=0)
+
+
+# ---- sizes that nothing can hold -----------------------------------------------------------------------
+
+UNHOLDABLE = [
+    ((2**57, 0), lambda g: gradclip.clip_adaptive_(g, g, 0.1)),
+    ((0, 2**57), lambda g: gradclip.clip_adaptive_(g, g, 0.1, unit_axis=-1)),
+    ((2**60, 0, 2), lambda g: gradclip.clip_adaptive(g, g, 0.1)),
+    ((2**57, 0), lambda g: gradclip.clip_by_norm_(g, 1.0, axis=-1)),
+    ((0, 2**57), lambda g: gradclip.clip_by_norm(g, 1.0, axis=0)),
+    ((2**30, 2**30, 0), lambda g: gradclip.clip_by_norm(g, 1.0, axis=2)),
+    ((2**57, 0), lambda g: gradclip.clip_per_sample_(g, 1.0)),
+    ((2**57, 0), lambda g: gradclip.per_sample_clip_sum(g, 1.0)),
+]
+
+
+@pytest.mark.parametrize(("shape", "clip"), UNHOLDABLE)
+def test_more_units_than_memory_can_hold_are_refused(shape, clip):
+    """Empty leaves may have any number of units; the room for these was once worked out with an overflow."""
+    with pytest.raises(ValueError, match=r"^w/b: an array of shape .* more than memory can hold a norm of each"):
+        clip({"w": {"b": np.zeros(shape, np.float16)}})
+    if len(shape) == 2:
+        with pytest.raises(MemoryError):
+            clip(np.zeros([2**46 if n else 0 for n in shape], np.float16))
+
+
+def test_empty_leaves_of_any_shape_are_read_and_written():
+    for shape in ((2**57, 0), (0, 2**57), (2**60, 0, 2)):
+        grads = [np.zeros(shape, np.float16), np.array([3.0, 4.0])]
+        report = gradclip.clip_by_global_norm_(grads, 1.0)
+        assert (report.norm, report.norms.tolist(), grads[1].tolist()) == (5.0, [0.0, 5.0], [3 * 0.2, 4 * 0.2])
+        assert gradclip.clip_by_norm(grads, 1.0)[0][0].shape == shape
+        assert gradclip.global_norm(grads, 3) == pytest.approx(91 ** (1 / 3) / 5)
+
+
+def test_broadcast_views_beyond_any_memory_are_refused():
+    one = np.float16(1)
+    with pytest.raises(MemoryError):
+        gradclip.global_norm(np.broadcast_to(one, (2**30, 2**30)))
+    with pytest.raises(ValueError, match=r"2\*\*62 bytes"):
+        gradclip.global_norm([np.broadcast_to(one, (2**30, 2**30))] * 3)
+    with pytest.raises(ValueError, match="^grads: .* more than memory"):
+        gradclip.clip_by_norm(np.broadcast_to(one, (2**50, 2**10)), 1.0, axis=1)

@@ -195,9 +195,10 @@ cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
 
 cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double grad_scale, const Write *bounds, Plan made):
     cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
+    cdef Sums sums = Sums(leaves.units, 0, ord, grad_scale)     # the largest: it fails first
     cdef Work work = cut(leaf, leaf, leaves.count, simple)
-    cdef Sums sums = Sums(leaves.units, work.elements, ord, grad_scale)
     cdef Task task
+    sums.size = work.elements
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
     task.write = NULL if made is None else made.write
     task.per_unit = made is not None and made.count > 1

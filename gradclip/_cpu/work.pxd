@@ -19,6 +19,7 @@ cdef enum:
     LARGEST = 1 << 22       # larger than this
     FEWEST = 512            # rows of a panel, if the leaf has them: a sum per column costs as much as some fifty
     MOST = 1 << 17          # rows, so that their sums stay exact enough
+    BITS_OF_BYTES = 62      # of the bytes of all leaves, so that no sum of sizes overflows
 
 
 cdef enum Part:
@@ -63,12 +64,16 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
     cdef Work work
     cdef Group *g
     cdef Py_ssize_t i, n = 0, room = 0
-    cdef ptrdiff_t unit, first, rows, whole, area, wide, held = GROUP, bytes = 0, short = 0
+    cdef ptrdiff_t unit, first, rows, whole, area, wide, more, held = GROUP, bytes = 0, short = 0
     work.elements = 0
     for i in range(count):
         if leaf[i].device:
             room += 1
             continue
+        more = leaf[i].units * leaf[i].size * leaf[i].itemsize      # NumPy sees to it that this much can be counted
+        if more > (<ptrdiff_t>1 << BITS_OF_BYTES) - bytes:
+            raise ValueError(f"the leaves hold more than 2**{BITS_OF_BYTES} bytes: broadcast views, then, which take years to read")
+        bytes += more + leaf[i].units * (SETUP * 4)
         if leaf[i].size > GROUP:
             room += leaf[i].units * (leaf[i].size // GROUP + 1) + 1     # a group of short units ends there
         else:
@@ -78,7 +83,6 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
             wide = min(<ptrdiff_t>PANEL, area // FEWEST)
             room += (leaf[i].units // wide + 1) * (leaf[i].size // min(area // wide, <ptrdiff_t>MOST) + 1) + 1
         work.elements += leaf[i].units * leaf[i].size >> leaf[i].is_complex
-        bytes += leaf[i].units * (leaf[i].size * leaf[i].itemsize + SETUP * 4)
     room += short // GROUP * 2 + 2      # any two groups in a row hold more than GROUP
     work.group = g = <Group *>PyMem_Malloc(room * sizeof(Group))
     if g == NULL:

@@ -60,7 +60,8 @@ def clip_adaptive_(
     Raises
     ------
     NonFiniteGradientError, TypeError, ValueError
-        As `clip_by_global_norm_`; or `params` does not match; or an empty leaf has more units than memory can hold a norm of each.
+        As `clip_by_global_norm_`; `params` does not match; or an empty leaf has more units than memory can hold a norm
+        of each.
 
     Notes
     -----

@@ -164,7 +164,7 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
             return result(leaves, to, out), ClipReport(sums, max_norm, sums.count, skipped=True)
         plan = _bounded(sums, leaves, to, rule, max_norm)
         to.announce()
-        sum_samples(leaves, to, plan.by_owner(owners), sums.count)
+        sum_samples(leaves, to, plan.by_owner(owners), sums.count, out is None)
         to.written()
     return result(leaves, to, out), ClipReport(sums, max_norm, sums.count, plan, plan.acting())
 

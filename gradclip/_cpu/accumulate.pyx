@@ -5,8 +5,8 @@ Work is cut along the elements, never along the batch: one thread adds all sampl
 two float64 strips (sum and what additions lost) that stay in its nearest cache. So the samples are
 read once, the sum is written once, and threads cannot matter."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cython.parallel cimport prange
-from libc.math cimport isfinite, ldexp
+from cython.parallel cimport prange, threadid
+from libc.math cimport INFINITY, isfinite, ldexp
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
@@ -15,8 +15,9 @@ import numpy as np
 from gradclip._layout cimport gc_leaf, gc_move, lay_out
 from gradclip._leaves cimport Leaves
 from gradclip._cpu.blocks cimport alter, fetch
-from gradclip._cpu.machine cimport kernels, team_size, GC_F64, SERIAL_BYTES
+from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, give_scratch, kernels, take_scratch, team_size, GC_F64
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 
 cdef double DOWN = 2.0 ** -64   # times as many samples as there can be, no sum of what is this much smaller overflows
 cdef double UP = 2.0 ** 64
@@ -24,6 +25,7 @@ cdef double UP = 2.0 ** 64
 cdef enum:
     STRIP = 1024            # GC_STRIP: 16 KiB of sums
     TOGETHER = 8            # GC_TOGETHER: samples whose sum stays in registers
+    ASK = 1 << 16           # elements between two questions about signals
 
 
 cdef struct Batch:          # one leaf
@@ -34,12 +36,31 @@ cdef struct Batch:          # one leaf
     const Write *write      # of its first sample
 
 
-cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n, double unit, double *sums,
-                     double *errors) noexcept nogil:
+cdef struct Desk:           # of one thread: strips of float64 in its room (machine.pyx)
+    double *sums            # of samples, by a strip of
+    double *errors          # what their additions lost;
+    double *careful         # those that overflow otherwise
+    double *gathered
+    double *wide
+    double *added
+    Watch *watch
+    int thread
+    gc_fpenv saved
+
+
+cdef Desk desk_of(char *room, Watch *watch, int thread, gc_fpenv saved) noexcept nogil:
+    cdef Desk d
+    cdef double *strip = <double *>(room + thread * <size_t>ROOM)
+    d.sums, d.errors, d.careful = strip, strip + STRIP, strip + 2 * STRIP
+    d.gathered, d.wide, d.added = strip + 3 * STRIP, strip + 4 * STRIP, strip + 5 * STRIP
+    d.watch, d.thread, d.saved = watch, thread, saved
+    return d
+
+
+cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n, double unit, Desk *d, double *sums) noexcept nogil:
     """Add a strip of one sample that needs more than one multiplication in its own dtype, multiplied by a power of two."""
-    cdef double space[STRIP]
-    cdef double wide[STRIP]
-    cdef char *buffer = <char *>space
+    cdef double *wide = d.wide
+    cdef char *buffer = <char *>d.added
     cdef int half
     if b.sample.dtype == b.sum.dtype:
         alter(w, b.sample.dtype, buffer, &b.sample, x, n, buffer)
@@ -52,20 +73,25 @@ cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n,
                 kernels.scale[GC_F64](wide, wide, n, ldexp(1, w.factor.shift - half))
             kernels.scale[GC_F64](wide, wide, n, w.factor.last)
         kernels.narrow[b.sum.dtype](buffer, wide, n)
-    kernels.add_samples[b.sum.dtype](sums, errors, buffer, 0, 1, n, &unit)
+    kernels.add_samples[b.sum.dtype](sums, d.errors, buffer, 0, 1, n, &unit)
 
 
-cdef void sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdiff_t n, double unit, double *sums,
-                         double *errors) noexcept nogil:
-    """Sum a strip of every sample in some `unit`: in 1, plain ones several at a time, straight from memory."""
+cdef bint sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdiff_t n, double unit, Desk *d,
+                         double *sums) noexcept nogil:
+    """Sum a strip of every sample in some `unit`: in 1, plain ones several at a time, straight from memory. False: stopped."""
     cdef double factor[TOGETHER]
-    cdef double space[STRIP]
+    cdef double *errors = d.errors
+    cdef ptrdiff_t asked = 0
     cdef gc_leaf sample = b.sample
     cdef const Write *w
     cdef ptrdiff_t i = 0, together
     memset(sums, 0, STRIP * sizeof(double))
     memset(errors, 0, STRIP * sizeof(double))
     while i < batch:
+        if (i - asked) * n >= ASK:
+            asked = i
+            if interrupted(d.watch, d.thread, &d.saved):
+                return False
         together = 0
         while unit == 1 and i < batch and together < TOGETHER and sample.ndim == 0 and sample.dtype == b.sum.dtype:
             w = b.write + i
@@ -81,11 +107,12 @@ cdef void sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdi
         w = b.write + i
         if not (w.zero and w.factor.last == 0):     # else left out, whatever it holds
             sample.data = b.sample.data + i * b.stride
-            contribute(b, w, fetch(&sample, first, n, <char *>space), n, unit, sums, errors)
+            contribute(b, w, fetch(&sample, first, n, <char *>d.gathered), n, unit, d, sums)
         i += 1
     for i in range(n):
         if isfinite(sums[i]):   # the errors of a sum that is not are NaN
             sums[i] += errors[i]
+    return True
 
 
 cdef bint any_infinite(const double *sums, ptrdiff_t n) noexcept nogil:
@@ -96,28 +123,36 @@ cdef bint any_infinite(const double *sums, ptrdiff_t n) noexcept nogil:
     return False
 
 
-cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip) noexcept nogil:
-    cdef double sums[STRIP]
-    cdef double errors[STRIP]
-    cdef double careful[STRIP]
-    cdef ptrdiff_t first = strip * STRIP, i, n = min(<ptrdiff_t>STRIP, b.sum.size - first)
-    cdef gc_fpenv saved = gc_fp_enter()
-    sum_samples_of(b, batch, first, n, 1, sums, errors)
-    if b.sum.dtype == GC_F64 and any_infinite(sums, n):     # on the way to a total that float64 holds, perhaps
-        sum_samples_of(b, batch, first, n, DOWN, careful, errors)
+cdef bint add_up(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdiff_t n, Desk *d) noexcept nogil:
+    """A strip of the sums. False: stopped."""
+    cdef ptrdiff_t i
+    if interrupted(d.watch, d.thread, &d.saved) or not sum_samples_of(b, batch, first, n, 1, d, d.sums):
+        return False
+    if b.sum.dtype == GC_F64 and any_infinite(d.sums, n):   # on the way to a total that float64 holds, perhaps
+        if not sum_samples_of(b, batch, first, n, DOWN, d, d.careful):
+            return False
         for i in range(n):
-            if not isfinite(sums[i]):
-                sums[i] = careful[i] * UP
-    if b.sum.ndim == 0:
-        kernels.narrow[b.sum.dtype](b.sum.data + first * b.sum.itemsize, sums, n)
-    else:
-        kernels.narrow[b.sum.dtype](errors, sums, n)
-        gc_move(&b.sum, first, n, <char *>errors, 1)
-    gc_fp_leave(saved)
+            if not isfinite(d.sums[i]):
+                d.sums[i] = d.careful[i] * UP
+    return True
 
 
-def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch):
-    """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample."""
+cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip, char *room, Watch *watch, int thread) noexcept nogil:
+    cdef ptrdiff_t first = strip * STRIP, n = min(<ptrdiff_t>STRIP, b.sum.size - first)
+    cdef Desk d = desk_of(room, watch, thread, gc_fp_enter())
+    if add_up(b, batch, first, n, &d):
+        if b.sum.ndim == 0:
+            kernels.narrow[b.sum.dtype](b.sum.data + first * b.sum.itemsize, d.sums, n)
+        else:
+            kernels.narrow[b.sum.dtype](d.added, d.sums, n)
+            gc_move(&b.sum, first, n, <char *>d.added, 1)
+    gc_fp_leave(d.saved)
+
+
+def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh=False):
+    """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample.
+
+    fresh: `to` is memory that nobody has seen yet, so that Ctrl-C may end the pass half-way."""
     if leaves.on_device:
         from gradclip import _gpu
 
@@ -126,6 +161,10 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch):
     cdef Py_ssize_t i, j, count = leaves.count, strips = 0
     cdef ptrdiff_t bytes = 0
     cdef int team
+    cdef Scratch scratch
+    cdef Watch watch
+    watch.due, watch.stopped = 0 if fresh else INFINITY, False
+    scratch.memory = NULL
     if table == NULL:
         raise MemoryError
     try:
@@ -144,16 +183,21 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch):
             table[i].write = plan.write + i * batch
             strips += (table[i].sum.size + STRIP - 1) // STRIP
         team = team_size(strips) if bytes >= SERIAL_BYTES else 1
+        take_scratch(&scratch, team)
         with nogil:
             if team == 1:
                 for i in range(strips):
                     j = leaf_of(table, count, i)
-                    sum_strip(&table[j], batch, i - table[j].first)
+                    sum_strip(&table[j], batch, i - table[j].first, scratch.room, &watch, 0)
             else:
                 for i in prange(strips, schedule="dynamic", chunksize=8, num_threads=team):
                     j = leaf_of(table, count, i)
-                    sum_strip(&table[j], batch, i - table[j].first)
+                    sum_strip(&table[j], batch, i - table[j].first, scratch.room, &watch, threadid())
+        if watch.stopped:
+            gc_raise()
     finally:
+        if scratch.memory != NULL:
+            give_scratch(&scratch)
         for i in range(count):
             PyMem_Free(table[i].sample.axes)
             PyMem_Free(table[i].sum.axes)

@@ -171,7 +171,7 @@ cdef inline void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n
     if amax == 0 or ord == 0:
         return
     if ord != 1 and ord != 2:
-        measure_powers(leaf, x, n, ord, into)
+        measure_powers(leaf, x, n, ord, <double *>buffer + BLOCK, into)
         return
     if t == GC_F64 and not GC_TINY <= amax <= GC_HUGE:
         bin = 1 if amax > GC_HUGE else -1
@@ -188,9 +188,8 @@ cdef inline void measure_block(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n
     fold(into, s.high, s.low, bin, ord)
 
 
-cdef inline void measure_powers(const gc_leaf *leaf, const char *x, ptrdiff_t n, double p, Sum *into) noexcept nogil:
-    """Add the p-th powers of a block of finite elements."""
-    cdef double wide[BLOCK]
+cdef inline void measure_powers(const gc_leaf *leaf, const char *x, ptrdiff_t n, double p, double *wide, Sum *into) noexcept nogil:
+    """Add the p-th powers of a block of finite elements; wide: room for a block."""
     cdef int64_t bin = 0
     cdef int exponent = 0, small
     cdef gc_sum s
@@ -206,23 +205,21 @@ cdef inline void measure_powers(const gc_leaf *leaf, const char *x, ptrdiff_t n,
 
 
 cdef inline void measure_segment(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end, double ord, const Write *bounds,
-                                 const Write *made, Sum *into) noexcept nogil:
-    """Some elements of one unit into a fresh Sum."""
-    cdef double space[BLOCK]    # a block of the widest dtype
+                                 const Write *made, char *room, Sum *into) noexcept nogil:
+    """Some elements of one unit into a fresh Sum. room: of this thread, ROOM bytes."""
     cdef double bound = 0       # of the segment alone, so that it is a function of position
     cdef gc_sum usual = nothing()
     clear(into)
     while first < end:
-        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, <char *>space, &bound, &usual, into)
+        measure_block(leaf, first, min(BLOCK, end - first), ord, bounds, made, room, &bound, &usual, into)
         first += BLOCK
     fold_usual(into, &usual, ord)
 
 
 cdef inline void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff_t first, ptrdiff_t end,
-                               const Write *w) noexcept nogil:
-    cdef double space[2][BLOCK]     # a block of the widest dtype, and one to spare
-    cdef char *buffer = <char *>space[0]
-    cdef char *spare = <char *>space[1]
+                               const Write *w, char *room) noexcept nogil:
+    cdef char *buffer = room    # a block of the widest dtype, and one to spare
+    cdef char *spare = room + BLOCK * sizeof(double)
     cdef ptrdiff_t n
     cdef const char *x
     cdef char *y

@@ -101,10 +101,11 @@ static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t ro
 static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                               double *error, double *amax)
 {
-    BITS largest[GC_PANEL] = {0};
+    BITS *largest = (BITS *)amax; /* as bits for now, since a thread's stack may be small */
     const size_t room = (size_t)(n + GC_LANES - 1) / GC_LANES * GC_LANES * sizeof *sum;
     memset(sum, 0, room);
     memset(error, 0, room);
+    memset(amax, 0, room);
     for (ptrdiff_t i = 0; i < rows; i += NAME(ROWS)) {
         const char *p = (const char *)x + i * stride;
         const ptrdiff_t few = rows - i < NAME(ROWS) ? rows - i : NAME(ROWS);
@@ -113,10 +114,11 @@ static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, p
         else
             NAME(add_panel)(p, stride, few, n, 1, sum, error, largest);
     }
-    for (ptrdiff_t j = 0; j < n; j++) {
+    for (ptrdiff_t j = n - 1; j >= 0; j--) { /* backwards: a number takes as much room as its bits, or more */
         ELEMENT e;
-        memcpy(&e, &largest[j], sizeof e);
-        amax[j] = GET(e);
+        memcpy(&e, (const char *)amax + j * (ptrdiff_t)sizeof e, sizeof e);
+        const double most = GET(e);
+        memcpy(amax + j, &most, sizeof most);
     }
 }
 

@@ -11,7 +11,7 @@ from libc.stdint cimport uintptr_t
 from gradclip._cpu.fold cimport Sum, Unit, clear, fold, merge, settle
 from gradclip._cpu.machine cimport kernels
 from gradclip._cpu.plan cimport Kind, Write
-from gradclip._cpu.work cimport LINE, PANEL, Group, padded
+from gradclip._cpu.work cimport LINE, Group, padded
 from gradclip._layout cimport gc_leaf
 
 cdef enum:
@@ -108,9 +108,8 @@ cdef inline void settle_columns(Sum *slot, const Group *g, ptrdiff_t parts, doub
 
 
 cdef inline bint write_panel(const gc_leaf *to, const gc_leaf *source, const Group *group, const Write *w,
-                             bint per_unit) noexcept nogil:
-    """Scale some rows of some columns; False where a column needs more than that."""
-    cdef double factors[PANEL]
+                             bint per_unit, double *factors) noexcept nogil:
+    """Scale some rows of some columns; False where a column needs more than that. factors: room for PANEL."""
     cdef ptrdiff_t j
     cdef bint idle = to.data == source.data
     cdef double largest = 3e38 if to.itemsize == 2 else INFINITY

@@ -17,7 +17,7 @@
 enum { GC_BLOCK = 4096, GC_LANES = 16 };
 
 /* Columns that are worked on together: long pieces of rows, which memory delivers twice as fast as short ones. No more, as
- * what a kernel notes of them lies on the stack, and musl gives a thread no more than 128 KiB of it. */
+ * what scale_columns notes of them lies on the stack, of which a thread may have no more than 64 KiB. */
 enum { GC_PANEL = 2048 };
 
 /* Elements of a sample: with their sums they stay in the nearest cache. Samples that are added together, and how many elements
@@ -62,8 +62,8 @@ typedef struct {
                                    const double *factor);
     /* Columns of a panel, `rows` rows of n <= GC_PANEL elements that lie `stride` bytes apart: each column's sum of squares
      * (ord 2) or magnitudes (ord 1) as sum + error, and its largest magnitude, not finite if some element is not.
-     * Sums of columns whose largest magnitude is outside GC_TINY .. GC_HUGE mean nothing. sum and error have room for n rounded
-     * up to GC_LANES; the rest becomes 0. */
+     * Sums of columns whose largest magnitude is outside GC_TINY .. GC_HUGE mean nothing. All three have room for n rounded
+     * up to GC_LANES; of sum and error the rest becomes 0. */
     void (*sum_columns[GC_DTYPES])(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
                                    double *error, double *amax);
     /* y = x * factor, column by column (n <= GC_PANEL), as `scale` does it with one factor. y may be x. */

@@ -6,12 +6,13 @@ Words of 64 bits are added up and added to, whatever the leaves' dtype. An integ
 can be done to a word and, unlike a product, costs the same for all bits: NaN and subnormal numbers included.
 """
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 from gradclip._leaves cimport Leaves
 from gradclip._cpu.machine cimport kernels, team_of
+from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 
 cdef enum:
     SPAN = 1 << 15      # words: what a thread takes at a time, as large as a group of float32
@@ -20,6 +21,10 @@ cdef enum:
 cdef struct Span:
     uint64_t *first
     ptrdiff_t words
+
+
+cdef uint64_t read_span(const Span *span, Watch *watch, int thread) noexcept nogil:
+    return 0 if interrupted(watch, thread, NULL) else kernels.read_words(span.first, span.words)
 
 
 cdef class Stream:
@@ -54,15 +59,19 @@ cdef class Stream:
         cdef const Span *span = self.span
         cdef Py_ssize_t i, n = self.count, chunk
         cdef uint64_t total = 0
+        cdef Watch watch
+        watch.due, watch.stopped = 0, False
         team = team_of(team)
         chunk = max(1, n // (16 * team))
         with nogil:
             if team == 1:
                 for i in range(n):
-                    total = total + kernels.read_words(span[i].first, span[i].words)
+                    total = total + read_span(&span[i], &watch, 0)
             else:
                 for i in prange(n, schedule="dynamic", chunksize=chunk, num_threads=team):
-                    total += kernels.read_words(span[i].first, span[i].words)
+                    total += read_span(&span[i], &watch, threadid())
+        if watch.stopped:
+            gc_raise()
         return total
 
     def rewrite(self, int team, uint64_t add=0):

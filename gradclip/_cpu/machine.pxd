@@ -35,5 +35,18 @@ cdef enum:
     SERIAL_BYTES = 1 << 20
 
 cdef const gc_kernels *kernels
+
+cdef enum:
+    ROOM = 1 << 16      # bytes for each thread: two blocks of the widest dtype
+
+
+cdef struct Scratch:
+    char *room          # of each thread in turn
+    void *memory
+    int team
+
+
+cdef int take_scratch(Scratch *scratch, int team) except -1
+cdef void give_scratch(Scratch *scratch) noexcept
 cdef int team_of(int n) except -1
 cdef int team_size(ptrdiff_t groups) except -1

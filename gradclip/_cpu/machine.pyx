@@ -8,6 +8,9 @@ How many a region gets is asked anew each time, where it is large enough to go p
 set (for the running context, else for the process), OpenMP's own limit, the processors of this process. It is one
 in a forked process, and once the system has refused to start a thread.
 """
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from libc.stdint cimport uintptr_t
+
 import os
 import sys
 import warnings
@@ -29,6 +32,9 @@ cdef extern from "team.h" nogil:
     int gc_team_init()
     bint gc_forked()
     int gc_try_threads(int n)
+
+cdef enum:
+    LINE = 64           # bytes of a cache line
 
 cdef const gc_kernels *tables[8]
 cdef int table_count = gc_available(tables)
@@ -161,6 +167,34 @@ cdef int team_of(int n) except -1:
 cdef int team_size(ptrdiff_t groups) except -1:
     """The number of threads for a region over SERIAL_BYTES or more."""
     return team_of(<int>min(forced or <int>INT_MAX, groups))
+
+
+cdef Scratch spare         # what the last pass gave back
+spare.memory = NULL
+
+
+cdef int take_scratch(Scratch *scratch, int team) except -1:
+    """Room for what threads work on: threads may have a stack of 64 KiB, and memory that is used again is in cache."""
+    if spare.memory != NULL and spare.team >= team:
+        scratch[0] = spare
+        spare.memory = NULL
+        return 0
+    scratch.memory = PyMem_RawMalloc(team * <size_t>ROOM + LINE)
+    if scratch.memory == NULL:
+        raise MemoryError
+    scratch.room = <char *>((<uintptr_t>scratch.memory + LINE - 1) // LINE * LINE)
+    scratch.team = team
+    return 0
+
+
+cdef void give_scratch(Scratch *scratch) noexcept:
+    """Keep the larger one for the next pass."""
+    cdef Scratch other = spare
+    if other.memory == NULL or other.team < scratch.team:
+        spare.memory, spare.room, spare.team = scratch.memory, scratch.room, scratch.team
+        PyMem_RawFree(other.memory)
+    else:
+        PyMem_RawFree(scratch.memory)
 
 
 if gc_team_init():

@@ -12,10 +12,12 @@ Why they look like this:
 * The write pass takes the groups backwards: the end of what was read is what the cache still holds.
   Within a group it runs forwards, as prefetchers want it.
 * Every chunk of work enters the standard floating-point state and leaves the caller's (fpenv.h).
+* Between groups a read pass asks for signals (watch.pxd); a write pass is not interrupted: all or nothing.
+* What threads work on lies in their room (machine.pyx), not on the stack: a thread of 64 KiB is enough.
 """
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
 from libc.float cimport DBL_MAX
 from libc.math cimport INFINITY, isfinite
 from libc.stddef cimport ptrdiff_t
@@ -26,9 +28,10 @@ from gradclip._leaves cimport Leaves
 from gradclip._cpu.blocks cimport add, fetch, fold_usual, measure_segment, nothing, sum_at_once, write_segment
 from gradclip._cpu.columns cimport Columns, columns_of, settle_columns, write_panel
 from gradclip._cpu.fold cimport Sum, Unit, clear, merge, settle
-from gradclip._cpu.machine cimport gc_sum, kernels, GC_F64, GC_TINY, GC_HUGE
+from gradclip._cpu.machine cimport ROOM, Scratch, gc_sum, give_scratch, kernels, take_scratch, GC_F64, GC_TINY, GC_HUGE
 from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.sums cimport Sums
+from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 from gradclip._cpu.work cimport BLOCK, Group, Part, Work, cut
 
 # ---- groups: what is shared out to threads ----------------------------------------------------
@@ -44,9 +47,11 @@ cdef struct Task:           # what the chunks of one pass share
     Sum *part               # one per group
     Sum *slot               # of each unit in a group that has only some of its elements
     Unit *unit              # of each unit, once it is complete
+    char *room              # ROOM bytes for each thread
+    Watch watch             # of a read pass
 
 
-cdef void measure_panel(const Task *t, const Group *g) noexcept nogil:
+cdef void measure_panel(const Task *t, const Group *g, char *room) noexcept nogil:
     """Some rows of some columns: a pair for each column, or a Sum (columns.pxd)."""
     cdef const gc_leaf *leaf = &t.leaf[g.leaf]
     cdef bint ranged = leaf.dtype == GC_F64 and t.ord != 0
@@ -64,12 +69,12 @@ cdef void measure_panel(const Task *t, const Group *g) noexcept nogil:
         c.high[j] = c.low[j] = 0
         c.amax[j] = INFINITY
         column = gc_unit(leaf, g.unit + j)
-        measure_segment(&column, g.first, g.first + g.rows, t.ord, NULL, NULL, &c.odd[j])
+        measure_segment(&column, g.first, g.first + g.rows, t.ord, NULL, NULL, room, &c.odd[j])
 
 
 # ---- the list of work, and the region that does it ----------------------------------------------
 
-cdef void measure_units(const Task *t, const Group *g, Sum *total) noexcept nogil:
+cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) noexcept nogil:
     """Whole units, a Unit of each. Usual ones of one block are added up in pairs of doubles: to fold each into long
     doubles takes longer than to sum ten elements."""
     cdef ptrdiff_t j, unit = g.unit, left = g.count
@@ -92,7 +97,7 @@ cdef void measure_units(const Task *t, const Group *g, Sum *total) noexcept nogi
             add(&usual, &s)
         else:
             one = gc_unit(leaf, unit)
-            measure_segment(&one, 0, leaf.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, &sum)
+            measure_segment(&one, 0, leaf.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, room, &sum)
             settle(&t.unit[j], &sum, t.ord)
             merge(total, &sum, t.ord)
         unit += 1
@@ -100,29 +105,33 @@ cdef void measure_units(const Task *t, const Group *g, Sum *total) noexcept nogi
     fold_usual(total, &usual, t.ord)
 
 
-cdef void measure_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
+cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcept nogil:
     """A Sum of each group, and a Unit of each unit that lies whole in one."""
     cdef ptrdiff_t i
+    cdef char *room = t.room + thread * <size_t>ROOM
     cdef const Group *g
     cdef const Write *w
     cdef gc_leaf one
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(begin, end):
+        if i and interrupted(&t.watch, thread, &saved):
+            break
         g = &t.group[i]
         clear(&t.part[i])
         if g.part == Part.WHOLE:
-            measure_units(t, g, &t.part[i])
+            measure_units(t, g, room, &t.part[i])
         elif g.part == Part.COLUMNS:
-            measure_panel(t, g)
+            measure_panel(t, g, room)
         else:
             one = gc_unit(&t.leaf[g.leaf], g.unit)
             w = t.write + one.first_unit if t.per_unit else t.write
-            measure_segment(&one, g.first, g.first + g.rows, t.ord, t.bounds, w, &t.part[i])
+            measure_segment(&one, g.first, g.first + g.rows, t.ord, t.bounds, w, room, &t.part[i])
             t.slot[g.slot] = t.part[i]
     gc_fp_leave(saved)
 
 
-cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
+cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcept nogil:
+    cdef char *room = t.room + thread * <size_t>ROOM
     cdef ptrdiff_t i, k, unit, left
     cdef const Group *g
     cdef const Write *w
@@ -133,7 +142,7 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept no
     for i in range(end - 1, begin - 1, -1):
         g = &t.group[i]
         w = t.write + (t.leaf[g.leaf].first_unit + g.unit if t.per_unit else 0)
-        if g.part == Part.COLUMNS and write_panel(&t.leaf[g.leaf], &t.source[g.leaf], g, w, t.per_unit):
+        if g.part == Part.COLUMNS and write_panel(&t.leaf[g.leaf], &t.source[g.leaf], g, w, t.per_unit, <double *>room):
             continue
         k, unit, left = g.leaf, g.unit, g.count
         while left:
@@ -146,7 +155,7 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end) noexcept no
             if to.units > 1:
                 one[0], one[1] = gc_unit(to, unit), gc_unit(source, unit)
                 to, source = &one[0], &one[1]
-            write_segment(to, source, g.first, to.size if g.part == Part.WHOLE else g.first + g.rows, w)
+            write_segment(to, source, g.first, to.size if g.part == Part.WHOLE else g.first + g.rows, w, room)
             unit += 1
             left -= 1
     gc_fp_leave(saved)
@@ -156,15 +165,15 @@ cdef void run(Task *t, const Work *work, bint writing) noexcept nogil:
     """All groups: one thread, or a parallel region."""
     cdef Py_ssize_t i, chunk = work.chunk, n = work.count
     if work.team == 1 and writing:
-        write_chunk(t, 0, n)
+        write_chunk(t, 0, n, 0)
     elif work.team == 1:
-        measure_chunk(t, 0, n)
+        measure_chunk(t, 0, n, 0)
     elif writing:
         for i in prange(work.chunks - 1, -1, -1, schedule="dynamic", num_threads=work.team):
-            write_chunk(t, i * chunk, min((i + 1) * chunk, n))
+            write_chunk(t, i * chunk, min((i + 1) * chunk, n), threadid())
     else:
         for i in prange(work.chunks, schedule="dynamic", num_threads=work.team):
-            measure_chunk(t, i * chunk, min((i + 1) * chunk, n))
+            measure_chunk(t, i * chunk, min((i + 1) * chunk, n), threadid())
 
 
 cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
@@ -197,6 +206,7 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
     cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
     cdef Sums sums = Sums(leaves.units, 0, ord, grad_scale)     # the largest: it fails first
     cdef Work work = cut(leaf, leaf, leaves.count, simple)
+    cdef Scratch scratch
     cdef Task task
     sums.size = work.elements
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
@@ -205,16 +215,27 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
     task.unit = sums.unit
     task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))
     task.slot = task.part + work.count
-    if task.part == NULL:
+    task.watch.due, task.watch.stopped = 0, False
+    try:
+        if task.part == NULL:
+            raise MemoryError
+        take_scratch(&scratch, work.team)
+    except MemoryError:
+        PyMem_Free(task.part)
         PyMem_Free(work.group)
-        raise MemoryError
+        raise
+    task.room = scratch.room
     if leaves.on_device:        # whose Sums are taken in afterwards
         memset(sums.unit, 0, sums.count * sizeof(Unit))
     with nogil:
         run(&task, &work, False)
-        fold_groups(&task, work.count, &sums.total)
+        if not task.watch.stopped:
+            fold_groups(&task, work.count, &sums.total)
+    give_scratch(&scratch)
     PyMem_Free(task.part)
     PyMem_Free(work.group)
+    if task.watch.stopped:
+        gc_raise()
     PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
     return sums
 
@@ -279,10 +300,18 @@ cdef int write_here(Leaves leaves, Plan plan) except -1:
     """The same of the leaves that the processor can write."""
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
     cdef Work work = cut(leaves.leaf, source, leaves.count, True)
+    cdef Scratch scratch
     cdef Task task
+    try:
+        take_scratch(&scratch, work.team)
+    except MemoryError:
+        PyMem_Free(work.group)
+        raise
+    task.room = scratch.room
     task.leaf, task.source, task.group, task.write, task.per_unit = leaves.leaf, source, work.group, plan.write, plan.count > 1
     with nogil:
         run(&task, &work, True)
+    give_scratch(&scratch)
     PyMem_Free(work.group)
     return 0
 
@@ -296,29 +325,42 @@ cdef object gpu():
 
 cdef object find_nonfinite(Sums sums, Leaves leaves):
     """Note (path, flat index) and value of the first element, in index order, that is not finite."""
-    cdef double space[BLOCK]    # a block of the widest dtype
-    cdef char *buffer = <char *>space
     cdef gc_leaf leaf
-    cdef ptrdiff_t i = 0, unit = 0, first = 0, n, j
-    cdef const char *x
+    cdef ptrdiff_t i = 0, unit = 0, j
     while sums.unit[unit].nans + sums.unit[unit].infs == 0:
         unit += 1
     while unit >= leaves.leaf[i].first_unit + leaves.leaf[i].units:
         i += 1
     sums.first_leaf = i
-    leaf.first_unit = 0
+    leaf.first_unit = leaf.device = 0
     lay_out(leaves.arrays[i], None, &leaf, NULL, True)
-    while first < leaf.size:
-        n = min(<ptrdiff_t>BLOCK, leaf.size - first)
-        x = fetch(&leaf, first, n, buffer)
-        if not isfinite(kernels.amax[leaf.dtype](x, n)):
-            for j in range(n):
-                if not isfinite(kernels.amax[leaf.dtype](x + j * leaf.itemsize, 1)):
-                    PyMem_Free(leaf.axes)
-                    j = (first + j) >> leaf.is_complex
-                    sums.first_nonfinite = leaves.path(i), j
-                    sums.first_value = leaves.arrays[i].flat[j]
-                    return None
-        first += BLOCK
-    PyMem_Free(leaf.axes)
-    sums.first_nonfinite = leaves.path(i), 0    # another thread has changed the leaf since
+    try:
+        j = first_in(&leaf)
+    finally:
+        PyMem_Free(leaf.axes)
+    sums.first_nonfinite = leaves.path(i), max(j, 0)    # -1: another thread has changed the leaf since
+    if j >= 0:
+        sums.first_value = leaves.arrays[i].flat[j]
+
+
+cdef ptrdiff_t first_in(const gc_leaf *leaf) except -2:
+    """The index of the first element of a leaf that is not finite, or -1."""
+    cdef Scratch scratch
+    cdef ptrdiff_t first = 0, n, j = 0
+    cdef const char *x
+    take_scratch(&scratch, 1)
+    try:
+        while first < leaf.size:
+            PyErr_CheckSignals()
+            n = min(<ptrdiff_t>BLOCK, leaf.size - first)
+            x = fetch(leaf, first, n, scratch.room)
+            if not isfinite(kernels.amax[leaf.dtype](x, n)):
+                while j < n and isfinite(kernels.amax[leaf.dtype](x + j * leaf.itemsize, 1)):
+                    j += 1
+                if j < n:
+                    return (first + j) >> leaf.is_complex
+                j = 0
+            first += BLOCK
+        return -1
+    finally:
+        give_scratch(&scratch)

@@ -142,10 +142,11 @@ class Rule:
         """From the ``**norm`` of a call."""
         if not norm:
             return DEFAULT
-        try:
-            return _cached_rule(**norm)
-        except TypeError:  # not hashable, or wrong
-            pass
+        if _UNCHANGING.issuperset(map(type, norm.values())):
+            try:
+                return _cached_rule(**norm)
+            except TypeError:  # wrong
+                pass
         unknown = norm.keys() - KEYWORDS.keys()
         if unknown:
             raise TypeError(f"unexpected keyword argument {min(unknown)!r}; the keywords of norms are {', '.join(KEYWORDS)}")
@@ -172,4 +173,5 @@ def _order(ord):
 
 DEFAULT = Rule()
 KEYWORDS = inspect.signature(Rule).parameters
+_UNCHANGING = {float, int, str, bool}  # a tensor is hashable too, but may hold another number the next time
 _cached_rule = lru_cache(64, typed=True)(Rule)  # checking costs more than clipping a small leaf

@@ -93,3 +93,11 @@ def test_clipping_before_unscaling_is_another_thing():
     assert np.linalg.norm(wrong[0] / 1024) < 1e-3
     right, report = gradclip.clip_by_global_norm(scaled, 1.0, grad_scale=1024.0)
     assert (right[0].tolist(), report.norm, report.clipped) == ([0.25] * 4, 0.5, False)
+
+
+def test_a_scale_that_changes_in_place_is_read_anew():
+    torch = pytest.importorskip("torch")
+    scale, grad = torch.tensor(2.0), np.array([3.0, 4.0])
+    assert gradclip.clip_by_global_norm(grad, 9.0, grad_scale=scale)[1].norm == 2.5
+    scale.fill_(4.0)
+    assert gradclip.clip_by_global_norm(grad, 9.0, grad_scale=scale)[1].norm == 1.25

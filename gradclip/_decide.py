@@ -18,7 +18,7 @@ from ._cpu.plan import Plan, StandardState
 from ._cpu.sums import Sums
 from ._rounding import RATIONAL, ROUNDS, Room, exact_order, safety, typical
 from .errors import NonFiniteGradientError
-from .report import ClipReport
+from .report import ClipReport, answer
 from .thresholds import Threshold
 
 # Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
@@ -26,14 +26,12 @@ from .thresholds import Threshold
 MARGIN = 1 + Fraction(1, 2**60)
 
 
-def decide(
-    sums, to, rule, target, max_norm=None, *, normalize=False, keep_out=False, share=1, norms=None, owners=None, lr=None
-):
-    """Clip or normalize the leaves `to` by measured sums, and report.
+def decide(sums, to, rule, target, max_norm=None, *, normalize=False, out=None, share=1, norms=None, owners=None, lr=None):
+    """Clip or normalize the leaves `to` by measured sums; returns the report, or (out, report).
 
     target: one threshold (a number or a rule), or float64 of one per unit of `sums`.
     max_norm: what the report shows as threshold, if not the target.
-    keep_out: `to` is the caller's `out`, which a skipped step must not touch.
+    out: what the caller gave for the results, of which `to` are the leaves: a skipped step must not touch it.
     share: how much of the exact sum behind the norm (for RATIONAL orders; of the norm itself for others) belongs to
         `to`: strict bounds that part.
     norms: what the report shows as norms of the leaves, if not those of `sums`.
@@ -43,18 +41,19 @@ def decide(
         target = _ask(target, sums, rule)
     shown = target if max_norm is None else max_norm
     if type(sums) is not Sums:  # on GPUs, where they stay unless something is to be raised
-        report = sums.decide(to, rule, target, shown, normalize=normalize, keep_out=keep_out, norms=norms, owners=owners, lr=lr)
-        if report is not None:
-            return report
+        found = sums.decide(to, rule, target, shown, normalize=normalize, out=out, norms=norms, owners=owners, lr=lr)
+        if found is not None:
+            return found
         target, sums = sums.goals_here(target), sums.host(to.sources)
     if type(target) is float and not normalize and rule.plain and sums.within(target) and not to.is_target:
         return ClipReport(sums, shown, to.units, None, 0, False, norms)  # the usual step, kept short
     with StandardState():
         bad = sums.nonfinite()
         if bad and refused(sums, rule):
-            if to.is_target and not keep_out and lr is None:
+            if to.is_target and out is None and lr is None:
                 write(to, Plan(1))
-            return ClipReport(sums, shown, to.units if owners is None else sums.count, skipped=True, norms=norms)
+            report = ClipReport(sums, shown, to.units if owners is None else sums.count, skipped=True, norms=norms)
+            return answer(report, out)
         together = type(target) is float
         plan = Plan(1 if together else len(target))
         decided = None
@@ -68,10 +67,12 @@ def decide(
         made = _by_unit(plan, sums, to, rule, owners)
         if lr is not None:
             made.step(lr)
-        if to.is_target or not made.idle():
-            write(to, made)
-    acting, size = plan.acting(), to.units if owners is None else sums.count
-    return ClipReport(sums, shown, size, plan, (size if acting else 0) if together else acting, norms=norms)
+        acting, size = plan.acting(), to.units if owners is None else sums.count
+    report = ClipReport(sums, shown, size, plan, (size if acting else 0) if together else acting, norms=norms)
+    found = answer(report, out)
+    if to.is_target or not made.idle():
+        write(to, made)
+    return found
 
 
 def refused(sums, rule):
@@ -108,9 +109,8 @@ def acts(sums, to, rule, target, owners):
     if type(target) is float:
         return np.array([_exceeds(sums, to, -1, rule, target, owners)], np.uint8)
     norms = sums.norms()
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = (norms > target).astype(np.uint8)
-        near = np.flatnonzero(~(np.abs(norms - target) > 2.0**-50 * np.minimum(norms, target)))
+    found = (norms > target).astype(np.uint8)
+    near = np.flatnonzero(~(np.maximum(norms, target) * (1.0 - 2.0**-50) > np.minimum(norms, target)))
     for unit in near:
         found[unit] = _exceeds(sums, to, unit, rule, float(target[unit]), owners)
     return found

@@ -76,21 +76,16 @@ def makes_anew(node, items):
 
 
 def view(node, write, weights=False):
-    """The memory of a leaf as an ndarray, without a copy; and the object that owns this memory, which is another
-    than `node` where stored values had to be brought together. TypeError where there is none, or where it is that of
-    parameters and not of gradients, unless `weights` are meant."""
+    """The memory of a leaf as an ndarray, without a copy; and the object that owns this memory. TypeError where there is
+    none, or where it is that of parameters and not of gradients, unless `weights` are meant."""
     kind = kind_of(node)
     if not weights and holds_weights(node):
         raise TypeError(f"{kind}: a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad")
     if is_sparse(node):
         if node.format not in ("csr", "csc", "coo", "bsr"):
             raise TypeError(f"scipy.sparse format {node.format!r} keeps no plain array of values; use .tocsr()")
-        tail = node.format != "coo" and len(node.data) != node.indptr[-1]
-        if tail or not node.has_canonical_format:
-            node = node.copy()  # duplicates are summed in a copy: the caller's may yet stay as it is
-            if tail:
-                node.prune()
-            node.sum_duplicates()
+        if not isinstance(node.data, np.ndarray):
+            raise TypeError(f"{kind} keeps its values in no array, but in a {type(node.data).__name__}")
         return node.data, node
     if isinstance(node, np.generic):
         raise TypeError(f"{kind} {node!r} is a scalar without memory of its own; use a 0-d array")
@@ -236,14 +231,41 @@ def same_pattern(a, b):
     return all(np.array_equal(x, y) for x, y in zip(_pattern(a), _pattern(b), strict=True))
 
 
-def rearrange(node, original):
-    """Give a sparse leaf the values and places of its copy without duplicates."""
-    node.data = original.data
-    if node.format == "coo":
-        node.coords = original.coords
-    else:
-        node.indices, node.indptr = original.indices, original.indptr
-    node.has_canonical_format = True
+def canonical(node):
+    """A sparse leaf that stores every element once and nothing else: itself, or else a copy, since it may yet stay as it
+    is."""
+    tail = node.format != "coo" and len(node.data) != node.indptr[-1]
+    if not tail and node.has_canonical_format:
+        return node
+    node = node.copy()
+    if tail:
+        node.prune()
+    node.sum_duplicates()
+    return node
+
+
+# What scipy.sparse knows of the values, of their places and, under names of its own, of their order.
+_STATE = (
+    "data",
+    "indices",
+    "indptr",
+    "coords",
+    "row",
+    "col",
+    "has_canonical_format",
+    "_has_canonical_format",
+    "_has_sorted_indices",
+)
+
+
+def replaced(node, canonical):
+    """How a sparse leaf gets the values and places of its copy: (its attributes, their new values, their old values). Only
+    those that it has are named: to replace them needs no memory."""
+    attributes = vars(node)
+    new = {name: value for name, value in vars(canonical).items() if name in _STATE and name in attributes}
+    if "data" not in new:
+        raise TypeError(f"{type(node).__qualname__} keeps its values in no plain attribute; use .sum_duplicates() before")
+    return attributes, new, {name: attributes[name] for name in new}
 
 
 def like_container(node, items):

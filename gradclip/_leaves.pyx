@@ -6,9 +6,10 @@ behind the gate there are only pointers, sizes and strides. A flat list of plain
 case, is walked without creating a Python object per leaf: paths are worked out when a message or
 a report asks for one.
 """
-from cpython.dict cimport PyDict_CheckExact
+from cpython.dict cimport PyDict_CheckExact, PyDict_Next, PyDict_SetItem
 from cpython.list cimport PyList_Check, PyList_CheckExact, PyList_GET_ITEM
 from cpython.mem cimport PyMem_Malloc, PyMem_Realloc, PyMem_Free
+from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_Check, PyTuple_CheckExact
 from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memset
@@ -35,6 +36,7 @@ cdef Py_ssize_t MAX_UNITS = 1 << 48     # more than fit a memory, and so few tha
 cdef int MAX_DEPTH = 200    # far above any model, far below what the C stack holds
 cdef object CUPY = None     # cupy.ndarray, once somebody has imported it
 cdef object MASKED = np.ma.MaskedArray
+cdef object PLAIN_VIEW = np.ndarray.view    # not what a subclass makes of it
 
 
 cdef bint is_cupy(object node):
@@ -75,6 +77,18 @@ cdef bint is_subclass(object node):
     return cnp.PyArray_Check(node) and not cnp.PyArray_CheckExact(node)
 
 
+def flat(node):
+    """What stands at the leaves of a nesting that `Leaves.matched` returned."""
+    if isinstance(node, dict):
+        node = node.values()
+    elif not isinstance(node, list):
+        if node is not None:
+            yield node
+        return
+    for child in node:
+        yield from flat(child)
+
+
 cdef class Leaves:
     """The leaves of one nesting, in order, `None` left out.
 
@@ -96,6 +110,8 @@ cdef class Leaves:
         self.walk(tree, write, 0)
         if write and self.count > 1:
             self.check_overlap()
+        if self._foreign is not None:
+            self.sum_duplicates(write)
 
     def __dealloc__(self):
         cdef Py_ssize_t i
@@ -215,12 +231,43 @@ cdef class Leaves:
         if tensors:
             _pytorch.announce(tensors)
 
-    def written(self):
-        """After a write pass: leaves whose values were worked on in another arrangement get that one."""
-        if self._foreign is not None:
-            for node, original in self._foreign.values():
-                if original is not node:
-                    _foreign.rearrange(node, original)
+    cdef int sum_duplicates(self, bint write) except -1:
+        """Where elements of a sparse leaf are stored in parts, let a copy with their sums take its place: after its own
+        memory has passed the gate like any other."""
+        cdef Py_ssize_t i
+        for i, (node, _) in list(self._foreign.items()):
+            if not _foreign.is_sparse(node):
+                continue
+            try:
+                canonical = _foreign.canonical(node)
+                if canonical is node:
+                    continue
+                replaced = _foreign.replaced(node, canonical) if write else None
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{self.path(i)}: {error}") from None
+            PyMem_Free(self.leaf[i].axes)
+            self.leaf[i].axes = NULL
+            self.arrays[i] = self.admit(canonical.data, write, i)
+            self._foreign[i] = (node, canonical)
+            if write:
+                if self._replaced is None:
+                    self._replaced = []
+                self._replaced.append(replaced)
+        return 0
+
+    cpdef written(self):
+        """After a write pass: sparse leaves that were worked on as copies get what these hold.
+
+        Neither Ctrl-C nor a lack of memory comes between two leaves: no bytecode runs here, values of keys that a dict has are
+        replaced without allocating, and the old ones live on until the call ends."""
+        cdef PyObject *name
+        cdef PyObject *value
+        cdef Py_ssize_t at
+        if self._replaced is not None:
+            for attributes, new, _ in self._replaced:
+                at = 0
+                while PyDict_Next(new, &at, &name, &value):
+                    PyDict_SetItem(attributes, <object>name, <object>value)
 
     def refuse_dtype(self, dtype):
         raise TypeError(f"{self.path(self.count)}: dtype {dtype} cannot be clipped; "
@@ -257,34 +304,41 @@ cdef class Leaves:
         return True
 
     cdef int add(self, object node, bint write) except -1:
-        cdef cnp.ndarray a = node
-        cdef gc_leaf *leaf
-        cdef int dtype = dtype_of(a), flags = cnp.PyArray_FLAGS(a)
-        cdef bint plain = cnp.PyArray_CheckExact(a)
-        if dtype < 0:
-            self.refuse_dtype(node.dtype)
-        if not cnp.PyArray_ISNOTSWAPPED(a):
-            raise TypeError(f"{self.path(self.count)}: byte order of {node.dtype!r} is not this machine's")
-        if not plain and isinstance(node, MASKED):
-            raise TypeError(f"{self.path(self.count)}: the mask of a masked array would be ignored; pass .data or .filled(0)")
-        if write and not flags & cnp.NPY_ARRAY_WRITEABLE:
-            raise ValueError(f"{self.path(self.count)}: read-only array, which cannot be written")
         self.reserve(1)
-        leaf = &self.leaf[self.count]
+        return self.keep(&self.leaf[self.count], self.admit(node, write, self.count))
+
+    cdef cnp.ndarray admit(self, object node, bint write, Py_ssize_t index):
+        """Describe an array as the leaf of an index, if it can be one; returns it as a plain ndarray.
+
+        Only this view is asked for anything, here and later: a subclass may override whatever Python can ask."""
+        cdef bint exact = cnp.PyArray_CheckExact(node)
+        cdef cnp.ndarray a = node if exact else PLAIN_VIEW(node, np.ndarray)
+        cdef gc_leaf *leaf = &self.leaf[index]
+        cdef int dtype = dtype_of(a), flags = cnp.PyArray_FLAGS(a)
+        leaf.axes = NULL
+        if dtype < 0:
+            self.refuse_dtype((<object>a).dtype)
+        if not cnp.PyArray_ISNOTSWAPPED(a):
+            raise TypeError(f"{self.path(index)}: byte order of {(<object>a).dtype!r} is not this machine's")
+        if not exact and issubclass(type(node), MASKED):
+            raise TypeError(f"{self.path(index)}: the mask of a masked array would be ignored; pass .data or .filled(0)")
+        if write and not flags & cnp.NPY_ARRAY_WRITEABLE:
+            raise ValueError(f"{self.path(index)}: read-only array, which cannot be written")
         if flags & (cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_F_CONTIGUOUS) and flags & cnp.NPY_ARRAY_ALIGNED:
             fill(leaf, a, dtype, <char *>cnp.PyArray_DATA(a))
         else:
             if write and overlaps_itself(a):
-                raise ValueError(f"{self.path(self.count)}: elements of this view share memory (broadcast or overlapping strides)")
+                raise ValueError(f"{self.path(index)}: elements of this view share memory (broadcast or overlapping strides)")
             leaf.device = 0
             lay_out(a, None, leaf, NULL, False)
-        return self.keep(leaf, node if plain else node.view(np.ndarray))
+        leaf.first_unit = index
+        return a
 
     cdef int keep(self, gc_leaf *leaf, object array) except -1:
         leaf.first_unit = self.count
-        self.arrays.append(array)
-        self.count += 1
+        self.count += 1             # from here on its axes are freed with those of the others
         self.units = self.count
+        self.arrays.append(array)
         return 0
 
     cdef int add_device(self, object array, bint write) except -1:
@@ -364,33 +418,42 @@ cdef class Leaves:
 
     def rebuild(self, list arrays):
         """The same nesting with other arrays in place of the leaves."""
-        foreign = self._foreign or {}
-        cdef Py_ssize_t position = -1
-
-        def copy(node):
-            nonlocal position
-            if node is None:
-                return None
-            inner = None if isinstance(node, np.ndarray) else self.children(node)
-            if inner is None:
-                position += 1
-                if position < self.count and node is self.arrays[position]:
-                    return arrays[position]
-                if position < self.count and is_subclass(node):
-                    return node.__array_wrap__(arrays[position])
-                if position not in foreign or node is not foreign[position][0]:
-                    self.refuse_change(position)
-                return _foreign.wrap(foreign[position][1], arrays[position])
-            return _foreign.like_container(node, [copy(child) for child in inner])
-
-        made = copy(self.tree)
-        if position + 1 < self.count:
-            self.refuse_change(position + 1)
+        cdef Py_ssize_t position = 0
+        made = self.rebuilt(self.tree, arrays, &position)
+        if position < self.count:
+            self.refuse_change(position)
         return made
 
-    def refuse_change(self, Py_ssize_t index=0):
+    cdef object rebuilt(self, object node, list arrays, Py_ssize_t *position):
+        """One node of it, whose first leaf is that of `position`. A method: a function that knows itself is a reference
+        cycle, which would keep the arrays until the garbage collector runs."""
+        cdef Py_ssize_t i
+        cdef list items = []
+        if node is None:
+            return None
+        inner = None if cnp.PyArray_Check(node) else self.children(node)
+        if inner is not None:
+            for child in inner:
+                items.append(self.rebuilt(child, arrays, position))
+            return _foreign.like_container(node, items)
+        i = position[0]
+        position[0] += 1
+        if i < self.count and node is self.arrays[i]:
+            return arrays[i]
+        if i < self.count and is_subclass(node):
+            return node.__array_wrap__(arrays[i])
+        if i >= self.count or self._foreign is None or i not in self._foreign or node is not self._foreign[i][0]:
+            self.refuse_change(i)
+        return _foreign.wrap(self._foreign[i][1], arrays[i])
+
+    def refuse_change(self, Py_ssize_t index):
         """The nesting is not what it was when it was walked."""
         raise RuntimeError(f"{self.path(index)}: {self.name} changed during the call")
+
+    cpdef check_count(self, Py_ssize_t found):
+        """What was walked again has as many leaves as before: behind the gate nothing else is checked."""
+        if found != self.count:
+            self.refuse_change(min(found, self.count))
 
     # ---- units ------------------------------------------------------------------------------
 
@@ -400,7 +463,7 @@ cdef class Leaves:
         self._unit_axes = unit_axes
         self.units = 0
         for i in range(self.count):
-            if self._foreign is not None and i in self._foreign and _foreign.is_sparse(self._foreign[i][0]):
+            if self.is_sparse(i):
                 raise TypeError(f"{self.path(i)}: a sparse array is clipped as a whole, not by slice, unit or sample; "
                                 "use .toarray()")
             PyMem_Free(self.leaf[i].axes)
@@ -411,6 +474,10 @@ cdef class Leaves:
                                  "units or samples, more than memory can hold a norm of each")
             self.leaf[i].first_unit = self.units
             self.units += self.leaf[i].units
+
+    def is_sparse(self, Py_ssize_t i):
+        """Whether a leaf is a sparse array."""
+        return self._foreign is not None and i in self._foreign and _foreign.is_sparse(self._foreign[i][0])
 
     def leaf_units(self):
         """How many units each leaf has."""
@@ -462,15 +529,6 @@ cdef class Leaves:
         if not self.leaf[i].device:
             return np.empty_like(self.arrays[i], subok=False, shape=shape)
         return self.place(self.leaf[i].device - 1).empty_like(self.arrays[i], shape)
-
-    def zero(self):
-        """Make every element 0."""
-        self.announce()
-        for i in range(self.count):
-            if self.leaf[i].device:
-                self.place(self.leaf[i].device - 1).zero(self.arrays[i])
-            else:
-                self.arrays[i][...] = 0
 
     def place(self, int device):
         """A device, and the stream in which these are worked on there: found out once."""
@@ -533,18 +591,9 @@ cdef class Leaves:
 
     def aligned(self, other, str name):
         """What stands in another nesting in the places of these leaves, in order."""
-
-        def flat(node):
-            if isinstance(node, dict):
-                node = node.values()
-            elif not isinstance(node, list):
-                if node is not None:
-                    yield node
-                return
-            for child in node:
-                yield from flat(child)
-
-        return list(flat(self.matched(self.tree, other, name, (), True)))
+        found = list(flat(self.matched(self.tree, other, name, (), True)))
+        self.check_count(len(found))
+        return found
 
     def beside(self, params):
         """These leaves and those of `params`, which are only read, cut alike: leaf i goes with leaf count + i."""
@@ -589,8 +638,8 @@ cdef class Leaves:
         path = "/".join(parts) or self.name
         if mine is None and name == "params":   # of a frozen layer: no gradient, nothing to do
             return None
-        inner = None if mine is None or isinstance(mine, np.ndarray) else self.children(mine)
-        theirs = None if other is None or isinstance(other, np.ndarray) else self.children(other)
+        inner = None if mine is None or cnp.PyArray_Check(mine) else self.children(mine)
+        theirs = None if other is None or cnp.PyArray_Check(other) else self.children(other)
         if write and theirs is not None and _foreign.makes_anew(other, theirs):
             refuse_anew(path, other)
         if mine is None and spare:
@@ -618,9 +667,8 @@ cdef class Leaves:
     def check_alike(self, Leaves to, bint dtypes=True):
         """Shapes, sparsity and dtypes (or only real and complex) agree, or a ValueError that names the path."""
         cdef Py_ssize_t i
+        self.check_count(to.count)
         mine, theirs = self._foreign or {}, to._foreign or {}
-        if to.count != self.count:
-            self.refuse_change(min(self.count, to.count))
         for i in range(self.count):
             a, b = self.arrays[i], to.arrays[i]
             if a.shape != b.shape or (a.dtype != b.dtype if dtypes else (a.dtype.kind == "c") != (b.dtype.kind == "c")):

@@ -5,12 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, overload
 
-import numpy as np
-
 from ._arguments import Grads, OptionsWithoutEps, Rule, Unpack, number, spelled_out, whole
 from ._cpu.passes import measure
-from ._cpu.plan import StandardState
-from ._cpu.sums import Sums
 from ._decide import decide
 from ._leaves import Leaves
 from .norm import result
@@ -135,8 +131,7 @@ def clip_adaptive(
     leaves = Leaves(grads, anew=out is None)
     sums, goals = _measured(leaves, params, clip_factor, eps, unit_axis, rule)
     to = leaves.target(out)
-    report = decide(sums, to, rule, goals, clip_factor, keep_out=out is not None)
-    return result(leaves, to, out), report
+    return result(leaves, to, out, decide(sums, to, rule, goals, clip_factor, out=out))
 
 
 def _checked(clip_factor, eps, unit_axis, norm):
@@ -153,23 +148,7 @@ def _measured(leaves, params, clip_factor, eps, unit_axis, rule):
     leaves.cut([_unit_axes(leaves, i, unit_axis) for i in range(leaves.count)])
     both = measure(leaves.beside(params), rule.ord)
     sums = both.of_units(0, leaves.units, rule.grad_scale)
-    if type(both) is not Sums:
-        return sums, both.weigh(leaves.units, clip_factor, eps)
-    return sums, _bounds(both, leaves.units, clip_factor, eps)
-
-
-def _bounds(both, units, clip_factor, eps):
-    """clip_factor * max(norm of w, eps); inf where a parameter is not finite."""
-
-    def norms(unit):
-        return both.of_units(units, 2 * units, unit).norms()
-
-    with StandardState(), np.errstate(over="ignore"):
-        weights = norms(1.0)
-        bounds = clip_factor * np.maximum(weights, eps)
-        if np.isinf(weights).any():  # a norm beyond float64 still has a bound
-            bounds = np.where(np.isinf(weights), clip_factor * norms(2.0**64) * 2.0**64, bounds)
-        return np.where(np.isnan(weights), math.inf, bounds)
+    return sums, both.weigh(leaves.units, clip_factor, eps)
 
 
 def _unit_axes(leaves, i, unit_axis):

@@ -252,7 +252,7 @@ def apply_clip_(
     """
     rule, max_norm = _application(measure, max_norm, norm)
     leaves = Leaves(grads, True)
-    return _apply(leaves, leaves, measure, rule, max_norm, False)
+    return _apply(leaves, leaves, measure, rule, max_norm, None)
 
 
 @overload
@@ -279,8 +279,7 @@ def apply_clip(
     rule, max_norm = _application(measure, max_norm, norm)
     leaves = Leaves(grads, anew=out is None)
     to = leaves.target(out)
-    report = _apply(leaves, to, measure, rule, max_norm, out is not None)
-    return result(leaves, to, out), report
+    return result(leaves, to, out, _apply(leaves, to, measure, rule, max_norm, out))
 
 
 def _application(measure, max_norm, norm):
@@ -293,11 +292,11 @@ def _application(measure, max_norm, norm):
     return Rule.of({**norm, **own}), threshold(max_norm)
 
 
-def _apply(leaves, to, measure, rule, max_norm, keep_out):
+def _apply(leaves, to, measure, rule, max_norm, out):
     with StandardState():
         sums, share = measure.sums(), 1
         if rule.strict and rule.ord in (1.0, 2.0) and measure.exact():
             share = measure_leaves(leaves, rule.ord).exact() / measure.exact()
         elif rule.strict and rule.ord and measure.norm:
             share = measure_leaves(leaves, rule.ord, rule.grad_scale).norm() / measure.norm
-    return decide(sums, to, rule, max_norm, keep_out=keep_out, share=share, norms=measure.norms)
+    return decide(sums, to, rule, max_norm, out=out, share=share, norms=measure.norms)

@@ -130,8 +130,8 @@ def clip_by_global_norm(
     max_norm = threshold(max_norm)
     leaves = Leaves(grads, anew=out is None)
     to = leaves.target(out)
-    report = decide(measure(leaves, rule.ord, rule.grad_scale), to, rule, max_norm, keep_out=out is not None)
-    return result(leaves, to, out), report
+    found = decide(measure(leaves, rule.ord, rule.grad_scale), to, rule, max_norm, out=out)
+    return result(leaves, to, out, found)
 
 
 @spelled_out
@@ -219,8 +219,7 @@ def clip_by_norm(
     goals = _goals(leaves, max_norm, axis)
     to = leaves.target(out)
     sums = measure(leaves, rule.ord, rule.grad_scale)
-    report = decide(sums, to, rule, goals, max_norm, keep_out=out is not None)
-    return result(leaves, to, out), report
+    return result(leaves, to, out, decide(sums, to, rule, goals, max_norm, out=out))
 
 
 def _goals(leaves, max_norm, axis):
@@ -283,8 +282,7 @@ def _some(paths):
 
 def _each(leaves, values):
     """float64 of one value for each leaf."""
-    if len(values) != len(leaves):
-        leaves.refuse_change()
+    leaves.check_count(len(values))
     return np.array(values, np.float64)
 
 
@@ -375,8 +373,7 @@ def normalize(
     to = leaves.target(out)
     sums = measure(leaves, rule.ord, rule.grad_scale)
     goal = np.full(leaves.count, target) if per_leaf else target
-    report = decide(sums, to, rule, goal, target, normalize=True, keep_out=out is not None)
-    return result(leaves, to, out), report
+    return result(leaves, to, out, decide(sums, to, rule, goal, target, normalize=True, out=out))
 
 
 def global_norm(grads: Any, ord: float = 2) -> float:
@@ -423,6 +420,6 @@ def _normalization(target, eps, per_leaf, norm):
     return rule, target
 
 
-def result(leaves, to, out):
-    """What a functional form returns as its first value."""
-    return leaves.rebuild(to.arrays) if out is None else out
+def result(leaves, to, out, found):
+    """What a functional form returns, once it has the `answer` of a report."""
+    return (leaves.rebuild(to.arrays), found) if out is None else found

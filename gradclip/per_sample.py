@@ -17,7 +17,7 @@ from ._decide import acts, decide, refused
 from ._leaves import Leaves
 from ._rounding import Room, exact_order, unit_of
 from .norm import result
-from .report import ClipReport
+from .report import ClipReport, answer
 from .thresholds import Threshold
 
 # What rounds to float64 without overflow after two more roundings.
@@ -90,8 +90,7 @@ def clip_per_sample(grads: Any, max_norm: float, *, out: Any = None, **norm: Unp
     sums, owners = _by_sample(leaves, rule)
     to = leaves.target(out)
     goals = np.full(sums.count, max_norm)
-    report = decide(sums, to, rule, goals, max_norm, keep_out=out is not None, owners=owners)
-    return result(leaves, to, out), report
+    return result(leaves, to, out, decide(sums, to, rule, goals, max_norm, out=out, owners=owners))
 
 
 @spelled_out
@@ -154,19 +153,21 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
     to = _sums_like(leaves, out)
     if type(sums) is not Sums:  # on a GPU
         goal, kept, most = _goal(leaves, to, rule, max_norm), _kept(leaves, to, rule), _most(leaves, to, rule, max_norm)
-        report = sums.add_up(leaves, to, rule, goal, max_norm, kept, most)
-        if report is not None:
-            return result(leaves, to, out), report
+        found = sums.add_up(leaves, to, rule, goal, max_norm, kept, most, out)
+        if found is not None:
+            return result(leaves, to, out, found)
         sums = sums.host(leaves.arrays)
     with StandardState():
         if sums.nonfinite() and refused(sums, rule):
-            to.zero()
-            return result(leaves, to, out), ClipReport(sums, max_norm, sums.count, skipped=True)
-        plan = _bounded(sums, leaves, to, rule, max_norm)
-        to.announce()
-        sum_samples(leaves, to, plan.by_owner(owners), sums.count, out is None)
-        to.written()
-    return result(leaves, to, out), ClipReport(sums, max_norm, sums.count, plan, plan.acting())
+            report, plan, batch = ClipReport(sums, max_norm, sums.count, skipped=True), Plan(0), 0
+        else:
+            plan, batch = _bounded(sums, leaves, to, rule, max_norm), sums.count
+            report = ClipReport(sums, max_norm, sums.count, plan, plan.acting())
+            plan = plan.by_owner(owners)
+    found = answer(report, out)
+    to.announce()
+    sum_samples(leaves, to, plan, batch, out is None)
+    return result(leaves, to, out, found)
 
 
 def _threshold(max_norm):
@@ -194,9 +195,10 @@ def _sums_like(leaves, out):
     if out is None:
         return Leaves([leaves.empty_like(i, a.shape[1:]) for i, a in enumerate(leaves.arrays)])
     to = Leaves(leaves.matched(leaves.tree, out, "out", (), write=True), True, "out")
-    if len(to) != len(leaves):
-        leaves.refuse_change()
+    leaves.check_count(len(to))
     for i, (a, b) in enumerate(zip(leaves.arrays, to.arrays, strict=True)):
+        if to.is_sparse(i):
+            raise TypeError(f"{leaves.path(i)}: out is sparse; the sums of samples are dense")
         if b.shape != a.shape[1:] or (a.dtype.kind == "c") != (b.dtype.kind == "c"):
             raise ValueError(
                 f"{leaves.path(i)}: samples have shape {a.shape[1:]} and dtype {a.dtype}, out has {b.shape} and {b.dtype}"

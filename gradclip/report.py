@@ -150,6 +150,11 @@ class ClipReport:
         return f"ClipReport({text})"
 
 
+def answer(report, out):
+    """What a call returns: the report, or with `out` both. Made before the write pass, after which no call may fail."""
+    return report if out is None else (out, report)
+
+
 class Found:
     """What a pickled report keeps of the sums: plain values, behind the same questions."""
 

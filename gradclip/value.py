@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from typing import Any, overload
-
-import numpy as np
 
 from ._arguments import Grads, number
 from ._cpu.passes import measure, write
-from ._cpu.plan import Plan, StandardState
+from ._cpu.plan import Plan
 from ._cpu.sums import Sums
 from ._leaves import Leaves
 from .norm import result
-from .report import ClipReport
+from .report import ClipReport, answer
 
 
 def clip_by_value_(grads: Any, clip_min: float, clip_max: float | None = None) -> ClipReport:
@@ -54,7 +50,7 @@ def clip_by_value_(grads: Any, clip_min: float, clip_max: float | None = None) -
     """
     low, high = _bounds(clip_min, clip_max)
     leaves = Leaves(grads, True)
-    return _clip(leaves, leaves, low, high)
+    return _clip(leaves, leaves, low, high, None)
 
 
 @overload
@@ -76,8 +72,7 @@ def clip_by_value(grads: Any, clip_min: float, clip_max: float | None = None, *,
     low, high = _bounds(clip_min, clip_max)
     leaves = Leaves(grads, anew=out is None)
     to = leaves.target(out)
-    report = _clip(leaves, to, low, high)
-    return result(leaves, to, out), report
+    return result(leaves, to, out, _clip(leaves, to, low, high, out))
 
 
 def _bounds(clip_min, clip_max):
@@ -90,28 +85,21 @@ def _bounds(clip_min, clip_max):
     return low, high
 
 
-def _clip(leaves, to, low, high):
+def _clip(leaves, to, low, high, out):
     for i, array in enumerate(leaves.arrays):
         if array.dtype.kind == "c":
             raise TypeError(f"{leaves.path(i)}: complex numbers have no order; clip by norm instead")
-    bounds, lows, highs = Plan(1), _rounded(low), _rounded(high)
-    bounds.clamp(0, lows, highs)
+    bounds = Plan(1)
+    bounds.clamp(0, low, high)
     sums = measure(leaves, 2, bounds=bounds)
     if type(sums) is not Sums:
-        return sums.clamp(to, bounds, high)
+        return sums.clamp(to, bounds, high, out)
     plan = Plan(leaves.count)
     for i in range(leaves.count):
         if sums.outside(i):
-            plan.clamp(i, lows, highs)
+            plan.clamp(i, low, high)
     outside = sums.outside()
+    found = answer(ClipReport(sums, high, sums.size, clipped_count=outside), out)
     if outside or to.is_target:
         write(to, plan)
-    return ClipReport(sums, high, sums.size, clipped_count=outside)
-
-
-def _rounded(bound):
-    """A bound in the dtypes of the kernels: float16, bfloat16, float32, float64."""
-    with np.errstate(over="ignore", under="ignore"), StandardState():
-        half, single = float(np.float16(bound)), float(np.float32(bound))
-        brain = float(np.array(bound, sys.modules["ml_dtypes"].bfloat16)) if "ml_dtypes" in sys.modules else math.nan
-    return half, brain, single, bound
+    return found

@@ -96,6 +96,54 @@ def test_sparse_out_must_have_the_same_pattern():
     assert np.allclose(c.toarray(), np.eye(3) / 2)
 
 
+def in_parts(kind, data=(1.5, 1.5, 4.0)):
+    """A sparse leaf, one of whose elements is stored in two parts, with `data` itself for its values."""
+    data = np.asarray(data)
+    if kind == "coo":
+        return scipy.sparse.coo_array((data, ([0, 0, 1], [0, 0, 1])), shape=(2, 2))
+    return scipy.sparse.csr_array((data, [0, 0, 1], [0, 2, 3]), shape=(2, 2))
+
+
+@pytest.mark.parametrize("kind", ["csr", "coo"])
+def test_sparse_leaves_in_parts_pass_the_same_gate(kind):
+    """Their own memory is checked, not that of the copy in which duplicates are summed."""
+    leaf = in_parts(kind)
+    twin, view = in_parts(kind), in_parts(kind)
+    twin.data = leaf.data
+    view.data = leaf.data[::-1]
+    for grads, message in (
+        ([leaf, leaf], "^0 and 1 share memory"),
+        ([leaf, twin], "^0 and 1 share memory"),
+        ([leaf, view], "^0 and 1 share memory"),
+        ([leaf, np.ones(2), leaf.data[1:2]], "^0 and 2 share memory"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gradclip.clip_by_global_norm_(grads, 0.5)
+        assert gradclip.global_norm(grads) > 5.0  # reading is fine
+    assert leaf.data.tolist() == [1.5, 1.5, 4.0]
+    leaf.data.flags.writeable = False
+    with pytest.raises(ValueError, match="^1: read-only"):
+        gradclip.clip_by_global_norm_([np.ones(2), leaf], 0.5)
+    with pytest.raises(ValueError, match="^1: read-only"):
+        gradclip.clip_by_global_norm([np.ones(2), in_parts(kind)], 0.5, out=[np.ones(2), leaf])
+    with pytest.raises(TypeError, match="^1: dtype int64"):
+        gradclip.clip_by_global_norm_([np.ones(2), in_parts(kind, [1, 2, 3])], 0.5)
+
+
+def test_sparse_leaves_without_an_array_of_values_are_refused():
+    leaf = in_parts("csr")
+    leaf.data = [1.5, 1.5, 4.0]
+    with pytest.raises(TypeError, match="^1: .*keeps its values in no array, but in a list"):
+        gradclip.global_norm([np.ones(2), leaf])
+
+
+def test_sums_of_samples_are_not_sparse():
+    out = scipy.sparse.csr_array(np.diag([1.0, 2.0]))
+    with pytest.raises(TypeError, match="^0: out is sparse"):
+        gradclip.per_sample_clip_sum([np.ones((3, 2))], 0.5, out=[out])
+    assert out.data.tolist() == [1.0, 2.0]
+
+
 def test_dok_and_other_sparse_formats_are_refused_by_name():
     for kind in ("dok", "lil", "dia"):
         with pytest.raises(TypeError, match=f"^emb: scipy.sparse format '{kind}'"):

@@ -149,16 +149,26 @@ cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip, char *room
     gc_fp_leave(d.saved)
 
 
+cdef void sum_strips(const Batch *table, Py_ssize_t count, ptrdiff_t batch, Py_ssize_t strips, int team, char *room,
+                     Watch *watch) noexcept nogil:
+    cdef Py_ssize_t i, j
+    if team == 1:
+        for i in range(strips):
+            j = leaf_of(table, count, i)
+            sum_strip(&table[j], batch, i - table[j].first, room, watch, 0)
+    else:
+        for i in prange(strips, schedule="dynamic", chunksize=8, num_threads=team):
+            j = leaf_of(table, count, i)
+            sum_strip(&table[j], batch, i - table[j].first, room, watch, threadid())
+
+
 def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh=False):
-    """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample.
+    """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample; a batch of none: 0.
+    Everything that may fail comes before the first sum is written.
 
     fresh: `to` is memory that nobody has seen yet, so that Ctrl-C may end the pass half-way."""
-    if leaves.on_device:
-        from gradclip import _gpu
-
-        _gpu.sum_samples(leaves, to, plan, batch)
     cdef Batch *table = <Batch *>PyMem_Calloc(max(leaves.count, 1), sizeof(Batch))
-    cdef Py_ssize_t i, j, count = leaves.count, strips = 0
+    cdef Py_ssize_t i, count = leaves.count, strips = 0
     cdef ptrdiff_t bytes = 0
     cdef int team
     cdef Scratch scratch
@@ -184,17 +194,19 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh
             strips += (table[i].sum.size + STRIP - 1) // STRIP
         team = team_size(strips) if bytes >= SERIAL_BYTES else 1
         take_scratch(&scratch, team)
-        with nogil:
-            if team == 1:
-                for i in range(strips):
-                    j = leaf_of(table, count, i)
-                    sum_strip(&table[j], batch, i - table[j].first, scratch.room, &watch, 0)
-            else:
-                for i in prange(strips, schedule="dynamic", chunksize=8, num_threads=team):
-                    j = leaf_of(table, count, i)
-                    sum_strip(&table[j], batch, i - table[j].first, scratch.room, &watch, threadid())
-        if watch.stopped:
-            gc_raise()
+        if not leaves.on_device:
+            with nogil:
+                sum_strips(table, count, batch, strips, team, scratch.room, &watch)
+            if watch.stopped:
+                gc_raise()
+        else:
+            from gradclip import _gpu
+
+            watch.due = INFINITY        # launches are begun after it, and all of them
+            begin = _gpu.prepared_sums(leaves, to, plan, batch)
+            with _gpu.Uninterrupted():
+                sum_strips(table, count, batch, strips, team, scratch.room, &watch)
+                begin()
     finally:
         if scratch.memory != NULL:
             give_scratch(&scratch)

@@ -208,11 +208,11 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
     cdef Work work = cut(leaf, leaf, leaves.count, simple)
     cdef Scratch scratch
     cdef Task task
-    sums.size = work.elements
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
     task.write = NULL if made is None else made.write
     task.per_unit = made is not None and made.count > 1
     task.unit = sums.unit
+    sums.size = work.elements
     task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))
     task.slot = task.part + work.count
     task.watch.due, task.watch.stopped = 0, False
@@ -276,7 +276,6 @@ def write(Leaves leaves, Plan plan):
         with gpu().Uninterrupted():
             write_here(leaves, plan)
             begin()
-    leaves.written()
 
 
 cdef list changed(Leaves leaves, Plan plan):
@@ -297,7 +296,8 @@ cdef list changed(Leaves leaves, Plan plan):
 
 
 cdef int write_here(Leaves leaves, Plan plan) except -1:
-    """The same of the leaves that the processor can write."""
+    """The same of the leaves that the processor can write: all of it or, with an error, nothing. No bytecode runs between
+    the first element and the last, nor does anything need memory."""
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
     cdef Work work = cut(leaves.leaf, source, leaves.count, True)
     cdef Scratch scratch
@@ -313,6 +313,7 @@ cdef int write_here(Leaves leaves, Plan plan) except -1:
         run(&task, &work, True)
     give_scratch(&scratch)
     PyMem_Free(work.group)
+    leaves.written()
     return 0
 
 

@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from gradclip._cpu.fold cimport Factor, Unit, Wide, norm_of, factor_of, multiply
+from gradclip._cpu.machine cimport kernels
 from gradclip._cpu.sums cimport Sums
 
 
@@ -20,7 +21,7 @@ cdef class StandardState:
     def __enter__(self):
         self.saved = gc_fp_enter()
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, error, traceback):     # not *exception, a tuple for which memory may be refused
         gc_fp_leave(self.saved)
 
 
@@ -103,9 +104,10 @@ cdef class Plan:
 
     def aim(self, Py_ssize_t i, Sums sums, Py_ssize_t unit, double goal, double eps, double most):
         """Bring what was measured as `unit` to another goal, but no element above `most` unless it is already."""
+        cdef double limit = sums.largest(unit)
         cdef gc_fpenv saved = gc_fp_enter()
         cdef Unit sum = sums.at(unit)
-        cdef double limit = max(most / sums.largest(unit), 1.0)
+        limit = max(most / limit, 1.0)
         self.write[i].acts = True
         self.write[i].factor = factor_of(goal, norm_of(&sum, sums.ord, sums.grad_scale), eps, sums.grad_scale)
         if self.write[i].factor.value > limit:
@@ -141,12 +143,18 @@ cdef class Plan:
             if sums.nonfinite(i):
                 self.write[i].kind, self.write[i].zero, self.write[i].factor = Kind.SCALE, True, Factor(0, 0, 0)
 
-    def clamp(self, Py_ssize_t i, low, high):
-        """Bring elements into [low, high]: four bounds each, one per kernel dtype."""
+    def clamp(self, Py_ssize_t i, double low, double high):
+        """Bring elements into [low, high], both rounded to each kernel dtype."""
+        cdef gc_fpenv saved = gc_fp_enter()
         cdef int t
+        cdef double word
         self.write[i].kind = Kind.CLAMP
         for t in range(4):
-            self.write[i].low[t], self.write[i].high[t] = low[t], high[t]
+            kernels.narrow[t](&word, &low, 1)
+            kernels.widen[t](&self.write[i].low[t], &word, 1)
+            kernels.narrow[t](&word, &high, 1)
+            kernels.widen[t](&self.write[i].high[t], &word, 1)
+        gc_fp_leave(saved)
 
     def spread(self, Py_ssize_t count):
         """The same for each of `count` leaves, to be changed one by one."""

@@ -85,6 +85,24 @@ cdef class Sums:
             sums.first_leaf, sums.first_nonfinite, sums.first_value = self.first_leaf, self.first_nonfinite, self.first_value
         return sums
 
+    def weigh(self, Py_ssize_t first, double clip_factor, double eps):
+        """Thresholds of adaptive clipping for the units before `first`: clip_factor * max(norm of the parameters, eps), the
+        parameters of unit i being unit first + i; inf where one of them is not finite."""
+        goals = np.empty(first)
+        cdef double[::1] goal = goals
+        cdef Py_ssize_t i
+        cdef Unit u
+        cdef double weight
+        cdef gc_fpenv saved = gc_fp_enter()
+        for i in range(first):
+            u = self.unit[first + i]
+            weight = INFINITY if u.nans + u.infs else narrow(norm_of(&u, self.ord, 1))
+            goal[i] = clip_factor * max(weight, eps)
+            if weight == INFINITY and not u.nans + u.infs:      # a norm beyond float64 still has a threshold
+                goal[i] = clip_factor * narrow(norm_of(&u, self.ord, 2.0**64)) * 2.0**64
+        gc_fp_leave(saved)
+        return goals
+
     def absorb(self, numbers, records):
         """Take units of some numbers from what a GPU found: words as in Sum of _gpu/sums.cu."""
         cdef const Py_ssize_t[::1] unit = numbers

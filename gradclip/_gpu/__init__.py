@@ -12,7 +12,7 @@ from .reading import read
 from .sums import DeviceSums, absorb, value_at
 from .table import sample_table, table_of
 
-__all__ = ["Uninterrupted", "measure", "measure_written", "prepared", "sum_samples"]
+__all__ = ["Uninterrupted", "measure", "measure_written", "prepared", "prepared_sums"]
 
 
 def measure(leaves, ord, grad_scale=1.0, bounds=None):
@@ -50,16 +50,21 @@ def prepared(leaves, plan):
     return write
 
 
-def sum_samples(leaves, to, plan, batch):
-    """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample, on every GPU."""
+def prepared_sums(leaves, to, plan, batch):
+    """Everything but its launches of: to = sum over the batch of what the plan (one Write per leaf and sample) makes of each
+    sample, on every GPU."""
     words = plan.records()[:batch]  # the same for each leaf
     tables = [sample_table(leaves, device, to) for device in leaves.devices()]
     ready = [(table, table.place.upload(words)) for table in tables]
-    for table, writes in ready:
-        if batch:
-            table.launch("sum_samples", writes, batch, 0, 0)
-        for i in table.which if batch == 0 else ():
-            table.place.zero(to.arrays[i])
+
+    def write():
+        for table, writes in ready:
+            if batch:
+                table.launch("sum_samples", writes, batch, 0, 0)
+            for i in table.which if batch == 0 else ():
+                table.place.zero(to.arrays[i])
+
+    return write
 
 
 def _writes(table, words):

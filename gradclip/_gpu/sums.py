@@ -9,7 +9,7 @@ import numpy as np
 from .._arguments import DEFAULT
 from .._cpu.sums import Sums
 from .._rounding import exact_order, safety
-from ..report import ClipReport, Factors
+from ..report import ClipReport, Factors, answer
 from .gather import delivered, gathered
 from .program import THREADS, Uninterrupted
 from .reading import WORDS_OF_SUM, Part
@@ -140,11 +140,11 @@ class DeviceSums:
 
     # ---- deciding ---------------------------------------------------------------------------------
 
-    def decide(self, to, rule, target, shown, *, normalize=False, keep_out=False, norms=None, owners=None, lr=None):
+    def decide(self, to, rule, target, shown, *, normalize=False, out=None, norms=None, owners=None, lr=None):
         """As `_decide.decide`, without waiting; None where that needs to know numbers."""
         together, steps = isinstance(target, float), lr is not None
         flags = self._flags(rule)
-        for flag, wanted in ((NORMALIZE, normalize), (KEEP_OUT, keep_out), (STEPS, steps), (STRICT, rule.strict)):
+        for flag, wanted in ((NORMALIZE, normalize), (KEEP_OUT, out is not None), (STEPS, steps), (STRICT, rule.strict)):
             flags |= flag if wanted else 0
         if rule.strict and exact_order(rule.ord, to.sources):
             flags |= EXACT
@@ -155,22 +155,24 @@ class DeviceSums:
             return None
         if opened is not None:
             enforce(self, to, rule, together, goals, opened, writes)
-        self._write(to, writes, [0] * len(writes))
         size = to.units if owners is None else self.count
-        return self._report(writes, shown, size, rule, together, norms)
+        found = answer(self._report(writes, shown, size, rule, together, norms), out)
+        self._write(to, writes, [0] * len(writes))
+        return found
 
-    def clamp(self, to, plan, shown):
+    def clamp(self, to, plan, shown, out):
         """Clip by value: leaves of which an element is outside the bounds of a plan."""
         bounds = [place.constant(plan.bounds()) for place in self.places]
-        self._write(to, self._settled(False, self._goals(0.0), DEFAULT, CLAMPS), bounds)
 
         def fill():
             sums = self.host()
             return {"_sums": sums, "_plan": None, "_clipped_count": sums.outside(), "_skipped": False, "_size": sums.size}
 
-        return ClipReport.pending(fill, shown)
+        found = answer(ClipReport.pending(fill, shown), out)
+        self._write(to, self._settled(False, self._goals(0.0), DEFAULT, CLAMPS), bounds)
+        return found
 
-    def add_up(self, leaves, to, rule, goal, max_norm, kept, most):
+    def add_up(self, leaves, to, rule, goal, max_norm, kept, most, out):
         """The write pass of `per_sample_clip_sum`: samples within `max_norm` are added as they are (if `kept`), others
         brought to `goal`, and no element of one above `most` of its leaf, if there is such a bound. None where that is
         decided by numbers: exactly, or because these elements lie on several devices."""
@@ -183,11 +185,12 @@ class DeviceSums:
             bounds = place.constant(most[part.table.which])
             place.launch("keep_finite", -(-self.count // THREADS), part.unit, len(bounds), bounds, self.count, writes[0])
         tables = [sample_table(leaves, place.device, to) for place in self.places]
+        found = answer(self._report(writes, max_norm, self.count, rule, False, None), out)
         to.announce()
         with Uninterrupted():
             for table, made, total in zip(tables, writes, self.totals, strict=True):
                 table.launch("sum_samples", made, self.count, total, flags)
-        return self._report(writes, max_norm, self.count, rule, False, None)
+        return found
 
     def _flags(self, rule):
         return {"skip": SKIP, "zero": FINITE_ONLY}.get(rule.nonfinite, 0)

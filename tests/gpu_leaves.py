@@ -43,13 +43,13 @@ def waits(cupy):
 
 
 def journal(cupy):
-    """What was begun since the last call, on a GPU that `is_watched`: [(kernel, stream)], and ("fetch", stream) of each copy
-    to the host."""
+    """What was begun since the last call: [(kernel, stream)], and ("fetch", stream) of each copy to the host; nothing where it
+    is not watched."""
     if is_stand_in(cupy):
         told = [*cupy.launches, *(("fetch", stream.ptr) for stream in cupy.fetched_in)]
         del cupy.launches[:], cupy.fetched_in[:]
         return told
-    lines = runtime().gpu_runtime_journal().decode().splitlines()
+    lines = runtime().gpu_runtime_journal().decode().splitlines() if runtime() is not None else []
     return [(what, int(stream)) for what, stream in map(str.split, lines)]
 
 

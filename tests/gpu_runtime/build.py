@@ -22,7 +22,8 @@ PACKAGES = [f"cupy-cuda13x=={CUPY}", "cuda-pathfinder<2"]
 PACKAGES += [f"nvidia-cuda-{part}==13.*" for part in ("nvrtc", "runtime", "crt", "profiler-api")]
 TRANSLATOR = "cython>=3.1,<3.3"
 RUNTIME = "cupy_backends/cuda/api/runtime"
-# What CuPy's own build would set for Cython, for CUDA 13.
+# What CuPy's own build sets for Cython, for CUDA 13.
+DIRECTIVES = "embedsignature=True,binding=False,c_api_binop_methods=True"
 SETTINGS = {
     "CUPY_USE_CUDA_PYTHON": False,
     "CUPY_CUFFT_STATIC": False,
@@ -86,7 +87,8 @@ def build_runtime(out, source, site):
 
     module = source / f"{RUNTIME}.cpp"
     settings = [f"-E{name}={value}" for name, value in SETTINGS.items()]
-    run(sys.executable, "-m", "cython", "--cplus", "-3", *settings, module.with_suffix(".pyx"), PYTHONPATH=str(out / "cython"))
+    translate = ("-m", "cython", "--cplus", "-3", "-X", DIRECTIVES, *settings)
+    run(sys.executable, *translate, module.with_suffix(".pyx"), PYTHONPATH=str(out / "cython"))
     paths = [f"-I{p}" for p in (sysconfig.get_path("include"), source / "cupy_backends", source)]
     run(*compiler, "-c", "-w", "-DNDEBUG", include, *paths, module, "-o", objects / "cupy.o")
 

@@ -1,13 +1,14 @@
 """Run tests on CuPy and the CUDA runtime that build.py made.
 
     python tests/gpu_runtime/run.py --out FOLDER tests/test_gpu*.py
-    python tests/gpu_runtime/run.py --out FOLDER --threads --guarded --eager 30 --every 7 tests/test_gpu*.py
+    python tests/gpu_runtime/run.py --out FOLDER --threads --guarded --eager 30 --every 11 tests/test_gpu.py
 
 What is not named here goes to pytest."""
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def main():
     wanted = environment(chosen)
     if os.environ.get("GPU_KERNELS") != wanted["GPU_KERNELS"]:
         os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
+    # CuPy takes the NVRTC that is loaded; else it would look into this environment first, where PyTorch may have brought one.
+    ctypes.CDLL(str(chosen.out.resolve() / "site/nvidia/cu13/lib/libnvrtc.so.13"))
     import cupy
     import kernels
     import pytest

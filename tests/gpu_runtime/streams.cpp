@@ -56,6 +56,8 @@ Stream *stream_of(cudaStream_t handle)
 
 static void run(Stream *stream, long count)
 {
+    if (stream->done >= count)
+        return; // and nothing is shown for it, which takes time
     OnDevice visible;
     while (stream->done < count && !stream->queue.empty()) {
         Task task = std::move(stream->queue.front());

@@ -1,5 +1,5 @@
-/* Threads of a block as real threads, on a schedule that is shaken: slow, but a missing barrier gives wrong results (or is told by
- * ThreadSanitizer). A thread that ends while others wait at a barrier, as no thread of gradclip's kernels may, ends the process. */
+/* Threads of a block as real threads, on a schedule that is shaken: slow, but a missing barrier gives wrong results. A thread that
+ * ends while others wait at a barrier, as no thread of gradclip's kernels may, ends the process. */
 #include "device_code.h"
 
 #include <sched.h>

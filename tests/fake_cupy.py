@@ -98,6 +98,9 @@ class ndarray:
     def __len__(self):
         return len(self._host)
 
+    def __bool__(self):
+        return bool(self.get())  # waits; an error, unless there is one element
+
     def __getitem__(self, key):
         key = key if isinstance(key, tuple) else (key,)
         return ndarray(self._host[(*key, ...)], self._device, self._memory)  # a view, always
@@ -132,7 +135,7 @@ def empty(shape, dtype=np.float64):
 
 
 def empty_like(array, shape=None):
-    return ndarray(np.empty_like(array._host, shape=shape), devices[-1])
+    return ndarray(np.empty_like(array._host, shape=shape or None), devices[-1])  # CuPy takes () for None
 
 
 def asarray(array):

@@ -247,6 +247,15 @@ def test_per_sample_sums_of_dtypes(cupy, dtype):
         assert flat(sums)[0].tolist() == [2.0]
 
 
+def test_the_sum_of_samples_that_are_numbers_is_a_number(cupy):
+    here = [np.array([3.0, -0.5, 2.0])]
+    want, report = gradclip.per_sample_clip_sum(here, 1.0)
+    sums, told = gradclip.per_sample_clip_sum(there(cupy, here), 1.0)
+    assert [sums[0].shape, want[0].shape] == [(), ()]
+    assert_same_bits(want, sums)
+    assert_same_report(report, told)
+
+
 def test_a_sample_at_the_threshold(cupy):
     """What is raised for is decided here, exactly; what stays on the GPU is clipped when it is too close to tell."""
     gpu = there(cupy, [np.array([[3.0, 4.0], [6.0, 8.0]])])

@@ -89,7 +89,9 @@ class Place:
         import cupy
 
         with self:
-            return cupy.empty_like(array, shape=shape)
+            if shape is None:
+                return cupy.empty_like(array)
+            return cupy.empty(shape, array.dtype)  # CuPy's empty_like would take () for no shape
 
     def constant(self, array):
         """The same; of a small array the copy of an earlier call in this stream, if it is the same."""

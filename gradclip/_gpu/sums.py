@@ -168,7 +168,7 @@ class DeviceSums:
             sums = self.host()
             return {"_sums": sums, "_plan": None, "_clipped_count": sums.outside(), "_skipped": False, "_size": sums.size}
 
-        return ClipReport.pending(fill, shown)
+        return self._pending(fill, shown, None)
 
     def add_up(self, leaves, to, rule, goal, max_norm, kept):
         """The write pass of `per_sample_clip_sum`: samples within `max_norm` are added as they are (if `kept`), others
@@ -235,7 +235,19 @@ class DeviceSums:
             count = (size if acting else 0) if together else acting
             return {"_sums": sums, "_plan": plan, "_clipped_count": count, "_skipped": skipped, "_size": size}
 
-        return ClipReport.pending(fill, shown, norms)
+        return self._pending(fill, shown, norms)
+
+    def _pending(self, fill, shown, norms):
+        """The report that `fill` fills, whoever reads it."""
+        ends = [(place, place.end()) for place in self.places]
+
+        def read():
+            for place, event in ends:
+                if event is not None:
+                    place.follow(event)
+            return fill()
+
+        return ClipReport.pending(read, shown, norms)
 
     def _told(self, arrays, together):
         """What devices hold of all units, or alike for all together, as one array here."""

@@ -25,7 +25,8 @@ def threads(request):
 
 @pytest.fixture(scope="module")
 def cupy():
-    """CuPy where there is a GPU; else its stand-in, which runs the same kernels on the processor (fake_cupy.py)."""
+    """CuPy where there is a GPU, or a CUDA runtime without one (gpu_runtime/); else its stand-in, which runs the same kernels
+    on the processor (fake_cupy.py)."""
     try:
         import cupy as real
 
@@ -35,8 +36,9 @@ def cupy():
     except ImportError:
         real = None
     import fake_cupy
+    from gpu_runtime.kernels import COMPILER
 
-    if fake_cupy.COMPILER is None:
+    if COMPILER is None:
         pytest.skip("no GPU, and no C++ compiler for the stand-in of CuPy")
     sys.modules["cupy"] = fake_cupy
     yield fake_cupy

@@ -1,19 +1,18 @@
 """A stand-in for the part of CuPy that gradclip uses, on a processor: arrays in NumPy's memory, and kernels compiled
-from the same CUDA source by a C++ compiler (fake_cuda.h). It counts what would make a process wait for a GPU.
+from the same CUDA source by a C++ compiler (gpu_runtime/kernels.py). With it the usual test command tests the GPU engine
+wherever there is g++, without CuPy's 300 MB. It does what its authors think that CuPy does: the tests on gpu_runtime/, which
+have CuPy itself, tell where CuPy does otherwise.
 
-What is put into a stream is done when something waits for that stream, and no sooner: what another stream did not wait for,
-by an event, has then not happened. Memory of `empty` that is dropped is spoilt, by the stream that it was made in.
+It counts what would make a process wait for a GPU. What is put into a stream is done when something waits for that stream, and
+no sooner: what another stream did not wait for, by an event, has then not happened. Memory of `empty` that is dropped is
+spoilt, by the stream that it was made in.
 
-What it cannot show: that the source is right on a device, where threads really run side by side, and how fast it is."""
+What it cannot show besides: that the source is right on a device, where threads really run side by side, and how fast it is."""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
-import re
-import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import types
@@ -21,8 +20,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from gpu_runtime.kernels import build
 
-COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 PER_THREAD = 2  # the number of every thread's default stream
 waits = 0  # copies to the host so far
 launches = []  # (kernel, number of the stream)
@@ -212,18 +211,10 @@ class RawModule:
     """The source as a shared library."""
 
     def __init__(self, *, code, options=(), backend="nvrtc"):
-        names = re.findall(r'extern "C" __global__ (?:__launch_bounds__\(.*?\) )?void (\w+)\(', code)
-        names = [n for n in names if n != "name"] + re.findall(r"^MEASURE\((\w+),", code, re.M)
-        launchers = [
-            f'extern "C" void launch_{n}(unsigned blocks, void **args) {{ launch({n}, blocks, args); }}' for n in names
-        ]
         self.folder = tempfile.TemporaryDirectory()
-        folder = Path(self.folder.name)
-        header = (Path(__file__).parent / "fake_cuda.h").read_text()
-        (folder / "kernels.cpp").write_text("\n".join([header, code, *launchers]))
-        flags = ["-std=c++17", "-O1", "-mfma", "-ffp-contract=off", "-fno-strict-aliasing", "-w", "-shared", "-fPIC"]
-        subprocess.run([COMPILER, *flags, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
-        self.library = ctypes.CDLL(str(folder / "kernels.so"))
+        library = Path(self.folder.name) / "kernels.so"
+        build(code, library)
+        self.library = ctypes.CDLL(str(library))
 
     def get_function(self, name):
         function = getattr(self.library, f"launch_{name}")

@@ -1,10 +1,12 @@
 """CuPy leaves beside NumPy leaves: copies of the same layout, and what must be alike."""
 
+import ctypes
 import itertools
 import math
 import pickle
 import sys
 from collections import namedtuple
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,48 @@ from reference import BFLOAT16, gradient
 import gradclip
 
 Layer = namedtuple("Layer", "weight bias")
+
+
+@cache
+def runtime():
+    """The CUDA runtime without a device (gpu_runtime/), where it is what CuPy is linked to; else None."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+        library.gpu_runtime_waits.restype, library.gpu_runtime_journal.restype = ctypes.c_long, ctypes.c_char_p
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+def is_stand_in(cupy):
+    return hasattr(cupy, "waits")
+
+
+def is_watched(cupy):
+    """Whether `waits` and `journal` tell something: not on a GPU."""
+    return is_stand_in(cupy) or runtime() is not None
+
+
+def waits(cupy):
+    """How often the host waited for a GPU so far; always 0 where nobody counts."""
+    if is_stand_in(cupy):
+        return cupy.waits
+    return 0 if runtime() is None else runtime().gpu_runtime_waits()
+
+
+def journal(cupy):
+    """What was begun since the last call: [(kernel, stream)], and ("fetch", stream) of each copy to the host; nothing where it
+    is not watched."""
+    if is_stand_in(cupy):
+        told = [*cupy.launches, *(("fetch", stream.ptr) for stream in cupy.fetched_in)]
+        del cupy.launches[:], cupy.fetched_in[:]
+        return told
+    lines = runtime().gpu_runtime_journal().decode().splitlines() if runtime() is not None else []
+    return [(what, int(stream)) for what, stream in map(str.split, lines)]
+
+
+def device_count(cupy):
+    return 3 if is_stand_in(cupy) else cupy.cuda.runtime.getDeviceCount()
 
 
 def on_gpu(cupy, array):
@@ -44,7 +88,7 @@ def there(cupy, tree):
 
 def across(cupy, count, tree):
     """The same nesting with its leaves dealt out to so many GPUs, the last first."""
-    if not hasattr(cupy, "waits") and cupy.cuda.runtime.getDeviceCount() < count:
+    if device_count(cupy) < count:
         pytest.skip("fewer GPUs")
     turns = itertools.cycle(reversed(range(count)))
 
@@ -70,7 +114,7 @@ def flat(tree):
 
 
 def host(leaf):
-    """A copy of a leaf, without counting as a wait."""
+    """A copy of a leaf."""
     if hasattr(leaf, "_host"):
         sys.modules["cupy"].finish()
         return leaf._host.copy()

@@ -1,7 +1,7 @@
 """CuPy leaves: the same written bits and the same report as NumPy leaves, function by function.
 
-Without a GPU the kernels run on the processor (fake_cupy.py): what is tested then is the arithmetic, the tables and all
-that Python does, not the device. Streams, devices and memory: test_gpu_device.py."""
+Without a GPU the kernels run on the processor (gpu_runtime/, fake_cupy.py): what is tested then is the arithmetic, the tables
+and all that Python does, not the device. Streams, devices and memory: test_gpu_device.py."""
 
 import copy
 import math

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from gpu_leaves import across, assert_same_bits, assert_same_report, batch, flat
+from gpu_leaves import across, assert_same_bits, assert_same_report, batch, flat, waits
 from reference import BFLOAT16, gradient
 
 import gradclip
@@ -61,9 +61,9 @@ def compared(cupy, call, devices, here, **options):
     params = copy.deepcopy(PARAMS)
     gpu, weights = across(cupy, devices, here), across(cupy, devices, params)
     want, report = function(here, params, **options)
-    before = getattr(cupy, "waits", 0)
+    before = waits(cupy)
     got, told = function(gpu, weights, **options)
-    waited = getattr(cupy, "waits", 0) - before
+    waited = waits(cupy) - before
     assert_same_bits(here, gpu)
     assert_same_bits(want, got)
     assert_same_report(report, told)
@@ -98,9 +98,9 @@ def test_policies(cupy, call, policy):
 def test_by_value(cupy):
     here = [a for a in mixed() if isinstance(a, np.ndarray)]
     gpu = across(cupy, 3, here)
-    before = getattr(cupy, "waits", 0)
+    before = waits(cupy)
     want, got = gradclip.clip_by_value_(here, -0.1, 0.5), gradclip.clip_by_value_(gpu, -0.1, 0.5)
-    assert getattr(cupy, "waits", 0) == before
+    assert waits(cupy) == before
     assert_same_bits(here, gpu)
     assert_same_report(want, got)
 
@@ -130,10 +130,10 @@ def test_parameters_on_other_devices_than_their_gradients(cupy, unit_axis):
     params[0][3] = np.inf
     for devices in (2, 3):
         gpu, weights = across(cupy, devices, here), list(reversed(across(cupy, devices, list(reversed(params)))))
-        before = getattr(cupy, "waits", 0)
+        before = waits(cupy)
         want = gradclip.clip_adaptive(here, params, 0.1, unit_axis=unit_axis)
         got = gradclip.clip_adaptive(gpu, weights, 0.1, unit_axis=unit_axis, nonfinite="skip")
-        assert getattr(cupy, "waits", 0) == before
+        assert waits(cupy) == before
         assert_same_bits(want[0], got[0])
         assert_same_report(want[1], got[1])
 
@@ -153,13 +153,13 @@ def test_nothing_to_share(cupy):
 def test_step_after_step_without_a_wait(cupy):
     """What a step leaves behind is used by the next while other devices may not have read it."""
     here, gpu = mixed(), across(cupy, 3, mixed())
-    before = getattr(cupy, "waits", 0)
+    before = waits(cupy)
     for step in range(5):
         gradclip.clip_by_global_norm_(here, 2.0 / (step + 1))
         gradclip.clip_by_global_norm_(gpu, 2.0 / (step + 1), nonfinite="skip")
         samples = across(cupy, 3, batch())
         gradclip.clip_per_sample_(samples, 1.0 + step, nonfinite="skip")
-    assert getattr(cupy, "waits", 0) == before
+    assert waits(cupy) == before
     assert_same_bits(here, gpu)
     want = batch()
     gradclip.clip_per_sample_(want, 5.0)

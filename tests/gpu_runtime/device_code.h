@@ -1,23 +1,23 @@
-/* Enough of CUDA to run gradclip's kernels on a processor: thread blocks one after the other, each thread a coroutine
- * that gives way at __syncthreads. Slow, and the same arithmetic. */
+/* What CUDA C++ has and C++ has not, as far as gradclip's kernels use it. How the threads of a block run is said by the two
+ * headers that include this: coroutines.h and threads.h. */
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <ucontext.h>
-#include <utility>
 #include <tuple>
+#include <utility>
 
 #define __global__
 #define __device__
 #define __noinline__
 #define __launch_bounds__(threads, blocks)
 #define __shared__ static
+enum { THREADS_OF_BLOCK = 256 };
 struct uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x; };
-static Index threadIdx, blockIdx;
+static Index blockIdx;
 
-template <class T> static inline T atomicAdd(T *p, T x) { T before = *p; *p += x; return before; }
+template <class T> static inline T atomicAdd(T *p, T x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
 static inline double __longlong_as_double(long long x) { double y; memcpy(&y, &x, 8); return y; }
 static inline long long __double_as_longlong(double x) { long long y; memcpy(&y, &x, 8); return y; }
 static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
@@ -50,41 +50,9 @@ static inline unsigned short to_f16(float x)
     return (unsigned short)(sign | (below < above || (below == above && low % 2 == 0) ? low : high));
 }
 
-enum { FIBRES = 256, STACK = 1 << 16 };
-static ucontext_t scheduler, fibre[FIBRES];
-static char *stacks;
-static int running, finished[FIBRES];
-static void (*body)();
-
-static inline void __syncthreads() { swapcontext(&fibre[running], &scheduler); }
-
-static void start()
-{
-    body();
-    finished[running] = 1;
-}
-
-static void run_block()
-{
-    int left = FIBRES;
-    if (!stacks)
-        stacks = (char *)malloc((size_t)FIBRES * STACK);
-    for (int i = 0; i < FIBRES; i++) {
-        getcontext(&fibre[i]);
-        fibre[i].uc_stack.ss_sp = stacks + (size_t)i * STACK;
-        fibre[i].uc_stack.ss_size = STACK;
-        fibre[i].uc_link = &scheduler;
-        finished[i] = 0;
-        makecontext(&fibre[i], start, 0);
-    }
-    while (left)
-        for (running = 0; running < FIBRES; running++)
-            if (!finished[running]) {
-                threadIdx.x = running;
-                swapcontext(&scheduler, &fibre[running]);
-                left -= finished[running];
-            }
-}
+/* Thread blocks run one after the other. */
+static void (*body)(); /* what each thread of a block does */
+static void run_block();
 
 template <class... A, size_t... I>
 static void launch_with(void (*kernel)(A...), unsigned blocks, void **args, std::index_sequence<I...>)

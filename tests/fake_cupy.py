@@ -22,19 +22,48 @@ from pathlib import Path
 import numpy as np
 from gpu_runtime.kernels import build
 
+PER_THREAD = 2  # the number of every thread's default stream
 waits = 0  # copies to the host so far
-launches = []  # (kernel, stream)
-devices = [0]  # the current one last
-queues = defaultdict(list)  # by (device, stream): what is yet to be done,
+launches = []  # (kernel, number of the stream)
+fetched_in = []  # streams of copies to the host
+queues = defaultdict(list)  # by `key_of` a stream: what is yet to be done,
 done = defaultdict(int)  # and how much has been
+graphs = {}  # number of a stream -> what is captured in it
 lock = threading.RLock()
 dropped = []  # memory that something yet to be done may look at
 
 
-def enqueue(function, *args):
-    stream = streams[-1]
+class Thread(threading.local):
+    """What is current in a thread."""
+
+    def __init__(self):
+        self.devices = [0]  # the current one last
+        self.current = defaultdict(lambda: Stream.null)  # by device
+        self.stacks = defaultdict(lambda: [Stream.null])
+        self.entered = []  # devices of the `with` blocks of streams
+        self.token = object()
+
+
+here = Thread()
+
+
+def device():
+    return here.devices[-1]
+
+
+def get_current_stream():
+    return here.current[device()]
+
+
+def key_of(number):
+    """Which stream a number means, on the current device."""
+    return device(), number, here.token if number == PER_THREAD else None
+
+
+def enqueue(function, *args, stream=None):
+    number = (stream or get_current_stream()).ptr
     with lock:
-        (queues[devices[-1], stream.ptr] if stream.graph is None else stream.graph.steps).append((function, args))
+        (graphs[number] if number in graphs else queues[key_of(number)]).append((function, args))
 
 
 def run(key, count=None):
@@ -50,7 +79,7 @@ def run(key, count=None):
 
 def finish():
     """Everything, the streams in an order of their own."""
-    for key in sorted(queues, reverse=True):
+    for key in sorted(queues, key=lambda key: key[:2], reverse=True):
         run(key)
     dropped.clear()
 
@@ -59,7 +88,7 @@ class Memory:
     """What arrays share. Given back, that of `empty` belongs to what its stream does next."""
 
     def __init__(self, host, spoilt=False):
-        self.host, self.spoilt_in = host, (devices[-1], streams[-1].ptr) if spoilt else None
+        self.host, self.spoilt_in = host, key_of(get_current_stream().ptr) if spoilt else None
 
     def __del__(self):
         dropped.append(self.host)
@@ -99,20 +128,29 @@ class ndarray:
     def __len__(self):
         return len(self._host)
 
+    def __bool__(self):
+        return bool(self.get())  # waits; an error, unless there is one element
+
     def __getitem__(self, key):
         key = key if isinstance(key, tuple) else (key,)
         return ndarray(self._host[(*key, ...)], self._device, self._memory)  # a view, always
 
     def get(self):
         global waits
-        assert self._device == devices[-1], "copied in a stream of another device"
+        assert self._device == device(), "copied in a stream of another device"
+        stream = get_current_stream()
+        if not (self._c_contiguous or self.size == 0):
+            with stream:  # as CuPy does
+                pass
+        if stream.is_capturing():
+            raise RuntimeError("a copy to the host was captured")
         waits += 1
-        fetched_in.append(streams[-1])
-        run((self._device, streams[-1].ptr))
+        fetched_in.append(stream)
+        run(key_of(stream.ptr))
         return self._host.copy()
 
     def fill(self, value):
-        assert self._device == devices[-1]
+        assert self._device == device()
         enqueue(np.copyto, self._host, value)
 
     def view(self, dtype=None):
@@ -129,11 +167,11 @@ class ndarray:
 def empty(shape, dtype=np.float64):
     made = np.empty(shape, dtype)
     spoil(made)  # nothing may rest on what was there
-    return ndarray(made, devices[-1], Memory(made, True))
+    return ndarray(made, device(), Memory(made, True))
 
 
 def empty_like(array, shape=None):
-    return ndarray(np.empty_like(array._host, shape=shape), devices[-1])
+    return ndarray(np.empty_like(array._host, shape=shape or None), device())  # CuPy takes () for None
 
 
 def asarray(array):
@@ -143,11 +181,11 @@ def asarray(array):
         array = ndarray(np.asarray(shown), owner_of(array.__cuda_array_interface__["data"][0]))
     if isinstance(array, ndarray):
         finish()
-        return array if array._device == devices[-1] else ndarray(array._host.copy(), devices[-1])
-    if streams[-1].is_capturing():
+        return array if array._device == device() else ndarray(array._host.copy(), device())
+    if get_current_stream().is_capturing():
         raise RuntimeError("a copy from the host was captured")
-    made = ndarray(np.array(array), devices[-1])
-    owners[made.data.ptr] = devices[-1]
+    made = ndarray(np.array(array), device())
+    owners[made.data.ptr] = device()
     return made
 
 
@@ -163,10 +201,10 @@ class _Device:
         self.number = number
 
     def __enter__(self):
-        devices.append(self.number)
+        here.devices.append(self.number)
 
     def __exit__(self, *exception):
-        devices.pop()
+        here.devices.pop()
 
 
 class RawModule:
@@ -181,19 +219,20 @@ class RawModule:
     def get_function(self, name):
         function = getattr(self.library, f"launch_{name}")
 
-        def call(grid, block, args):
+        def call(grid, block, args, stream=None):
             assert block == (256,)
-            launches.append((name, streams[-1].ptr))
+            launches.append((name, (stream or get_current_stream()).ptr))
             values = [_argument(a) for a in args]
             pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
-            enqueue(lambda grid, pointers, *_: function(ctypes.c_uint(grid), pointers), grid[0], pointers, values)
+            begin = lambda pointers, *_: function(ctypes.c_uint(grid[0]), pointers)  # noqa: E731
+            enqueue(begin, pointers, values, stream=stream)
 
         return call
 
 
 def _argument(value):
     if isinstance(value, ndarray):
-        assert value._device == devices[-1], "an array of another device"
+        assert value._device == device(), "an array of another device"
         return np.array([value.data.ptr], np.uint64)
     assert type(value) in (int, float), f"{type(value).__name__} argument"
     return np.array([value], np.int64 if isinstance(value, int) else np.float64)
@@ -203,76 +242,96 @@ class Event:
     """A place in a stream."""
 
     def __init__(self, disable_timing=False):
-        self.device = devices[-1]
+        self.device = device()
+
+
+class Stream:
+    """A number. `with` a stream leaves what entered it last, and makes current what is then on top, as in CuPy: not what
+    `use` had made current."""
+
+    null = ptds = None
+    numbers = itertools.count(100)
+
+    def __init__(self, null=False, non_blocking=False, ptds=False):
+        self.ptr = 0 if null else PER_THREAD if ptds else next(Stream.numbers)
+
+    @classmethod
+    def from_external(cls, other):
+        made = cls.__new__(cls)
+        made.ptr = other.__cuda_stream__()[1]
+        return made
+
+    def __eq__(self, other):
+        return isinstance(other, Stream) and self.ptr == other.ptr
+
+    def __hash__(self):
+        return self.ptr
+
+    def use(self):
+        here.current[device()] = self
+        return self
+
+    def __enter__(self):
+        here.entered.append(device())
+        here.stacks[device()].append(self)
+        return self.use()
+
+    def __exit__(self, *exception):
+        number = here.entered.pop()
+        here.stacks[number].pop()
+        here.current[number] = here.stacks[number][-1]
+
+    def synchronize(self):
+        run(key_of(self.ptr))
+
+    def record(self, event):
+        assert event.device == device(), "an event of another device"
+        event.key = key_of(self.ptr)
+        event.place = done[event.key] + len(queues[event.key])
+        return event
+
+    def wait_event(self, event):
+        enqueue(lambda: run(event.key, max(event.place - done[event.key], 0)), stream=self)
+
+    def is_capturing(self):
+        return self.ptr in graphs
+
+    def begin_capture(self, mode=None):
+        graphs[self.ptr] = []
+
+    def end_capture(self):
+        return Graph(graphs.pop(self.ptr))
+
+
+Stream.null, Stream.ptds = Stream(null=True), Stream(ptds=True)
 
 
 class Graph:
     """What was captured."""
 
-    def __init__(self):
-        self.steps = []
+    def __init__(self, steps):
+        self.steps = steps
 
-    def launch(self, stream):
-        with stream:
-            for function, args in self.steps:
-                enqueue(function, *args)
-
-
-class Stream:
-    """A number, and the graph that captures what is put into it."""
-
-    numbers = itertools.count(100)
-
-    def __init__(self, null=False, non_blocking=False, *, ptr=None):
-        self.ptr = 0 if null else next(self.numbers) if ptr is None else ptr
-        self.graph = None
-
-    def is_capturing(self):
-        return self.graph is not None
-
-    def synchronize(self):
-        run((devices[-1], self.ptr))
-
-    def begin_capture(self):
-        self.graph = Graph()
-
-    def end_capture(self):
-        graph, self.graph = self.graph, None
-        return graph
-
-    def record(self, event):
-        assert event.device == devices[-1], "an event of another device"
-        event.key = devices[-1], self.ptr
-        event.place = done[event.key] + len(queues[event.key])
-        return event
-
-    def wait_event(self, event):
-        enqueue(lambda: run(event.key, max(event.place - done[event.key], 0)))
-
-    def __enter__(self):
-        streams.append(self)
-
-    def __exit__(self, *exception):
-        streams.pop()
-
-
-streams = [Stream(null=True)]  # the current one last
-fetched_in = []  # streams of copies to the host
+    def launch(self, stream=None):
+        for function, args in self.steps:
+            enqueue(function, *args, stream=stream)
 
 
 def memcpy_peer(to, to_device, source, source_device, size, stream):
-    assert (to_device, stream) == (devices[-1], streams[-1].ptr), "a copy in a stream of another device"
+    assert to_device == device(), "a copy in a stream of another device"
     assert size > 0
-    enqueue(ctypes.memmove, to, source, size)
+    with lock:
+        queues[key_of(stream)].append((ctypes.memmove, (to, source, size)))
 
 
 cuda = types.SimpleNamespace(
     Device=_Device,
     Event=Event,
     Stream=Stream,
-    ExternalStream=lambda ptr, device=-1: Stream(ptr=ptr),
-    get_current_stream=lambda: streams[-1],
+    get_current_stream=get_current_stream,
     runtime=types.SimpleNamespace(
-        pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p)), memcpyPeerAsync=memcpy_peer
+        pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p)),
+        memcpyPeerAsync=memcpy_peer,
+        streamCaptureModeGlobal=0,
     ),
 )

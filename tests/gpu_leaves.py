@@ -7,10 +7,13 @@ import pickle
 import sys
 from collections import namedtuple
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from reference import BFLOAT16, gradient
+
+import gradclip
 
 Layer = namedtuple("Layer", "weight bias")
 
@@ -115,7 +118,10 @@ def host(leaf):
     if hasattr(leaf, "_host"):
         sys.modules["cupy"].finish()
         return leaf._host.copy()
-    return leaf.get() if hasattr(leaf, "get") else np.asarray(leaf)
+    if not hasattr(leaf, "get"):
+        return np.asarray(leaf)
+    with sys.modules["cupy"].cuda.Device(leaf.data.device_id):  # in the stream that is current there
+        return leaf.get()
 
 
 def assert_same_bits(a, b):
@@ -154,3 +160,44 @@ def batch(dtype=np.float32):
     g = [gradient(dtype, 12 * n).reshape(12, n) for n in (3, 500, 40)]
     g = [(a * (1 + np.arange(12))[:, None] / 12).astype(dtype) for a in g]
     return {"a": g[0], "b": [g[1].reshape(12, 20, 25), g[2][:, ::2]], "c": g[0][:, 0] * 2}
+
+
+def everything(put):
+    """What the functions below take, each nesting as `put` makes it."""
+    a, b, c, d = (np.ones(shape, np.float32) for shape in ((3,), (20, 25), (20,), ()))
+    return SimpleNamespace(
+        grads=put(model()),
+        params=put(model(seed=1)),
+        out=put(model(seed=2)),
+        samples=put(batch()),
+        clipped=put(batch()),
+        sums=put({"a": a, "b": [b, c], "c": d}),
+    )
+
+
+WRITING = {  # to leaves that are given; all return the report
+    "global norm": lambda x, **k: gradclip.clip_by_global_norm_(x.grads, 0.5, **k),
+    "strict": lambda x, **k: gradclip.clip_by_global_norm_(x.grads, 0.4, strict=True, **k),
+    "by leaf": lambda x, **k: gradclip.clip_by_norm_(x.grads, {"big": 0.3, "*": 0.2}, **k),
+    "by slice": lambda x, **k: gradclip.clip_by_norm_(x.samples, 0.5, axis=0, **k),
+    "value": lambda x, **k: gradclip.clip_by_value_(x.grads, 0.01),
+    "normalize": lambda x, **k: gradclip.normalize_(x.grads, 2.0, **k),
+    "adaptive": lambda x, **k: gradclip.clip_adaptive_(x.grads, x.params, 1e-5, **k),
+    "per sample": lambda x, **k: gradclip.clip_per_sample_(x.samples, 0.1, **k),
+    "step": lambda x, **k: gradclip.sgd_step_(x.params, x.grads, 0.1, 1e-3, **k),
+    "global norm, out": lambda x, **k: gradclip.clip_by_global_norm(x.grads, 0.5, out=x.out, **k)[1],
+    "value, out": lambda x, **k: gradclip.clip_by_value(x.grads, 1e-3, out=x.out)[1],
+    "adaptive, out": lambda x, **k: gradclip.clip_adaptive(x.grads, x.params, 1e-6, out=x.out, **k)[1],
+    "per sample, out": lambda x, **k: gradclip.clip_per_sample(x.samples, 0.1, out=x.clipped, **k)[1],
+    "sum of samples, out": lambda x, **k: gradclip.per_sample_clip_sum(x.samples, 0.1, out=x.sums, **k)[1],
+}
+MAKING = {  # new leaves; all return them and the report
+    "global norm, new": lambda x, **k: gradclip.clip_by_global_norm(x.grads, 0.5, **k),
+    "by leaf, new": lambda x, **k: gradclip.clip_by_norm(x.grads, 0.2, **k),
+    "value, new": lambda x, **k: gradclip.clip_by_value(x.grads, 0.01),
+    "normalize, new": lambda x, **k: gradclip.normalize(x.grads, 2.0, **k),
+    "adaptive, new": lambda x, **k: gradclip.clip_adaptive(x.grads, x.params, 1e-5, **k),
+    "per sample, new": lambda x, **k: gradclip.clip_per_sample(x.samples, 0.1, **k),
+    "sum of samples, new": lambda x, **k: gradclip.per_sample_clip_sum(x.samples, 0.1, **k),
+}
+EVERY = {**WRITING, **{name: lambda x, call=call, **k: call(x, **k)[1] for name, call in MAKING.items()}}

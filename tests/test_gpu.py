@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from gpu_leaves import Layer, assert_same_bits, assert_same_report, batch, flat, host, model, on_gpu, there
+from gpu_leaves import Layer, assert_same_bits, assert_same_report, batch, flat, host, model, on_gpu, there, waits
 from reference import COMPLEX, REAL, gradient, layouts, norm_error, power_sum
 
 import gradclip
@@ -259,9 +259,9 @@ def test_samples_that_the_sum_cannot_hold(cupy, dtype, out, options):
     assert report.clipped
     for policy in ("raise", "skip"):
         gpu, there_to = there(cupy, here), there(cupy, [np.ones(3, out), np.ones((), out)])
-        before = getattr(cupy, "waits", 0)
+        before = waits(cupy)
         got, told = gradclip.per_sample_clip_sum(gpu, 1e300, out=there_to, nonfinite=policy, **options)
-        assert policy == "raise" or getattr(cupy, "waits", 0) == before
+        assert policy == "raise" or waits(cupy) == before
         assert_same_bits(want, got)
         assert_same_report(report, told)
 
@@ -275,6 +275,15 @@ def test_sums_overflow_only_where_their_value_does(cupy):
         for policy in ("raise", "skip"):
             got, _ = gradclip.per_sample_clip_sum(there(cupy, [samples]), math.inf, nonfinite=policy)
             assert_same_bits([want], got)
+
+
+def test_the_sum_of_samples_that_are_numbers_is_a_number(cupy):
+    here = [np.array([3.0, -0.5, 2.0])]
+    want, report = gradclip.per_sample_clip_sum(here, 1.0)
+    sums, told = gradclip.per_sample_clip_sum(there(cupy, here), 1.0)
+    assert [sums[0].shape, want[0].shape] == [(), ()]
+    assert_same_bits(want, sums)
+    assert_same_report(report, told)
 
 
 def test_a_sample_at_the_threshold(cupy):

@@ -19,7 +19,7 @@ def measure(leaves, ord, grad_scale=1.0, bounds=None):
     """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
     tables = [table_of(leaves, device) for device in leaves.devices()]
     limits = None if bounds is None else bounds.bounds()
-    parts = [read(table, ord, limits=_bounds(table, limits)) for table in tables]
+    parts = [read(table, ord, limits=_on_device(table, limits)) for table in tables]
     if leaves.on_device == leaves.count:
         return DeviceSums(parts, ord, grad_scale, leaves.units, leaves.size, leaves.naming())
     sums = _gathered(measure_here(leaves, ord, grad_scale, bounds), leaves, parts)
@@ -41,11 +41,11 @@ def prepared(leaves, plan):
     want of memory."""
     words, limits = plan.records(), plan.bounds()
     tables = [table_of(leaves, device) for device in leaves.devices()]
-    ready = [(table, _writes(table, words), _bounds(table, limits)) for table in tables]
+    ready = [(table, _writes(table, words), _on_device(table, limits)) for table in tables]
 
     def write():
         for table, writes, bounds in ready:
-            table.launch("write_leaves", writes, len(writes), bounds, 0)
+            table.launch("write_leaves", writes, len(writes), 0 if bounds is None else bounds, 0)
 
     return write
 
@@ -72,9 +72,9 @@ def _writes(table, words):
     return table.place.upload(words[table.numbers] if len(words) > 1 else words)
 
 
-def _bounds(table, limits):
-    """The bounds of clamping as an argument; 0 for none."""
-    return 0 if limits is None else table.place.constant(limits)
+def _on_device(table, limits):
+    """The bounds of clamping where a table is; None for none."""
+    return None if limits is None else table.place.constant(limits)
 
 
 def _gathered(sums, leaves, parts):

@@ -7,12 +7,13 @@ import sys
 from collections import OrderedDict
 from functools import cache
 from pathlib import Path
-from threading import current_thread, get_ident, main_thread
+from threading import current_thread, local, main_thread
 
 import numpy as np
 
 FILES = ("sums.cu", "leaves.cu", "measure.cu", "strict.cu", "decide.cu", "write.cu")  # in this order: one source
 THREADS = 256
+PER_THREAD = 2  # CUDA's number of the default stream of each thread
 # Products and sums are fused only where the source says so: every device must round as the processor does.
 OPTIONS = ("--std=c++17", "--fmad=false")
 
@@ -34,8 +35,31 @@ def _kernel(device, name):
     return _module().get_function(name)
 
 
+class _Thread(local):
+    """Streams that were current before, the last last; and a token of the thread itself."""
+
+    def __init__(self):
+        self.before, self.token = [], object()
+
+
+_thread = _Thread()
+
+
+class _Borrowed:
+    """A stream of another library, by CUDA's protocol of streams, which older versions of PyTorch do not speak."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __cuda_stream__(self):
+        return 0, self.stream.cuda_stream
+
+
 class Place:
-    """A device, and the stream on it in which a call works from its first launch to the reading of its report."""
+    """A device, and the stream on it in which a call works from its first launch to the reading of its report.
+
+    ``with place``: device and stream are current, and afterwards what was current before. CuPy's ``with stream`` would then
+    make another current than the one that the user had made so by `stream.use()`."""
 
     def __init__(self, device, pytorchs):
         import cupy
@@ -43,26 +67,32 @@ class Place:
         self.device, self._device = device, cupy.cuda.Device(device)
         with self._device:
             self._stream = cupy.cuda.get_current_stream()
-            if pytorchs:  # whose streams are not CuPy's
-                number = sys.modules["torch"].cuda.current_stream(device).cuda_stream
-                if number != self._stream.ptr:
-                    self._stream = cupy.cuda.ExternalStream(number, device)
-        # The default stream of a thread has the same number in all of them.
-        self.key = device, self._stream.ptr, get_ident() if self._stream.ptr == 2 else 0
+        if pytorchs:  # whose streams are not CuPy's
+            stream = sys.modules["torch"].cuda.current_stream(device)
+            if stream.cuda_stream != self._stream.ptr:
+                self._stream = _borrowed(stream, device)
+        # The default stream of a thread has the same number in all of them. What is kept by this key keeps stream and
+        # thread's token: no other can come to have their numbers.
+        self.key = device, self._stream, _thread.token if self._stream.ptr == PER_THREAD else None
 
     def __enter__(self):
+        import cupy
+
         self._device.__enter__()
-        self._stream.__enter__()
+        before = cupy.cuda.get_current_stream()
+        _thread.before.append(before)
+        if before.ptr != self._stream.ptr:
+            self._stream.use()
 
     def __exit__(self, *exception):
-        self._stream.__exit__(*exception)
+        _thread.before.pop().use()
         self._device.__exit__(*exception)
 
     def launch(self, name, blocks, *args):
         """Begin a kernel; nothing where there is nothing to do. Arrays go as pointers, 0 is none of them."""
         if blocks:
-            with self:
-                _kernel(self.device, name)((int(blocks),), (THREADS,), args)
+            with self._device:
+                _kernel(self.device, name)((int(blocks),), (THREADS,), args, stream=self._stream)
 
     def empty(self, *shape):
         """Words that hold anything."""
@@ -89,7 +119,9 @@ class Place:
         import cupy
 
         with self:
-            return cupy.empty_like(array, shape=shape)
+            if shape is None:
+                return cupy.empty_like(array)
+            return cupy.empty(shape, array.dtype)  # CuPy's empty_like would take () for no shape
 
     def constant(self, array):
         """The same; of a small array the copy of an earlier call in this stream, if it is the same."""
@@ -112,14 +144,19 @@ class Place:
         """An event that other streams can wait for: the end of what was launched here so far."""
         import cupy
 
-        with self:
+        with self._device:
             if self._stream.is_capturing():
                 raise RuntimeError("a graph cannot capture a call whose leaves lie on several devices")
             return self._stream.record(cupy.cuda.Event(disable_timing=True))
 
+    def end(self):
+        """An event behind what was launched here, for the reader of a report: in another thread the default stream of each
+        thread is another. None where readers work in the same stream, or where a graph captures what was launched."""
+        return None if self._stream.ptr != PER_THREAD or self._stream.is_capturing() else self.mark()
+
     def follow(self, event):
         """Let what is launched next wait for an event. The host does not."""
-        with self:
+        with self._device:
             self._stream.wait_event(event)
 
     def copy(self, to, array):
@@ -127,10 +164,18 @@ class Place:
         import cupy
 
         source = array.data
-        with self:
+        with self._device:
             cupy.cuda.runtime.memcpyPeerAsync(
                 to.data.ptr, self.device, source.ptr, source.device_id, array.nbytes, self._stream.ptr
             )
+
+
+def _borrowed(stream, device):
+    import cupy
+
+    if hasattr(cupy.cuda.Stream, "from_external"):
+        return cupy.cuda.Stream.from_external(_Borrowed(stream))
+    return cupy.cuda.ExternalStream(stream.cuda_stream, device)  # CuPy before 14
 
 
 class Uninterrupted:

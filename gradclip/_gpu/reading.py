@@ -24,14 +24,14 @@ class Part(NamedTuple):
     numbers: np.ndarray | None
 
 
-def read(table, ord, writes=None, opened=0, limits=0):
+def read(table, ord, writes=None, opened=0, limits=None):
     """Begin to read the leaves of a table. writes: they are measured as these would make them; opened: only where one of
     these words, of which there is one for each Write, is not 0. limits: elements outside of them are counted."""
     place = table.place
     unit, partial = place.empty(table.units, WORDS_OF_SUM), place.empty(table.partials, WORDS_OF_SUM)
     slots = unit if table.slots == table.units else place.empty(table.slots, WORDS_OF_SUM)
     made = (0, 0, 0) if writes is None else (writes, opened, len(writes))
-    kernel = "measure_and_count" if limits else KERNELS.get(ord, "measure_powers")
-    table.launch(kernel, *made, limits, ord, slots)
+    kernel = KERNELS.get(ord, "measure_powers") if limits is None else "measure_and_count"
+    table.launch(kernel, *made, 0 if limits is None else limits, ord, slots)
     place.launch("fold_segments", table.partials, *table.args, slots, table.units, table.lanes, ord, unit, partial)
     return Part(table, unit, partial, table.numbers)

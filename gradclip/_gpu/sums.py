@@ -156,8 +156,9 @@ class DeviceSums:
         if opened is not None:
             enforce(self, to, rule, together, goals, opened, writes)
         size = to.units if owners is None else self.count
-        found = answer(self._report(writes, shown, size, rule, together, norms), out)
-        self._write(to, writes, [0] * len(writes))
+        report, ends = self._report(writes, shown, size, rule, together, norms)
+        found = answer(report, out)
+        self._write(to, writes, [0] * len(writes), ends)
         return found
 
     def clamp(self, to, plan, shown, out):
@@ -168,8 +169,9 @@ class DeviceSums:
             sums = self.host()
             return {"_sums": sums, "_plan": None, "_clipped_count": sums.outside(), "_skipped": False, "_size": sums.size}
 
-        found = answer(ClipReport.pending(fill, shown), out)
-        self._write(to, self._settled(False, self._goals(0.0), DEFAULT, CLAMPS), bounds)
+        report, ends = self._pending(fill, shown, None)
+        found = answer(report, out)
+        self._write(to, self._settled(False, self._goals(0.0), DEFAULT, CLAMPS), bounds, ends)
         return found
 
     def add_up(self, leaves, to, rule, goal, max_norm, kept, most, out):
@@ -185,11 +187,13 @@ class DeviceSums:
             bounds = place.constant(most[part.table.which])
             place.launch("keep_finite", -(-self.count // THREADS), part.unit, len(bounds), bounds, self.count, writes[0])
         tables = [sample_table(leaves, place.device, to) for place in self.places]
-        found = answer(self._report(writes, max_norm, self.count, rule, False, None), out)
+        report, ends = self._report(writes, max_norm, self.count, rule, False, None)
+        found = answer(report, out)
         to.announce()
         with Uninterrupted():
             for table, made, total in zip(tables, writes, self.totals, strict=True):
                 table.launch("sum_samples", made, self.count, total, flags)
+            mark(ends)
         return found
 
     def _flags(self, rule):
@@ -224,12 +228,13 @@ class DeviceSums:
             place.launch("settle", -(-n // THREADS), self.shared(k, together), total, n, *args)
         return made
 
-    def _write(self, to, writes, bounds):
+    def _write(self, to, writes, bounds, ends):
         tables = [table_of(to, place.device) for place in self.places]
         to.announce()  # whether anything is to be written is known on the devices alone
         with Uninterrupted():
             for table, made, limits, part in zip(tables, writes, bounds, self.units.by_device, strict=True):
                 table.launch("write_leaves", made, len(made), limits, part.unit)
+            mark(ends)
         to.written()
 
     def _report(self, writes, shown, size, rule, together, norms):
@@ -245,7 +250,19 @@ class DeviceSums:
             count = (size if acting else 0) if together else acting
             return {"_sums": sums, "_plan": plan, "_clipped_count": count, "_skipped": skipped, "_size": size}
 
-        return ClipReport.pending(fill, shown, norms)
+        return self._pending(fill, shown, norms)
+
+    def _pending(self, fill, shown, norms):
+        """The report that `fill` fills, whoever reads it; and the events that it waits for, to be marked after all launches."""
+        ends = [(place, place.end()) for place in self.places]
+
+        def read():
+            for place, event in ends:
+                if event is not None:
+                    place.follow(event)
+            return fill()
+
+        return ClipReport.pending(read, shown, norms), ends
 
     def _told(self, arrays, together):
         """What devices hold of all units, or alike for all together, as one array here."""
@@ -255,6 +272,13 @@ class DeviceSums:
         for place, part, array in zip(self.places, self.by_device, arrays, strict=True):
             words[part.numbers] = place.fetch(array)
         return words
+
+
+def mark(ends):
+    """Let events stand for the end of what was launched so far."""
+    for place, event in ends:
+        if event is not None:
+            place.mark(event)
 
 
 def mine(part, values):

@@ -192,8 +192,9 @@ class Uninterrupted:
     def __exit__(self, *exception):
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
-            if self._caught is not None and callable(self._handler):
-                self._handler(*self._caught)
+            caught, self._caught = self._caught, None  # a frame, which knows this block
+            if caught is not None and callable(self._handler):
+                self._handler(*caught)
 
 
 _captured: list[object] = []  # what graphs write to: it must not be given to anybody else, ever

@@ -342,5 +342,6 @@ cuda = types.SimpleNamespace(
         pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p)),
         memcpyPeerAsync=memcpy_peer,
         streamCaptureModeGlobal=0,
+        streamCaptureModeRelaxed=2,
     ),
 )

@@ -8,7 +8,6 @@ import pytest
 from gpu_leaves import WRITING, across, everything
 
 
-
 def arrays_in(node):
     if isinstance(node, dict | SimpleNamespace):
         node = list(node.values() if isinstance(node, dict) else vars(node).values())

@@ -145,13 +145,16 @@ class _Memory:
     __slots__ = ("__array_interface__",)
 
 
+_NOTHING = np.zeros(16, np.uint8)
+
+
 def addressed(array):
     """An array of NumPy; of a CuPy array, one with its addresses, shape and strides. Only they may be looked at: the
     memory is not this processor's."""
     if isinstance(array, np.ndarray):
         return array
     if array.size == 0:
-        return np.empty(array.shape, array.dtype)
+        return np.ndarray(array.shape, array.dtype, _NOTHING)  # always at the same place: a GPU's table of leaves is kept
     memory = _Memory()
     plain = array.dtype.str if array.dtype.kind != "V" else f"<u{array.itemsize}"  # bfloat16 has no name for it
     shown = {"data": (array.data.ptr, False), "shape": array.shape, "strides": array.strides, "typestr": plain, "version": 3}

@@ -223,9 +223,9 @@ class RawModule:
             assert block == (256,)
             launches.append((name, (stream or get_current_stream()).ptr))
             values = [_argument(a) for a in args]
-            pointers = (ctypes.c_void_p * len(values))(*(v.ctypes.data for v in values))
-            begin = lambda pointers, *_: function(ctypes.c_uint(grid[0]), pointers)  # noqa: E731
-            enqueue(begin, pointers, values, stream=stream)
+            pointers = np.array([v.ctypes.data for v in values], np.uintp)
+            begin = lambda *_: function(ctypes.c_uint(grid[0]), ctypes.c_void_p(pointers.ctypes.data))  # noqa: E731
+            enqueue(begin, values, stream=stream)
 
         return call
 
@@ -333,5 +333,6 @@ cuda = types.SimpleNamespace(
         pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p)),
         memcpyPeerAsync=memcpy_peer,
         streamCaptureModeGlobal=0,
+        streamCaptureModeRelaxed=2,
     ),
 )

@@ -18,6 +18,8 @@ __all__ = ["Uninterrupted", "measure", "measure_written", "prepared", "prepared_
 def measure(leaves, ord, grad_scale=1.0, bounds=None):
     """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
     tables = [table_of(leaves, device) for device in leaves.devices()]
+    for table in tables if len(tables) > 1 else ():  # of which a graph would capture one device's part
+        table.place.refuse_capture("a call whose leaves lie on several devices")
     limits = None if bounds is None else bounds.bounds()
     parts = [read(table, ord, limits=_on_device(table, limits)) for table in tables]
     if leaves.on_device == leaves.count:

@@ -11,8 +11,11 @@ from threading import current_thread, local, main_thread
 
 import numpy as np
 
+from .capture import Allocating, keep
+
 FILES = ("sums.cu", "leaves.cu", "measure.cu", "strict.cu", "decide.cu", "write.cu")  # in this order: one source
 THREADS = 256
+MOST_CONSTANT = 32768  # bytes of what is kept on a device for later calls
 PER_THREAD = 2  # CUDA's number of the default stream of each thread
 # Products and sums are fused only where the source says so: every device must round as the processor does.
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -94,45 +97,62 @@ class Place:
             with self._device:
                 _kernel(self.device, name)((int(blocks),), (THREADS,), args, stream=self._stream)
 
+    def is_captured(self):
+        """Whether a graph captures what is launched here."""
+        if self._stream.ptr <= 1:  # the legacy default stream cannot be
+            return False
+        with self._device:
+            return self._stream.is_capturing()
+
+    def refuse_capture(self, what):
+        """A RuntimeError where a graph captures what is launched here, which cannot be."""
+        if self.is_captured():
+            raise RuntimeError(f"a CUDA graph cannot capture {what}")
+
+    def kept(self, thing):
+        """What a launch reads: kept for good where a graph captures it."""
+        return keep(thing) if self.is_captured() else thing
+
     def empty(self, *shape):
         """Words that hold anything."""
         import cupy
 
+        if self.is_captured():
+            with Allocating(), self:
+                return keep(cupy.empty(shape, np.int64))
         with self:
-            made = cupy.empty(shape, np.int64)
-            if self._stream.is_capturing():
-                _captured.append(made)
-        return made
+            return cupy.empty(shape, np.int64)
 
     def upload(self, array):
         """A copy of an array of the host, ordered before what is launched next."""
         import cupy
 
+        self.refuse_capture("a copy to the device: make the same call once before, on this stream")
         with self:
-            if self._stream.is_capturing():
-                raise RuntimeError(
-                    "a graph cannot capture a copy to the device: make the same call once before, on this stream"
-                )
             return cupy.asarray(array)
 
     def empty_like(self, array, shape=None):
+        """A new array as a result."""
         import cupy
 
+        self.refuse_capture("a call that makes new arrays: pass out=, and make the same call once before")
         with self:
             if shape is None:
                 return cupy.empty_like(array)
             return cupy.empty(shape, array.dtype)  # CuPy's empty_like would take () for no shape
 
     def constant(self, array):
-        """The same; of a small array the copy of an earlier call in this stream, if it is the same."""
-        if array.nbytes > 4096:
+        """A copy of an array that stays as it is; of one that is not large, that of an earlier call in this stream."""
+        if array.nbytes > MOST_CONSTANT:
+            self.refuse_capture(f"{array.size} thresholds that differ: {MOST_CONSTANT // 8} at most")
             return self.upload(array)
         key = *self.key, array.tobytes()
         found = _constants.get(key)
-        return _constants.put(key, self.upload(array)) if found is None else found
+        return self.kept(_constants.put(key, self.upload(array)) if found is None else found)
 
     def fetch(self, array):
         """A copy on the host: waits for what was launched."""
+        self.refuse_capture("a call that waits for numbers: of nonfinite='raise', a rule as max_norm, leaves on the host")
         with self:
             return array.get()
 
@@ -144,15 +164,14 @@ class Place:
         """An event that other streams can wait for: the end of what was launched here so far."""
         import cupy
 
+        self.refuse_capture("a call whose leaves lie on several devices")
         with self._device:
-            if self._stream.is_capturing():
-                raise RuntimeError("a graph cannot capture a call whose leaves lie on several devices")
             return self._stream.record(cupy.cuda.Event(disable_timing=True))
 
     def end(self):
         """An event behind what was launched here, for the reader of a report: in another thread the default stream of each
         thread is another. None where readers work in the same stream, or where a graph captures what was launched."""
-        return None if self._stream.ptr != PER_THREAD or self._stream.is_capturing() else self.mark()
+        return None if self._stream.ptr != PER_THREAD or self.is_captured() else self.mark()
 
     def follow(self, event):
         """Let what is launched next wait for an event. The host does not."""
@@ -192,11 +211,9 @@ class Uninterrupted:
     def __exit__(self, *exception):
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
-            if self._caught is not None and callable(self._handler):
-                self._handler(*self._caught)
-
-
-_captured: list[object] = []  # what graphs write to: it must not be given to anybody else, ever
+            caught, self._caught = self._caught, None  # a frame, which knows this block
+            if caught is not None and callable(self._handler):
+                self._handler(*caught)
 
 
 class Remembered:

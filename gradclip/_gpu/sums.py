@@ -28,17 +28,24 @@ class DeviceSums:
     `host()`, the same in this process, for which the pass must have ended. Leaves are not held: a report that nobody reads
     keeps no gradient alive."""
 
-    def __init__(self, parts, ord, grad_scale, count, size, naming, bring=None):
+    def __init__(self, parts, ord, grad_scale, count, size, naming, bring=None, by_unit=None):
         self.by_device, self.places = parts, [part.table.place for part in parts]
         self.ord, self.grad_scale, self.count = ord, grad_scale, count
-        self.units = self  # by unit, where these are by owner
         self._size, self._naming = size, naming
-        self._bring, self._host, self._finite_only = bring or self._brought, None, False
+        # What Sums are made from, if not from `parts`; and the Sums by unit, where these are by owner. Never a reference to
+        # these Sums themselves: they would live on until the garbage collector runs.
+        self._bring, self._by_unit = bring, by_unit
+        self._host, self._finite_only = None, False
 
     def __getattr__(self, name):
         if name not in ASKED:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.host(), name)
+
+    @property
+    def units(self):
+        """These Sums by unit."""
+        return self if self._by_unit is None else self._by_unit
 
     @property
     def finite_only(self):
@@ -53,7 +60,7 @@ class DeviceSums:
     def host(self, arrays=None):
         """As Sums of this process. arrays: the leaves, if the first element that is not finite is to be shown."""
         if self._host is None:
-            sums = self._bring()
+            sums = self._brought() if self._bring is None else self._bring()
             sums.finite_only = self._finite_only
             self._host = sums
         if arrays is not None and self._host.nonfinite():
@@ -93,9 +100,7 @@ class DeviceSums:
         for k, part in enumerate(self.by_device):
             owner, partial = self._fold_owners(k, sums[k], count, self.places[k].empty(count, WORDS_OF_SUM))
             parts.append(Part(part.table, owner, partial, None))
-        found = self._with(parts, count, self.grad_scale, lambda: self.host().by_owner(owners, count))
-        found.units = self
-        return found
+        return self._with(parts, count, self.grad_scale, lambda: self.host().by_owner(owners, count), self)
 
     def of_units(self, start, stop, grad_scale):
         """The Sums of some of the units alone."""
@@ -109,11 +114,11 @@ class DeviceSums:
 
     def of_writes(self, parts):
         """The same Sums of what would be written."""
-        written = self.units._with(parts, self.units.count, 1.0, None)
-        return written if self.units is self else written.by_owner(None, self.count)
+        written = self._with(parts, self.units.count, 1.0)
+        return written if self._by_unit is None else written.by_owner(None, self.count)
 
-    def _with(self, parts, count, grad_scale, bring):
-        return DeviceSums(parts, self.ord, grad_scale, count, self._size, self._naming, bring)
+    def _with(self, parts, count, grad_scale, bring=None, by_unit=None):
+        return DeviceSums(parts, self.ord, grad_scale, count, self._size, self._naming, bring, by_unit)
 
     def weigh(self, first, clip_factor, eps):
         """Thresholds for adaptive clipping, on each device for its units before `first`; the others are parameters."""

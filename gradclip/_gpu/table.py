@@ -54,24 +54,30 @@ def table_of(leaves, device):
     if leaves.tables is None:
         leaves.tables = {}
     if device not in leaves.tables:
-        leaves.tables[device] = _remembered(leaves, leaves.place(device))
+        arrays = leaves.sources
+        which, row, pool = leaves.described(device)
+        turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
+        leaves.tables[device] = _remembered(_made, leaves, leaves.place(device), which, row, pool, turned)
     return leaves.tables[device]
 
 
-_tables = Remembered(16)  # gradients lie where they lay a step ago
+def sample_table(leaves, device, to):
+    """The table of `per_sample_clip_sum`: units are samples, `to` is where their sum is written, threads are its elements."""
+    return _remembered(_made_of_samples, leaves, leaves.place(device), *leaves.summed_into(to).described(device), [])
 
 
-def _remembered(leaves, place):
-    """A table that was put on the device in this stream needs no copy, and no wait for one."""
-    which, row, pool = leaves.described(place.device)
-    arrays = leaves.sources
-    turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
-    exact = which, pool, turned
-    key = *place.key, len(row), int(row[:, 0].sum()), int(row[:, 4].sum())
+_tables = Remembered(32)  # gradients lie where they lay a step ago
+
+
+def _remembered(make, leaves, place, which, row, pool, turned):
+    """A table that was put on the device in this stream needs no copy, and no wait for one. Its key is all that it is made
+    from: each function has its own of the same leaves. turned: what indices follow from besides."""
+    all_of_them = None if len(which) == leaves.count else tuple(which)
+    key = *place.key, make, all_of_them, row.tobytes(), tuple(pool), tuple(turned)
     found = _tables.get(key)
-    if found is None or found[1] != exact or not np.array_equal(found[0], row):
-        found = _tables.put(key, (row.copy(), exact, _made(place, which, row, list(pool), arrays)))
-    return found[2]
+    if found is None:
+        found = _tables.put(key, make(place, which, row, list(pool), leaves.sources))
+    return place.kept(found)
 
 
 def _made(place, which, row, pool, arrays):
@@ -83,14 +89,12 @@ def _made(place, which, row, pool, arrays):
     return Table(place, which, row, pool, first)
 
 
-def sample_table(leaves, device, to):
-    """The table of `per_sample_clip_sum`: units are samples, `to` is where their sum is written, threads are its elements."""
-    which, row, pool = leaves.summed_into(to).described(device)
+def _made_of_samples(place, which, row, pool, arrays):
     row[:, ROW["narrow"]] = 0
     row[:, ROW["units"]] = 1  # of work: each thread takes all samples
     row[:, ROW["segments"]] = -(-row[:, ROW["size"]] // THREADS)
     row[:, ROW["first_block"]] = _before(_blocks(row))
-    return Table(leaves.place(device), which, row, pool, row[:, ROW["first_unit"]])
+    return Table(place, which, row, pool, row[:, ROW["first_unit"]])
 
 
 def _before(counts):

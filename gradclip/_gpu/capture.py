@@ -1,0 +1,43 @@
+"""What CUDA graphs that capture a call need of memory."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+
+RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+# A graph reads and writes the same memory at each replay, and nobody tells when it is gone: what it was given is kept for good.
+_kept: dict[int, object] = {}
+
+
+def keep(thing):
+    """Keep something as long as the process lives; returns it."""
+    _kept[id(thing)] = thing
+    return thing
+
+
+class Allocating:
+    """A ``with`` block in which this thread may allocate while something is captured, in whatever mode: CUDA's global mode
+    else forbids it and ends the capture. PyTorch's allocator does the same."""
+
+    def __enter__(self):
+        self._mode = ctypes.c_int(RELAXED)
+        self._swap()
+
+    def __exit__(self, *exception):
+        self._swap()
+
+    def _swap(self):
+        exchange = _exchange()
+        if exchange is not None:
+            exchange(ctypes.byref(self._mode))  # gives back the mode that was
+
+
+@cache
+def _exchange():
+    """The driver's function for it; None where there is none: then only a relaxed capture, which is CuPy's, allocates."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuThreadExchangeStreamCaptureMode
+    except (OSError, AttributeError):
+        return None

@@ -1,0 +1,36 @@
+"""CuPy leaves and memory: what a call held is free when it is dropped, without the cyclic garbage collector."""
+
+import gc
+import weakref
+from types import SimpleNamespace
+
+import pytest
+from gpu_leaves import WRITING, across, everything
+
+
+def arrays_in(node):
+    if isinstance(node, dict | SimpleNamespace):
+        node = list(node.values() if isinstance(node, dict) else vars(node).values())
+    if isinstance(node, list | tuple):
+        return [array for child in node for array in arrays_in(child)]
+    return [] if node is None else [node]
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize("policy", ["raise", "skip", "zero"])
+@pytest.mark.parametrize("call", WRITING)
+def test_no_call_leaves_a_cycle(cupy, call, policy, devices):
+    x = everything(lambda tree: across(cupy, devices, tree))
+    WRITING[call](x, nonfinite=policy)  # compiles and imports
+    alive = [weakref.ref(array) for array in arrays_in(x)]
+    gc.collect()
+    gc.disable()
+    try:
+        report = WRITING[call](x, nonfinite=policy)
+        del x
+        assert [array() for array in alive if array() is not None] == []
+        assert report.norm > 0
+        del report
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

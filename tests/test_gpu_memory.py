@@ -5,7 +5,7 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
-from gpu_leaves import WRITING, across, everything
+from gpu_leaves import EVERY, across, everything
 
 
 def arrays_in(node):
@@ -18,15 +18,15 @@ def arrays_in(node):
 
 @pytest.mark.parametrize("devices", [1, 3])
 @pytest.mark.parametrize("policy", ["raise", "skip", "zero"])
-@pytest.mark.parametrize("call", WRITING)
+@pytest.mark.parametrize("call", EVERY)
 def test_no_call_leaves_a_cycle(cupy, call, policy, devices):
     x = everything(lambda tree: across(cupy, devices, tree))
-    WRITING[call](x, nonfinite=policy)  # compiles and imports
+    EVERY[call](x, nonfinite=policy)  # compiles and imports
     alive = [weakref.ref(array) for array in arrays_in(x)]
     gc.collect()
     gc.disable()
     try:
-        report = WRITING[call](x, nonfinite=policy)
+        report = EVERY[call](x, nonfinite=policy)
         del x
         assert [array() for array in alive if array() is not None] == []
         assert report.norm > 0

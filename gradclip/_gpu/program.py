@@ -160,18 +160,19 @@ class Place:
         with self:
             array.fill(0)
 
-    def mark(self):
-        """An event that other streams can wait for: the end of what was launched here so far."""
-        import cupy
-
+    def mark(self, event=None):
+        """An event that other streams can wait for, a new one or this: the end of what was launched here so far."""
         self.refuse_capture("a call whose leaves lie on several devices")
         with self._device:
-            return self._stream.record(cupy.cuda.Event(disable_timing=True))
+            return self._stream.record(_event() if event is None else event)
 
     def end(self):
-        """An event behind what was launched here, for the reader of a report: in another thread the default stream of each
-        thread is another. None where readers work in the same stream, or where a graph captures what was launched."""
-        return None if self._stream.ptr != PER_THREAD or self.is_captured() else self.mark()
+        """An event to `mark` behind what a call launches, for the reader of its report: in another thread the default stream
+        of each thread is another. None where readers work in the same stream, or where a graph captures what is launched."""
+        if self._stream.ptr != PER_THREAD or self.is_captured():
+            return None
+        with self._device:
+            return _event()
 
     def follow(self, event):
         """Let what is launched next wait for an event. The host does not."""
@@ -187,6 +188,12 @@ class Place:
             cupy.cuda.runtime.memcpyPeerAsync(
                 to.data.ptr, self.device, source.ptr, source.device_id, array.nbytes, self._stream.ptr
             )
+
+
+def _event():
+    import cupy
+
+    return cupy.cuda.Event(disable_timing=True)
 
 
 def _borrowed(stream, device):

@@ -23,6 +23,7 @@ static long waits = 0; // how often the host waited for something
 static std::set<Stream *> streams; // never freed: marks may name them later
 static std::map<std::pair<int, int>, Stream *> default_streams; // by device and 0, or the number of a thread
 static std::string journal;
+static thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL; // relaxed: this thread may do what captures forbid
 
 static Stream *default_stream(int device, int thread)
 {
@@ -128,6 +129,8 @@ void finish_all()
 
 bool capture_forbids()
 {
+    if (thread_mode == CU_STREAM_CAPTURE_MODE_RELAXED)
+        return false;
     bool forbidden = false;
     for (Stream *stream : streams)
         if (stream->capturing && stream->mode != cudaStreamCaptureModeRelaxed)
@@ -272,6 +275,12 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus *
               : stream->broken   ? cudaStreamCaptureStatusInvalidated
                                  : cudaStreamCaptureStatusActive;
     return cudaSuccess;
+}
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode *mode)
+{
+    std::swap(*mode, thread_mode);
+    return CUDA_SUCCESS;
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode)

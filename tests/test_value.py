@@ -29,6 +29,19 @@ def test_as_numpy_clips(isa, dtype, bounds):
                 assert not gradclip.clip_by_value_(view, *bounds).clipped
 
 
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_bounds_are_rounded_as_numpy_rounds_them(isa, dtype):
+    """Near the middle of two numbers of the dtype, where rounding to float32 first would end on the other side."""
+    step = float(np.nextafter(np.array(1, dtype), np.array(2, dtype))) - 1
+    for scale in (1.0, 2.0**-20, 2.0**-130, 2.0**15 * (2 - step / 2)):
+        for bound in (1 + step / 2, 1 + step / 2 + 2.0**-40, 1 + 1.5 * step - 2.0**-40, 1 + 1.5 * step):
+            with np.errstate(over="ignore", under="ignore"):
+                wanted = np.array(bound * scale).astype(dtype)
+            grad = np.array([np.inf, -np.inf], dtype)
+            gradclip.clip_by_value_(grad, bound * scale)
+            assert grad.tolist() == [wanted, -wanted], (scale, bound)
+
+
 def test_report():
     a = [np.array([-3.0, 0.5]), np.array([4.0], np.float32)]
     report = gradclip.clip_by_value_(a, 1)

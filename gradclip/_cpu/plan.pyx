@@ -2,7 +2,7 @@
 """Plan: what a write pass is to do to each leaf; and the floating-point state in which it is decided."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.float cimport DBL_MAX
-from libc.math cimport INFINITY, NAN, frexp, isnan, ldexp
+from libc.math cimport INFINITY, NAN, frexp, isfinite, isnan, ldexp, rint
 from libc.stdint cimport int64_t
 
 from fractions import Fraction
@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from gradclip._cpu.fold cimport Factor, Unit, Wide, norm_of, factor_of, multiply
-from gradclip._cpu.machine cimport kernels
+from gradclip._cpu.machine cimport GC_F16, kernels
 from gradclip._cpu.sums cimport Sums
 
 
@@ -50,6 +50,20 @@ cdef void settle_one(Write *w, Sums sums, Py_ssize_t unit, double goal, double e
     if w.factor.value == 1 and not strict:
         w.kind = Kind.KEEP
         w.acts = False
+
+
+cdef double rounded(double x, int dtype) noexcept:
+    """A number as NumPy and ml_dtypes round it to a kernel dtype: to float16 at once, to bfloat16 by way of float32, as the
+    kernels do to both."""
+    cdef int exponent = 0
+    cdef double word, unit
+    if dtype == GC_F16 and isfinite(x):
+        frexp(x, &exponent)
+        unit = ldexp(1, max(exponent - 11, -24))
+        x = rint(x / unit) * unit
+    kernels.narrow[dtype](&word, &x, 1)
+    kernels.widen[dtype](&x, &word, 1)
+    return x
 
 
 cdef double reach(Factor f, double x) noexcept:
@@ -147,13 +161,9 @@ cdef class Plan:
         """Bring elements into [low, high], both rounded to each kernel dtype."""
         cdef gc_fpenv saved = gc_fp_enter()
         cdef int t
-        cdef double word
         self.write[i].kind = Kind.CLAMP
         for t in range(4):
-            kernels.narrow[t](&word, &low, 1)
-            kernels.widen[t](&self.write[i].low[t], &word, 1)
-            kernels.narrow[t](&word, &high, 1)
-            kernels.widen[t](&self.write[i].high[t], &word, 1)
+            self.write[i].low[t], self.write[i].high[t] = rounded(low, t), rounded(high, t)
         gc_fp_leave(saved)
 
     def spread(self, Py_ssize_t count):

@@ -27,7 +27,8 @@ class Hostile(np.ndarray):
     __class__ = property(lambda self: list)
     __array_interface__ = property(lambda self: {"shape": (10**9,), "typestr": "<f8", "data": (1, False), "version": 3})
     view = transpose = copy = astype = reshape = ravel = flat = __getitem__ = __setitem__ = __len__ = __iter__ = lie
-    __array_function__ = __array_ufunc__ = __array__ = __array_wrap__ = lie
+    __array_function__ = __array_ufunc__ = __array__ = lie
+    __array_wrap__ = lambda self, array, *rest: array  # noqa: E731  # what functional forms ask alone: how to show a result
 
     def __array_finalize__(self, other):
         if made:

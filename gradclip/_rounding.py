@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._cpu.plan import safe_threshold
+
 # Orders (0: inf) whose sums are compared in rational arithmetic.
 RATIONAL = (0.0, 1.0, 2.0)
 
@@ -93,5 +95,4 @@ class Room(NamedTuple):
 
     def goal(self, bound):
         """A norm that keeps a bound."""
-        left = 1.0 - self.lost / bound**self.power if bound else 0.0  # of the bound, so that no power leaves the range
-        return bound * max(max(left, 0.0) ** (1.0 / self.power), self.floor) / self.slope
+        return safe_threshold(bound, self)

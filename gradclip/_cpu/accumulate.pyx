@@ -16,7 +16,8 @@ from gradclip._layout cimport gc_leaf, gc_move, lay_out
 from gradclip._leaves cimport Leaves
 from gradclip._cpu.blocks cimport alter, fetch
 from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, give_scratch, kernels, take_scratch, team_size, GC_F64
-from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.plan cimport Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.scalar cimport GC_SCALE
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 
 cdef double DOWN = 2.0 ** -64   # times as many samples as there can be, no sum of what is this much smaller overflows
@@ -66,7 +67,7 @@ cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n,
         alter(w, b.sample.dtype, buffer, &b.sample, x, n, buffer)
     else:                   # the product is rounded once, to the dtype of the sum
         kernels.widen[b.sample.dtype](wide, x, n)
-        if w.kind == Kind.SCALE:
+        if w.kind == GC_SCALE:
             if w.factor.shift:
                 half = w.factor.shift // 2
                 kernels.scale[GC_F64](wide, wide, n, ldexp(1, half))
@@ -95,7 +96,7 @@ cdef bint sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdi
         together = 0
         while unit == 1 and i < batch and together < TOGETHER and sample.ndim == 0 and sample.dtype == b.sum.dtype:
             w = b.write + i
-            factor[together] = w.factor.last if w.kind == Kind.SCALE else 1
+            factor[together] = w.factor.last if w.kind == GC_SCALE else 1
             if w.zero or w.factor.shift:
                 break
             together += 1

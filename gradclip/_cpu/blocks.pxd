@@ -5,9 +5,11 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t
 from libc.string cimport memmove
 
-from gradclip._cpu.fold cimport Factor, Sum, GC_SHIFT, clear, fold
-from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, GC_F32, GC_F64, GC_TINY, GC_HUGE
-from gradclip._cpu.plan cimport Kind, Write
+from gradclip._cpu.fold cimport Sum, clear, fold
+from gradclip._cpu.machine cimport gc_bound, gc_sum, kernels, GC_F32, GC_F64
+from gradclip._cpu.plan cimport Write
+from gradclip._cpu.scalar cimport (
+    GC_CLAMP, GC_HUGE, GC_KEEP, GC_SCALE, GC_SHIFT, GC_STEP, GC_TINY, gc_factor, gc_two_sum)
 from gradclip._cpu.work cimport BLOCK, LANES
 from gradclip._layout cimport gc_leaf, gc_move
 
@@ -17,7 +19,7 @@ cdef extern from "pairs.h" nogil:
     void gc_pair_abs_of(double *y, const void *x, ptrdiff_t n, int dtype, bint small, int *exponent)
     void gc_pair_zero(void *x, ptrdiff_t n, int dtype, ptrdiff_t *nans, ptrdiff_t *infs)
 
-cdef extern from "powers.h" nogil:
+cdef extern from "sum_powers.h" nogil:
     gc_sum gc_sum_powers(const double *x, ptrdiff_t n, int exponent, double p, int64_t *bin)
 
 cdef enum:
@@ -39,7 +41,7 @@ cdef inline void alter(const Write *w, int dtype, char *y, const gc_leaf *leaf, 
     unless there is a step). Only a step changes a y of another dtype."""
     cdef int t = leaf.dtype
     cdef ptrdiff_t ignored = 0
-    cdef char *to = spare if w.kind == Kind.STEP else y
+    cdef char *to = spare if w.kind == GC_STEP else y
     if w.zero:
         if leaf.is_complex:
             memmove(to, x, n * leaf.itemsize)
@@ -47,14 +49,14 @@ cdef inline void alter(const Write *w, int dtype, char *y, const gc_leaf *leaf, 
         else:
             kernels.zero_nonfinite[t](to, x, n)
         x = to
-    if w.kind == Kind.SCALE:
+    if w.kind == GC_SCALE:
         if w.factor.shift:
             shift(t, y, x, n, w.factor.shift)
             x = y
         kernels.scale[t](y, x, n, w.factor.last)
-    elif w.kind == Kind.CLAMP:
+    elif w.kind == GC_CLAMP:
         kernels.clamp[t](y, x, n, w.low[t], w.high[t])
-    elif w.kind == Kind.STEP:
+    elif w.kind == GC_STEP:
         step(dtype, y, t, x, n, w.factor)
     elif x != y:
         memmove(y, x, n * leaf.itemsize)
@@ -67,7 +69,7 @@ cdef inline void shift(int t, char *y, const char *x, ptrdiff_t n, int binades) 
     kernels.scale[t](y, y, n, ldexp(1, binades - half))
 
 
-cdef inline void step(int dtype, char *y, int t, const char *x, ptrdiff_t n, Factor factor) noexcept nogil:
+cdef inline void step(int dtype, char *y, int t, const char *x, ptrdiff_t n, gc_factor factor) noexcept nogil:
     """y -= x * factor; elements of two dtypes, or a factor beyond float64, meet in float64."""
     cdef double a[STEP]
     cdef double b[STEP]
@@ -122,9 +124,7 @@ cdef inline gc_sum nothing() noexcept nogil:
 
 cdef inline void add(gc_sum *into, const gc_sum *s) noexcept nogil:
     """By TwoSum."""
-    cdef double total = into.high + s.high, part = total - into.high
-    into.low += ((into.high - (total - part)) + (s.high - part)) + s.low
-    into.high = total
+    into.low += gc_two_sum(&into.high, s.high) + s.low
     if s.amax > into.amax:
         into.amax = s.amax
 
@@ -223,9 +223,9 @@ cdef inline void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff
     cdef ptrdiff_t n
     cdef const char *x
     cdef char *y
-    if w.kind == Kind.KEEP and not w.zero and to.data == source.data:
+    if w.kind == GC_KEEP and not w.zero and to.data == source.data:
         return
-    if to.ndim == 0 and source.ndim == 0 and (w.kind != Kind.STEP or not w.zero):
+    if to.ndim == 0 and source.ndim == 0 and (w.kind != GC_STEP or not w.zero):
         # in one go: prefetchers follow a long run, not blocks backwards
         alter(w, to.dtype, to.data + first * to.itemsize, source, source.data + first * source.itemsize, end - first, NULL)
         return
@@ -233,7 +233,7 @@ cdef inline void write_segment(const gc_leaf *to, const gc_leaf *source, ptrdiff
         n = (end - first - 1) % BLOCK + 1
         end -= n
         x = fetch(source, end, n, spare)
-        if w.kind == Kind.STEP:
+        if w.kind == GC_STEP:
             y = <char *>fetch(to, end, n, buffer)
         else:
             y = to.data + end * to.itemsize if to.ndim == 0 else buffer

@@ -8,9 +8,10 @@ from libc.math cimport INFINITY
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
 
-from gradclip._cpu.fold cimport Sum, Unit, clear, fold, merge, settle
+from gradclip._cpu.fold cimport Sum, clear, fold, merge, settle
 from gradclip._cpu.machine cimport kernels
-from gradclip._cpu.plan cimport Kind, Write
+from gradclip._cpu.plan cimport Write
+from gradclip._cpu.scalar cimport GC_KEEP, GC_SCALE, gc_measured, gc_two_sum
 from gradclip._cpu.work cimport LINE, Group, padded
 from gradclip._layout cimport gc_leaf
 
@@ -38,12 +39,8 @@ cdef inline Columns columns_of(Sum *slot, const Group *g) noexcept nogil:
 cdef inline void add_pairs(double *high, double *low, const double *h, const double *l, ptrdiff_t n) noexcept nogil:
     """n sums += n others, by TwoSum."""
     cdef ptrdiff_t k
-    cdef double total, part
     for k in range(n):
-        total = high[k] + h[k]
-        part = total - high[k]
-        low[k] += ((high[k] - (total - part)) + (h[k] - part)) + l[k]
-        high[k] = total
+        low[k] += gc_two_sum(high + k, h[k]) + l[k]
 
 
 cdef inline void raise_to(double *amax, const double *other, ptrdiff_t n) noexcept nogil:
@@ -68,8 +65,8 @@ cdef inline Sum odd_column(Sum *slot, const Group *g, ptrdiff_t parts, ptrdiff_t
     return sum
 
 
-cdef inline void settle_columns(Sum *slot, const Group *g, ptrdiff_t parts, double ord, Unit *unit, Sum *total) noexcept nogil:
-    """Panels that lie below each other, so many from `g` on, to a Unit of each column and to the total."""
+cdef inline void settle_columns(Sum *slot, const Group *g, ptrdiff_t parts, double ord, gc_measured *unit, Sum *total) noexcept nogil:
+    """Panels that lie below each other, so many from `g` on, to a gc_measured of each column and to the total."""
     cdef double high[2][STRIP]      # of some columns; of all, in so many lanes
     cdef double low[2][STRIP]
     cdef double amax[2][STRIP]
@@ -88,10 +85,10 @@ cdef inline void settle_columns(Sum *slot, const Group *g, ptrdiff_t parts, doub
             raise_to(amax[0], c.amax + start, n)
         for k in range(n):
             if amax[0][k] < INFINITY:
-                unit[start + k] = Unit(high[0][k], low[0][k], amax[0][k], 0, 0, 0, 0)
+                unit[start + k] = gc_measured(high[0][k], low[0][k], 0, amax[0][k], 0, 0, 0, 0)
                 continue
             sum = odd_column(slot, g, parts, start + k, ord)
-            settle(&unit[start + k], &sum, ord)
+            settle(&unit[start + k], &sum)
             merge(total, &sum, ord)
             high[0][k] = low[0][k] = amax[0][k] = 0
         add_pairs(high[1], low[1], high[0], low[0], STRIP)
@@ -115,12 +112,12 @@ cdef inline bint write_panel(const gc_leaf *to, const gc_leaf *source, const Gro
     cdef double largest = 3e38 if to.itemsize == 2 else INFINITY
     cdef double smallest = 1.2e-38 if to.itemsize == 2 else 0
     for j in range(group.count):
-        if w.zero or w.kind > Kind.SCALE or w.factor.shift:
+        if w.zero or w.kind > GC_SCALE or w.factor.shift:
             return False
-        factors[j] = w.factor.last if w.kind == Kind.SCALE else 1
+        factors[j] = w.factor.last if w.kind == GC_SCALE else 1
         if factors[j] != 0 and not smallest <= abs(factors[j]) <= largest:
             return False
-        idle = idle and w.kind == Kind.KEEP
+        idle = idle and w.kind == GC_KEEP
         w += per_unit
     if not idle:
         kernels.scale_columns[to.dtype](

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include "../_scalar/range.h"
 
 /* Elements per block and float64 lanes per block. Fixed: results depend on both, so they are the
  * same for every instruction set and thread count. */
@@ -76,12 +77,6 @@ typedef struct {
     uint64_t (*read_words)(const uint64_t *x, ptrdiff_t n);
     void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add);
 } gc_kernels;
-
-/* The range of maxima under which bounds (up to 16 times as large), squares, their rounding errors and the sum of
- * any number of them that fits a memory (2**57) stay normal float64 numbers; outside it a block is first multiplied by 2**-+GC_SHIFT. */
-#define GC_TINY 0x1p-430
-#define GC_HUGE 0x1p+479
-#define GC_SHIFT 600
 
 /* The power of two some binades above a magnitude in GC_TINY .. GC_HUGE. */
 static inline double gc_bound(double amax, int binades)

@@ -3,7 +3,6 @@ from libc.stdint cimport uint64_t
 
 cdef extern from "kernels.h" nogil:
     int GC_F16, GC_BF16, GC_F32, GC_F64
-    double GC_TINY, GC_HUGE
     double gc_bound(double amax, int binades)
     ctypedef struct gc_sum:
         double high, low, amax

@@ -27,9 +27,10 @@ from gradclip._layout cimport gc_leaf, gc_unit, gc_unit_data, lay_out
 from gradclip._leaves cimport Leaves
 from gradclip._cpu.blocks cimport add, fetch, fold_usual, measure_segment, nothing, sum_at_once, write_segment
 from gradclip._cpu.columns cimport Columns, columns_of, settle_columns, write_panel
-from gradclip._cpu.fold cimport Sum, Unit, clear, merge, settle
-from gradclip._cpu.machine cimport ROOM, Scratch, gc_sum, give_scratch, kernels, take_scratch, GC_F64, GC_TINY, GC_HUGE
-from gradclip._cpu.plan cimport Kind, Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.fold cimport Sum, clear, merge, settle
+from gradclip._cpu.machine cimport ROOM, Scratch, gc_sum, give_scratch, kernels, take_scratch, GC_F64
+from gradclip._cpu.plan cimport Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.scalar cimport GC_HUGE, GC_KEEP, GC_TINY, gc_measured
 from gradclip._cpu.sums cimport Sums
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 from gradclip._cpu.work cimport BLOCK, Group, Part, Work, cut
@@ -46,7 +47,7 @@ cdef struct Task:           # what the chunks of one pass share
     bint per_unit           # whether that differs by unit
     Sum *part               # one per group
     Sum *slot               # of each unit in a group that has only some of its elements
-    Unit *unit              # of each unit, once it is complete
+    gc_measured *unit       # of each unit, once it is complete
     char *room              # ROOM bytes for each thread
     Watch watch             # of a read pass
 
@@ -75,7 +76,7 @@ cdef void measure_panel(const Task *t, const Group *g, char *room) noexcept nogi
 # ---- the list of work, and the region that does it ----------------------------------------------
 
 cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) noexcept nogil:
-    """Whole units, a Unit of each. Usual ones of one block are added up in pairs of doubles: to fold each into long
+    """Whole units, a gc_measured of each. Usual ones of one block are added up in pairs of doubles: to fold each into long
     doubles takes longer than to sum ten elements."""
     cdef ptrdiff_t j, unit = g.unit, left = g.count
     cdef const gc_leaf *leaf = &t.leaf[g.leaf]
@@ -93,12 +94,12 @@ cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) n
         bound = 0
         if plain and leaf.size <= BLOCK and leaf.ndim == 0 and not leaf.is_complex and sum_at_once(
                 t.ord, leaf.dtype, leaf.data if leaf.units == 1 else gc_unit_data(leaf, unit), leaf.size, &bound, &s):
-            t.unit[j] = Unit(s.high, s.low, s.amax, 0, 0, 0, 0)
+            t.unit[j] = gc_measured(s.high, s.low, 0, s.amax, 0, 0, 0, 0)
             add(&usual, &s)
         else:
             one = gc_unit(leaf, unit)
             measure_segment(&one, 0, leaf.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, room, &sum)
-            settle(&t.unit[j], &sum, t.ord)
+            settle(&t.unit[j], &sum)
             merge(total, &sum, t.ord)
         unit += 1
         left -= 1
@@ -106,7 +107,7 @@ cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) n
 
 
 cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcept nogil:
-    """A Sum of each group, and a Unit of each unit that lies whole in one."""
+    """A Sum of each group, and a gc_measured of each unit that lies whole in one."""
     cdef ptrdiff_t i
     cdef char *room = t.room + thread * <size_t>ROOM
     cdef const Group *g
@@ -180,7 +181,7 @@ cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
     """Groups into the total, and the parts of units into these, in order."""
     cdef Py_ssize_t i, start = 0, above = 0
     cdef const Group *g
-    cdef Unit *unit
+    cdef gc_measured *unit
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(n):
         g = &t.group[i]
@@ -198,7 +199,7 @@ cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
         if g.first:
             merge(&t.slot[start], &t.slot[g.slot], t.ord)
         if g.first + g.rows == t.leaf[g.leaf].size:
-            settle(unit, &t.slot[start], t.ord)
+            settle(unit, &t.slot[start])
     gc_fp_leave(saved)
 
 
@@ -226,7 +227,7 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
         raise
     task.room = scratch.room
     if leaves.on_device:        # whose Sums are taken in afterwards
-        memset(sums.unit, 0, sums.count * sizeof(Unit))
+        memset(sums.unit, 0, sums.count * sizeof(gc_measured))
     with nogil:
         run(&task, &work, False)
         if not task.watch.stopped:
@@ -290,7 +291,7 @@ cdef list changed(Leaves leaves, Plan plan):
         written = leaf.data != source[i].data
         for j in range(leaf.units):
             w = plan.write + (leaf.first_unit + j if plan.count > 1 else 0)
-            written = written or w.kind != Kind.KEEP or w.zero
+            written = written or w.kind != GC_KEEP or w.zero
         found.append(written)
     return found
 

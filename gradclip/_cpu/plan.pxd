@@ -1,4 +1,4 @@
-from gradclip._cpu.fold cimport Factor
+from gradclip._cpu.scalar cimport gc_factor
 
 cdef extern from "fpenv.h" nogil:
     ctypedef struct gc_fpenv:
@@ -7,16 +7,12 @@ cdef extern from "fpenv.h" nogil:
     void gc_fp_leave(gc_fpenv saved)
 
 
-cdef enum Kind:
-    KEEP, SCALE, CLAMP, STEP
-
-
 cdef struct Write:
-    Kind kind
+    int kind            # GC_KEEP, ...
     bint acts           # whether the unit is brought to its goal
     bint zero           # first bring elements that are not finite to 0
-    Factor factor       # of SCALE
-    double low[4]       # of CLAMP: the bounds, rounded to each dtype
+    gc_factor factor    # of GC_SCALE and GC_STEP
+    double low[4]       # of GC_CLAMP: the bounds, rounded to each dtype
     double high[4]
 
 

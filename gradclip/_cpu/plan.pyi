@@ -1,4 +1,5 @@
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -7,6 +8,8 @@ from gradclip._cpu.sums import Sums
 class StandardState:
     def __enter__(self) -> None: ...
     def __exit__(self, *exception: object) -> None: ...
+
+def safe_threshold(threshold: float, room: Any) -> float: ...
 
 class Plan:
     count: int

@@ -1,16 +1,17 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Plan: what a write pass is to do to each leaf; and the floating-point state in which it is decided."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.float cimport DBL_MAX
-from libc.math cimport INFINITY, NAN, frexp, isfinite, isnan, ldexp, rint
+from libc.math cimport NAN, frexp, isfinite, isnan, ldexp, rint
 from libc.stdint cimport int64_t
 
 from fractions import Fraction
 
 import numpy as np
 
-from gradclip._cpu.fold cimport Factor, Unit, Wide, norm_of, factor_of, multiply
 from gradclip._cpu.machine cimport GC_F16, kernels
+from gradclip._cpu.scalar cimport (
+    GC_CLAMP, GC_KEEP, GC_SCALE, GC_STEP, gc_exceeds, gc_keep_finite, gc_limited_factor, gc_measured, gc_multiply,
+    gc_plain_factor, gc_question, gc_room, gc_safe_threshold, gc_settle, gc_shrink)
 from gradclip._cpu.sums cimport Sums
 
 
@@ -25,31 +26,10 @@ cdef class StandardState:
         gc_fp_leave(self.saved)
 
 
-cdef void settle_one(Write *w, Sums sums, Py_ssize_t unit, double goal, double eps, bint normalize, bint strict, int decided) noexcept:
-    """One unit (-1: all of `sums` together); `decided` -1: not yet."""
-    cdef bint nonfinite = sums.shows_nonfinite(unit)
-    cdef Unit sum
-    w.acts = decided
-    if decided < 0:
-        if nonfinite:
-            w.acts = goal != INFINITY
-        else:
-            w.acts = sums.at(unit).amax > 0 if normalize else sums.norm_of(unit) > goal
-    if sums.grad_scale != 1:
-        w.kind = Kind.SCALE
-        w.factor = factor_of(1, Wide(1, 0, 0), 0, sums.grad_scale)
-    if not w.acts:
-        return
-    w.kind = Kind.SCALE
-    if nonfinite:       # as IEEE and PyTorch have it: goal / inf or goal / nan
-        w.factor.shift = 0
-        w.factor.value = w.factor.last = NAN if isnan(sums.norm_of(unit)) else 0
-    else:
-        sum = sums.at(unit)
-        w.factor = factor_of(goal, norm_of(&sum, sums.ord, sums.grad_scale), eps, sums.grad_scale)
-    if w.factor.value == 1 and not strict:
-        w.kind = Kind.KEEP
-        w.acts = False
+cdef void settle_one(Write *w, const gc_measured *unit, double threshold, const gc_question *ask, int decided) noexcept:
+    """What becomes of one unit; `decided`: whether it is brought to its threshold, -1 where that is not decided yet."""
+    w.acts = decided if decided >= 0 else gc_exceeds(unit, threshold, ask)
+    w.kind = gc_settle(unit, threshold, ask, &w.acts, &w.factor)
 
 
 cdef double rounded(double x, int dtype) noexcept:
@@ -66,11 +46,18 @@ cdef double rounded(double x, int dtype) noexcept:
     return x
 
 
-cdef double reach(Factor f, double x) noexcept:
-    """How far a factor carries a number: |x * factor|, Inf beyond float64."""
-    cdef int more = 0, exponent = 0
-    cdef double product = frexp(f.last, &more) * frexp(x, &exponent)
-    return ldexp(product, exponent + more + f.shift)
+cdef gc_question question(Sums sums, double eps, bint normalize, bint held) noexcept:
+    """What `gc_settle` is asked of units of these sums."""
+    return gc_question(sums.ord, eps, sums.grad_scale, sums.finite_only, normalize, held)
+
+
+def safe_threshold(double threshold, room):
+    """A norm that keeps a threshold when each element is rounded up: `room` is a `_rounding.Room`."""
+    cdef gc_room r = gc_room(room.lost, room.slope, room.power, room.floor, room.most)
+    cdef gc_fpenv saved = gc_fp_enter()
+    cdef double result = gc_safe_threshold(threshold, &r)
+    gc_fp_leave(saved)
+    return result
 
 
 cdef class Plan:
@@ -83,7 +70,7 @@ cdef class Plan:
         if self.write == NULL:
             raise MemoryError
         for i in range(count):
-            self.write[i].factor.value = self.write[i].factor.last = 1
+            self.write[i].factor = gc_plain_factor(1)
 
     def __dealloc__(self):
         PyMem_Free(self.write)
@@ -97,35 +84,31 @@ cdef class Plan:
         acts: whether each unit is to be brought to its goal, where that was decided before."""
         cdef bint together = isinstance(goals, float)
         cdef double[::1] goal = None if together else goals
-        cdef double same = goals if together else 0
         cdef const unsigned char[::1] decided = acts
+        cdef gc_question ask = question(sums, eps, normalize, strict)
         cdef Py_ssize_t i
+        cdef gc_measured unit
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(self.count):
-            if together:
-                settle_one(&self.write[i], sums, -1, same, eps, normalize, strict, -1 if acts is None else decided[i])
-            else:
-                settle_one(&self.write[i], sums, i, goal[i], eps, normalize, strict, -1 if acts is None else decided[i])
+            unit = sums.at(-1 if together else i)
+            settle_one(&self.write[i], &unit, <double>goals if together else goal[i], &ask, -1 if acts is None else decided[i])
         gc_fp_leave(saved)
 
     def shrink(self, Py_ssize_t i, double ratio):
         """Multiply the factor by something below 1."""
         cdef gc_fpenv saved = gc_fp_enter()
         self.write[i].acts = True
-        self.write[i].factor.value *= ratio
-        self.write[i].factor.last *= ratio
+        gc_shrink(&self.write[i].factor, ratio)
         gc_fp_leave(saved)
 
     def aim(self, Py_ssize_t i, Sums sums, Py_ssize_t unit, double goal, double eps, double most):
         """Bring what was measured as `unit` to another goal, but no element above `most` unless it is already."""
-        cdef double limit = sums.largest(unit)
+        cdef double largest = sums.largest(unit)
         cdef gc_fpenv saved = gc_fp_enter()
-        cdef Unit sum = sums.at(unit)
-        limit = max(most / limit, 1.0)
+        cdef gc_measured sum = sums.at(unit)
+        cdef gc_question ask = question(sums, eps, False, True)
         self.write[i].acts = True
-        self.write[i].factor = factor_of(goal, norm_of(&sum, sums.ord, sums.grad_scale), eps, sums.grad_scale)
-        if self.write[i].factor.value > limit:
-            self.write[i].factor = Factor(limit, limit, 0)
+        self.write[i].factor = gc_limited_factor(&sum, goal, &ask, most, largest)
         gc_fp_leave(saved)
 
     def keep_finite(self, Sums units, most):
@@ -134,14 +117,12 @@ cdef class Plan:
         units: what was measured of the samples, leaf by leaf."""
         cdef const double[::1] largest = most
         cdef Py_ssize_t i
-        cdef double amax
         cdef Write *w
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(units.count):
             w = &self.write[i % self.count]
-            amax = min(units.largest(i), DBL_MAX)   # a modulus may lie beyond, its parts do not
-            if reach(w.factor, amax) > largest[i // self.count]:
-                w.kind, w.acts, w.factor = Kind.SCALE, True, factor_of(largest[i // self.count], Wide(amax, 0, 0), 0, 1)
+            if gc_keep_finite(&w.factor, units.largest(i), largest[i // self.count]):
+                w.kind, w.acts = GC_SCALE, True
         gc_fp_leave(saved)
 
     def zero_nonfinite(self, Sums sums):
@@ -155,13 +136,13 @@ cdef class Plan:
         cdef Py_ssize_t i
         for i in range(self.count):
             if sums.nonfinite(i):
-                self.write[i].kind, self.write[i].zero, self.write[i].factor = Kind.SCALE, True, Factor(0, 0, 0)
+                self.write[i].kind, self.write[i].zero, self.write[i].factor = GC_SCALE, True, gc_plain_factor(0)
 
     def clamp(self, Py_ssize_t i, double low, double high):
         """Bring elements into [low, high], both rounded to each kernel dtype."""
         cdef gc_fpenv saved = gc_fp_enter()
         cdef int t
-        self.write[i].kind = Kind.CLAMP
+        self.write[i].kind = GC_CLAMP
         for t in range(4):
             self.write[i].low[t], self.write[i].high[t] = rounded(low, t), rounded(high, t)
         gc_fp_leave(saved)
@@ -179,8 +160,8 @@ cdef class Plan:
         cdef gc_fpenv saved = gc_fp_enter()
         cdef Py_ssize_t i
         for i in range(self.count):
-            self.write[i].kind = Kind.STEP
-            multiply(&self.write[i].factor, lr)
+            self.write[i].kind = GC_STEP
+            gc_multiply(&self.write[i].factor, lr)
         gc_fp_leave(saved)
 
     def by_owner(self, owners):
@@ -213,7 +194,7 @@ cdef class Plan:
         """The bounds of those that clamp, alike in all of them: (low, high) by dtype; None where none does."""
         cdef Py_ssize_t i
         for i in range(self.count):
-            if self.write[i].kind == Kind.CLAMP:
+            if self.write[i].kind == GC_CLAMP:
                 return np.array([<double[:4]>self.write[i].low, <double[:4]>self.write[i].high])
         return None
 
@@ -237,7 +218,7 @@ cdef class Plan:
 
     def keeps(self, Py_ssize_t i):
         """Whether unit i is left as it is, but perhaps for elements that are not finite."""
-        return self.write[i].kind == Kind.KEEP
+        return self.write[i].kind == GC_KEEP
 
     def acting(self):
         """How many units are brought to their goal."""
@@ -250,6 +231,6 @@ cdef class Plan:
         """Whether the plan changes nothing at all."""
         cdef Py_ssize_t i
         for i in range(self.count):
-            if self.write[i].kind != Kind.KEEP or self.write[i].zero:
+            if self.write[i].kind != GC_KEEP or self.write[i].zero:
                 return False
         return True

@@ -1,4 +1,5 @@
-from gradclip._cpu.fold cimport Sum, Unit
+from gradclip._cpu.fold cimport Sum
+from gradclip._cpu.scalar cimport gc_measured
 
 
 cdef class Sums:
@@ -12,9 +13,9 @@ cdef class Sums:
     cdef public object first_value        # the element there, where it was seen here
     cdef object true_max                    # max_abs, where it was measured elsewhere
     cdef public bint finite_only        # whether norms leave NaN and Inf out
-    cdef Unit *unit
+    cdef gc_measured *unit
     cdef Sum total
-    cdef Unit at(self, Py_ssize_t leaf) noexcept
+    cdef gc_measured at(self, Py_ssize_t leaf) noexcept
     cdef double norm_of(self, Py_ssize_t leaf) noexcept
     cdef double largest(self, Py_ssize_t leaf)
     cpdef bint shows_nonfinite(self, Py_ssize_t leaf=*) noexcept

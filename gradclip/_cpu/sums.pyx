@@ -1,15 +1,16 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Sums: what one read pass found, and the questions that deciding and reporting ask of it."""
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
-from libc.math cimport INFINITY, NAN
+from libc.math cimport ldexp
 from libc.stdint cimport int64_t
 
 from fractions import Fraction
 
 import numpy as np
 
-from gradclip._cpu.fold cimport Sum, Unit, frexpl, ldexpl, clear, merge, norm_of, narrow, reopen, settle, shift_of
+from gradclip._cpu.fold cimport Sum, frexpl, ldexpl, clear, merge, reopen, settle
 from gradclip._cpu.plan cimport gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.scalar cimport gc_adaptive_threshold, gc_bin_width, gc_narrow, gc_norm_of, gc_shown_norm, gc_measured
 
 cdef class Sums:
     """What one read pass found: a sum per leaf and one of all. Index -1 means all leaves."""
@@ -19,7 +20,7 @@ cdef class Sums:
         self.size = size
         self.ord = ord
         self.grad_scale = grad_scale
-        self.unit = <Unit *>PyMem_Malloc(max(self.count, 1) * sizeof(Unit))
+        self.unit = <gc_measured *>PyMem_Malloc(max(self.count, 1) * sizeof(gc_measured))
         if self.unit == NULL:
             raise MemoryError
         clear(&self.total)
@@ -40,8 +41,8 @@ cdef class Sums:
             sums.total.amax = ldexpl(<double>float(Fraction(total) / Fraction(2) ** total.bit_length()), <int>size)
         elif total:
             if not -800 <= size <= 1000:
-                sums.total.bin = (size + shift_of(ord) // 2) // shift_of(ord)
-            part = Fraction(total) * Fraction(2) ** (exponent - shift_of(ord) * <object>sums.total.bin)
+                sums.total.bin = (size + gc_bin_width(ord) // 2) // gc_bin_width(ord)
+            part = Fraction(total) * Fraction(2) ** (exponent - gc_bin_width(ord) * <object>sums.total.bin)
             sums.total.high = <double>float(part)
             sums.total.low = <double>float(part - Fraction(<double>sums.total.high))
         return sums
@@ -59,10 +60,10 @@ cdef class Sums:
         for i in range(count):
             clear(&owned[i])
         for i in range(self.count):
-            part = reopen(&self.unit[i], self.ord)
+            part = reopen(&self.unit[i])
             merge(&owned[owner[i]], &part, self.ord)
         for i in range(count):
-            settle(&sums.unit[i], &owned[i], self.ord)
+            settle(&sums.unit[i], &owned[i])
         PyMem_Free(owned)
         gc_fp_leave(saved)
         sums.units = self
@@ -78,7 +79,7 @@ cdef class Sums:
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(stop - start):
             sums.unit[i] = self.unit[start + i]
-            part = reopen(&sums.unit[i], self.ord)
+            part = reopen(&sums.unit[i])
             merge(&sums.total, &part, self.ord)
         gc_fp_leave(saved)
         if start == 0 and sums.total.nans + sums.total.infs:    # the first units hold the first of all
@@ -91,15 +92,9 @@ cdef class Sums:
         goals = np.empty(first)
         cdef double[::1] goal = goals
         cdef Py_ssize_t i
-        cdef Unit u
-        cdef double weight
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(first):
-            u = self.unit[first + i]
-            weight = INFINITY if u.nans + u.infs else narrow(norm_of(&u, self.ord, 1))
-            goal[i] = clip_factor * max(weight, eps)
-            if weight == INFINITY and not u.nans + u.infs:      # a norm beyond float64 still has a threshold
-                goal[i] = clip_factor * narrow(norm_of(&u, self.ord, 2.0**64)) * 2.0**64
+            goal[i] = gc_adaptive_threshold(&self.unit[first + i], clip_factor, eps, self.ord)
         gc_fp_leave(saved)
         return goals
 
@@ -116,30 +111,28 @@ cdef class Sums:
             s.high, s.low, s.bin = number[i, 0], number[i, 1], word[i, 2]
             s.amax = ldexpl(number[i, 3], <int>word[i, 4])
             s.nans, s.infs, s.outside = word[i, 5], word[i, 6], word[i, 7]
-            settle(&self.unit[unit[i]], &s, self.ord)
+            settle(&self.unit[unit[i]], &s)
             merge(&self.total, &s, self.ord)
         gc_fp_leave(saved)
 
-    cdef Unit at(self, Py_ssize_t leaf) noexcept:
-        cdef Unit all
+    cdef gc_measured at(self, Py_ssize_t leaf) noexcept:
+        cdef gc_measured all
         if leaf >= 0:
             return self.unit[leaf]
-        settle(&all, &self.total, self.ord)
+        settle(&all, &self.total)
         return all
 
     cdef double norm_of(self, Py_ssize_t leaf) noexcept:
         """To be called in the standard floating-point state."""
-        cdef Unit u = self.at(leaf)
-        if u.nans + u.infs and not self.finite_only:
-            return NAN if u.nans else INFINITY
-        return narrow(norm_of(&u, self.ord, self.grad_scale))
+        cdef gc_measured u = self.at(leaf)
+        return gc_shown_norm(&u, self.ord, self.grad_scale, self.finite_only)
 
     cdef double largest(self, Py_ssize_t leaf):
         """Largest finite magnitude as it is stored."""
-        cdef Unit u = self.at(leaf)
+        cdef gc_measured u = self.at(leaf)
         if self.true_max is not None:
             return self.true_max * self.grad_scale
-        return u.amax * 2 if self.ord == 0 and u.bin else u.amax
+        return ldexp(u.amax, <int>u.exponent)
 
     def norm(self, Py_ssize_t leaf=-1):
         """Norm of the true gradient, correctly rounded but for some 2**-35 of cases."""
@@ -176,10 +169,9 @@ cdef class Sums:
 
     def max_abs(self):
         """Largest finite magnitude of the true gradient."""
-        cdef Unit all
         cdef gc_fpenv saved = gc_fp_enter()
-        settle(&all, &self.total, 0)
-        cdef double result = narrow(norm_of(&all, 0, self.grad_scale))
+        cdef gc_measured all = self.at(-1)
+        cdef double result = gc_narrow(gc_norm_of(&all, 0, self.grad_scale))
         gc_fp_leave(saved)
         return result if self.true_max is None else self.true_max
 
@@ -199,7 +191,7 @@ cdef class Sums:
 
     def scaled(self, Py_ssize_t leaf=-1):
         """The same, and for sums of other powers, as a Fraction and a power of two."""
-        cdef Sum s = self.total if leaf < 0 else reopen(&self.unit[leaf], self.ord)
+        cdef Sum s = self.total if leaf < 0 else reopen(&self.unit[leaf])
         cdef double a, b, c, d
         cdef int exponent = 0
         if self.ord == 0:
@@ -207,4 +199,4 @@ cdef class Sums:
             return Fraction(a), exponent
         a, c = <double>s.high, <double>s.low
         b, d = <double>(s.high - a), <double>(s.low - c)
-        return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), shift_of(self.ord) * <object>s.bin
+        return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), gc_bin_width(self.ord) * <object>s.bin

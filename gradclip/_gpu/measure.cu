@@ -56,18 +56,18 @@ APART void add_apart(Sum *sum, double x, int exponent, double ord)
     if (x == 0)
         return;
     if (ORD == 3) {
-        add_power(sum, x, exponent, order_of(ord), ord);
+        add_power(sum, x, exponent, gc_order_of(ord), ord);
         return;
     }
-    const i64 bin = exponent > 0 || x > HUGE ? 1 : exponent < 0 || x < TINY ? -1 : 0;
-    x = ldexp(x, exponent - SHIFT * (int)bin);
+    const i64 bin = exponent > 0 || x > GC_HUGE ? 1 : exponent < 0 || x < GC_TINY ? -1 : 0;
+    x = ldexp(x, exponent - GC_SHIFT * (int)bin);
     if (ORD == 2)
         fold(sum, x * x, fma(x, x, -(x * x)), bin, ord);
     else
         fold(sum, x, 0, bin, ord);
 }
 
-__device__ bool in_range(double x) { return (x >= TINY) & (x <= HUGE); }
+__device__ bool in_range(double x) { return (x >= GC_TINY) & (x <= GC_HUGE); }
 
 /* One finite magnitude, of which neither square nor sum leaves the range. */
 template <int ORD, class T>
@@ -171,7 +171,7 @@ __device__ void add_pairs(Running *r, const typename T::bits *x, Sum *sum, doubl
         if (ORD == 2) {
             add<2, T>(r, a, sum, ord);
             add<2, T>(r, b, sum, ord);
-        } else if (ORD == 1 && exponent == 0 && z >= TINY && z <= HUGE)
+        } else if (ORD == 1 && exponent == 0 && z >= GC_TINY && z <= GC_HUGE)
             two_sum(&r->high, &r->low, z);
         else if (ORD != 0)
             add_apart<ORD>(sum, z, (int)exponent, ord);
@@ -206,7 +206,7 @@ APART Running add_any(Running r, const Job *job, char *base, i64 i, int n, const
     load<T>(x, &leaf->from, job->pool, base, i, n);
     if (made) {
         alter<T>(x, made, leaf->is_complex, 0, 0);
-        if (made->kind == KEEP)
+        if (made->kind == GC_KEEP)
             note_bits<T>(x, sum);
     } else if (bounds)
         r.outside += outside<T>(x, n, bounds->low[leaf->from.dtype], bounds->high[leaf->from.dtype]);

@@ -13,7 +13,9 @@ import numpy as np
 
 from .capture import Allocating, keep
 
-FILES = ("sums.cu", "leaves.cu", "measure.cu", "strict.cu", "decide.cu", "write.cu")  # in this order: one source
+# In this order one source: the arithmetic that both engines share, and the kernels.
+SHARED = ("portable.h", "range.h", "wide.h", "factor.h", "powers.h", "unit.h")
+FILES = ("sums.cu", "leaves.cu", "measure.cu", "strict.cu", "decide.cu", "write.cu")
 THREADS = 256
 MOST_CONSTANT = 32768  # bytes of what is kept on a device for later calls
 PER_THREAD = 2  # CUDA's number of the default stream of each thread
@@ -23,7 +25,9 @@ OPTIONS = ("--std=c++17", "--fmad=false")
 
 def source():
     """The whole source."""
-    return "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in FILES)
+    here = Path(__file__).parent
+    files = [here.parent / "_scalar" / name for name in SHARED] + [here / name for name in FILES]
+    return "\n".join(["#define GC_CUDA", *(file.read_text(encoding="utf-8") for file in files)])
 
 
 @cache

@@ -6,12 +6,12 @@
 __device__ bool is_rational(double ord) { return ord == 0 || ord == 1 || ord == 2; }
 
 /* (bound * grad_scale)**ord, exactly where grad_scale is 1. */
-__device__ Wide power_of(double bound, double grad_scale, double ord)
+__device__ gc_wide power_of(double bound, double grad_scale, double ord)
 {
     int eb, es;
     bound = frexp(bound, &eb);
     grad_scale = frexp(grad_scale, &es);
-    Wide w = {bound * grad_scale, 0, eb + es};
+    gc_wide w = {bound * grad_scale, 0, eb + es};
     w.tail = fma(bound, grad_scale, -w.head);
     if (ord == 2) {
         const double square = w.head * w.head;
@@ -23,20 +23,16 @@ __device__ Wide power_of(double bound, double grad_scale, double ord)
 }
 
 /* (bound * grad_scale)**ord / sum; above 1 where nothing was summed. */
-__device__ Wide quotient(const Sum *s, double bound, double grad_scale, double ord)
+__device__ gc_wide quotient(const Sum *s, double bound, double grad_scale, double ord)
 {
-    const Wide sum = sum_of(s, ord), power = power_of(bound, grad_scale, ord);
-    Wide w = {2, 0, 0};
+    const gc_wide sum = gc_sum_of(s, ord), power = power_of(bound, grad_scale, ord);
     if (sum.head == 0)
-        return w;
+        return gc_normalized(2, 0, 0);
     const double q = power.head / sum.head, rest = (fma(-q, sum.head, power.head) + (power.tail - q * sum.tail)) / sum.head;
-    w.head = q + rest;
-    w.tail = rest - (w.head - q);
-    w.exponent = power.exponent - sum.exponent;
-    return w;
+    return gc_normalized(q, rest, power.exponent - sum.exponent);
 }
 
-__device__ bool below(Wide q, double one_and)
+__device__ bool below(gc_wide q, double one_and)
 {
     return ldexp(q.head, q.exponent) - 1 < one_and - ldexp(q.tail, q.exponent);
 }
@@ -46,7 +42,7 @@ enum { WITHIN, ABOVE, CLOSE };
 
 __device__ int side_of(const Sum *s, double bound, double grad_scale, double ord)
 {
-    const Wide q = quotient(s, bound, grad_scale, ord);
+    const gc_wide q = quotient(s, bound, grad_scale, ord);
     const double error = ord == 0 ? 0 : ERROR;
     return !below(q, error) ? WITHIN : below(q, -error) ? ABOVE : CLOSE;
 }
@@ -56,7 +52,7 @@ __device__ int side_of(const Sum *s, double bound, double grad_scale, double ord
  * without rounding where that takes no more than 53 bits. */
 __device__ bool exactly_within(const Sum *s, double bound, double ord)
 {
-    const Wide sum = sum_of(s, ord), power = power_of(bound, 1, ord);
+    const gc_wide sum = gc_sum_of(s, ord), power = power_of(bound, 1, ord);
     int size, more;
     frexp(sum.head, &size);
     frexp((double)(2 * s->outside - 2), &more);
@@ -70,26 +66,25 @@ __device__ bool exactly_within(const Sum *s, double bound, double ord)
 __device__ void shrink(Write *w, double ratio)
 {
     w->acts = 1;
-    w->value *= ratio;
-    w->last *= ratio;
+    gc_shrink(&w->factor, ratio);
 }
 
 /* A step, whose products are not rounded to a gradient: its factor alone keeps the bound. exact: the sum is that of the
  * order, and not of rounded moduli or powers, whose norms are right to `safety`. */
 __device__ void shrink_step(Write *w, const Sum *s, double goal, double grad_scale, double ord, bool exact, double safety)
 {
-    if (goal == INF || w->last == 0 || (!w->acts && grad_scale == 1))
+    if (goal == GC_INF || w->factor.last == 0 || (!w->acts && grad_scale == 1))
         return;
     if (!exact) {
         shrink(w, 2 * safety - 1);
         return;
     }
-    const Wide q = quotient(s, goal, 1, ord);
+    const gc_wide q = quotient(s, goal, 1, ord);
     for (;;) {
-        Wide left = q;
+        gc_wide left = q;
         for (int k = 0; k < (ord == 2 ? 2 : 1); k++) {
-            left = divide(left, w->last);
-            left.exponent -= (int)w->shift;
+            left = gc_divide(left, w->factor.last);
+            left.exponent -= (int)w->factor.shift;
         }
         if (!below(left, MARGIN))
             return;
@@ -103,28 +98,15 @@ __device__ double ratio_to(const Sum *written, double bound, double ord, double 
     if (written->nans + written->infs)
         return 0.5; /* overflow is above any bound */
     if (!is_rational(ord)) {
-        const double norm = narrow(norm_of(written, ord, 1));
+        const double norm = gc_narrow(gc_norm_of(written, ord, 1));
         return norm > bound * safety ? bound * safety / norm : 2;
     }
     const double margin = ord == 0 ? 0 : MARGIN;
-    const Wide q = quotient(written, bound, 1, ord);
+    const gc_wide q = quotient(written, bound, 1, ord);
     if (!below(q, margin))
         return 2;
     const double power = ldexp(q.head + (q.tail - q.head * margin), q.exponent);
     return ord == 2 ? sqrt(power) : power;
-}
-
-/* A norm that stays within a bound, however elements are rounded: _rounding.py. */
-struct Room {
-    double lost, slope, power, floor, most;
-};
-
-__device__ double safe_goal(double bound, const Room *room)
-{
-    const bool linear = room->power == 1;
-    double left = bound > 0 ? 1 - room->lost / (linear ? bound : pow(bound, room->power)) : 0;
-    left = left <= 0 ? 0 : linear ? left : pow(left, 1 / room->power);
-    return bound * (left > room->floor ? left : room->floor) / room->slope;
 }
 
 enum { LATE = 2 }; /* open, a round behind the processor */
@@ -132,7 +114,7 @@ enum { LATE = 2 }; /* open, a round behind the processor */
 /* One round, a thread for each Write that is still open: it is closed, or shrinks. room: of the last round, after which
  * nothing is measured again; else null. unit: what was measured before. */
 extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, const double *goals, double goal, double eps,
-                                   double ord, double grad_scale, double safety, double slack, const Room *room, i64 *open,
+                                   double ord, double grad_scale, double safety, double slack, const gc_room *room, i64 *open,
                                    Write *writes)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
@@ -141,15 +123,15 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
     if (goals)
         goal = goals[i];
     Write *w = writes + i;
-    if (w->kind == KEEP) { /* `settle` could not tell: it was measured again, as it is, with what note_bits finds */
+    if (w->kind == GC_KEEP) { /* `settle` could not tell: it was measured again, as it is, with what note_bits finds */
         if (exactly_within(written + i, goal, ord)) {
-            const Write kept = {KEEP, 0, w->zero, 1, 1, 0};
+            const Write kept = {GC_KEEP, 0, w->zero, gc_plain_factor(1)};
             *w = kept;
             open[i] = 0;
             return;
         }
-        w->kind = SCALE;
-        if (w->value < 1 && !room) { /* by eps: that is yet to be measured, a round late */
+        w->kind = GC_SCALE;
+        if (w->factor.value < 1 && !room) { /* by eps: that is yet to be measured, a round late */
             open[i] = LATE;
             return;
         }
@@ -161,12 +143,9 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
         open[i] = 0;
     } else if (room) {
         w->acts = 1;
-        set_factor(w, safe_goal(goal, room), norm_of(unit + i, ord, grad_scale), eps, grad_scale);
-        const double limit = fmax(room->most / ldexp(unit[i].amax, (int)unit[i].exponent), 1.0); /* what is finite stays so */
-        if (written[i].nans + written[i].infs > 0 && w->value > limit) {
-            w->value = w->last = limit;
-            w->shift = 0;
-        }
+        const gc_question ask = {ord, eps, grad_scale, 1, 0, 1};
+        const double most = written[i].nans + written[i].infs > 0 ? room->most : GC_INF; /* what is finite stays so */
+        w->factor = gc_limited_factor(unit + i, gc_safe_threshold(goal, room), &ask, most, ldexp(unit[i].amax, (int)unit[i].exponent));
     } else
         shrink(w, ratio * (1 - slack));
 }

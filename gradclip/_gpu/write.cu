@@ -18,12 +18,12 @@ __device__ typename T::bits times(typename T::bits x, double factor)
 template <class T>
 __device__ typename T::bits scaled(typename T::bits x, const Write *w)
 {
-    if (w->shift) {
-        const int half = (int)(w->shift / 2);
+    if (w->factor.shift) {
+        const int half = (int)(w->factor.shift / 2);
         x = times<T>(x, ldexp(1.0, half));
-        x = times<T>(x, ldexp(1.0, (int)w->shift - half));
+        x = times<T>(x, ldexp(1.0, (int)w->factor.shift - half));
     }
-    return times<T>(x, w->last);
+    return times<T>(x, w->factor.last);
 }
 
 template <class T>
@@ -46,10 +46,10 @@ APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bou
             } else if ((x[other] & T::MASK) >= T::INFINITE)
                 x[k] = 0;
         }
-    if (w->kind == SCALE)
+    if (w->kind == GC_SCALE)
         for (int k = 0; k < T::PACK; k++)
             x[k] = scaled<T>(x[k], w);
-    else if (w->kind == CLAMP)
+    else if (w->kind == GC_CLAMP)
         for (int k = 0; k < T::PACK; k++)
             x[k] = clamped<T>(x[k], bounds->low[dtype], bounds->high[dtype]);
 }
@@ -64,7 +64,7 @@ __device__ typename T::bits step(typename T::bits y, typename T::bits x, double 
     return T::narrow(T::wide(y) - T::wide(x) * factor);
 }
 
-__device__ bool is_finite(double x) { return fabs(x) < INF; }
+__device__ bool is_finite(double x) { return fabs(x) < GC_INF; }
 
 /* A step of two dtypes, or by a factor beyond float64: in float64. */
 APART void step_apart(const Job *job, const Write *w, char *from, char *to)
@@ -90,10 +90,10 @@ APART void write_any(const Job *job, const Write *w, const Bounds *bounds, char 
     typename T::bits x[T::PACK], y[T::PACK];
     load<T>(x, &leaf->from, job->pool, from, i, n);
     alter<T>(x, w, leaf->is_complex, bounds, leaf->from.dtype);
-    if (w->kind == STEP) {
+    if (w->kind == GC_STEP) {
         load<T>(y, &leaf->to, job->pool, to, i, n);
         for (int k = 0; k < T::PACK; k++)
-            x[k] = step<T>(y[k], x[k], w->last);
+            x[k] = step<T>(y[k], x[k], w->factor.last);
     }
     store<T>(x, &leaf->to, job->pool, to, i, n);
 }
@@ -108,20 +108,20 @@ __device__ void write_ahead(const Write *w, double low, double high, const char 
     for (int j = 0; j < AHEAD; j++) {
         const i64 offset = (i + j * stride) * sizeof(typename T::bits);
         from_pack[j] = load_pack<T>(from + offset, from_aligned);
-        if (w->kind == STEP)
+        if (w->kind == GC_STEP)
             to_pack[j] = load_pack<T>(to + offset, to_aligned);
     }
 #pragma unroll
     for (int j = 0; j < AHEAD; j++) {
         typename T::bits x[T::PACK], y[T::PACK];
         unpack(x, from_pack[j]);
-        if (w->kind == STEP)
+        if (w->kind == GC_STEP)
             unpack(y, to_pack[j]);
 #pragma unroll
         for (int k = 0; k < T::PACK; k++)
-            x[k] = w->kind == SCALE   ? times<T>(x[k], w->last)
-                   : w->kind == STEP  ? step<T>(y[k], x[k], w->last)
-                   : w->kind == CLAMP ? clamped<T>(x[k], low, high)
+            x[k] = w->kind == GC_SCALE   ? times<T>(x[k], w->factor.last)
+                   : w->kind == GC_STEP  ? step<T>(y[k], x[k], w->factor.last)
+                   : w->kind == GC_CLAMP ? clamped<T>(x[k], low, high)
                                       : x[k];
         store_pack<T>(to + (i + j * stride) * sizeof(typename T::bits), x, to_aligned);
     }
@@ -134,7 +134,7 @@ __device__ void write_run(const Job *job, const Write *write, const Bounds *boun
     const i64 stride = (i64)job->lanes * T::PACK, last = job->end - T::PACK;
     const Write w = *write;
     i64 i = job->first + job->lane * T::PACK;
-    if (!w.zero && !w.shift && leaf->from.ndim == 0 && leaf->to.ndim == 0) {
+    if (!w.zero && !w.factor.shift && leaf->from.ndim == 0 && leaf->to.ndim == 0) {
         const bool from_aligned = (u64)from % 16 == 0, to_aligned = (u64)to % 16 == 0;
         const double low = bounds ? bounds->low[leaf->from.dtype] : 0, high = bounds ? bounds->high[leaf->from.dtype] : 0;
         for (; i + stride <= last; i += 2 * stride)
@@ -159,11 +159,11 @@ extern "C" __global__ __launch_bounds__(THREADS, 3) void write_leaves(const Leaf
     const Write *w = writes + index % modulo;
     const bool in_place = leaf->to.data == leaf->from.data;
     const bool zeroes = w->zero && (!unit || unit[index].nans + unit[index].infs > 0);
-    if (w->kind == LEAVE || (w->kind == KEEP && in_place && !zeroes))
+    if (w->kind == GC_LEAVE || (w->kind == GC_KEEP && in_place && !zeroes))
         return;
     char *from = unit_of(&leaf->from, leaf, job.pool, job.unit);
     char *to = unit_of(&leaf->to, leaf, job.pool, job.unit);
-    if (w->kind == STEP && (leaf->to.dtype != leaf->from.dtype || w->shift))
+    if (w->kind == GC_STEP && (leaf->to.dtype != leaf->from.dtype || w->factor.shift))
         step_apart(&job, w, from, to);
     else if (leaf->from.dtype == F16)
         write_run<Half>(&job, w, bounds, from, to);
@@ -189,7 +189,7 @@ __device__ double rounded(i64 dtype, double x)
 __device__ double contribution(const Leaf *leaf, double x, const Write *w)
 {
     const i64 dtype = leaf->from.dtype;
-    if (w->kind != SCALE)
+    if (w->kind != GC_SCALE)
         return rounded(leaf->to.dtype, x);
     if (dtype != leaf->to.dtype)
         return rounded(leaf->to.dtype, Double::wide(scaled<Double>(Double::narrow(x), w)));
@@ -204,7 +204,7 @@ APART double careful_sum(const Leaf *leaf, const char *p, i64 stride, i64 batch,
 {
     double high = 0, low = 0;
     for (i64 i = 0; i < batch; i++, p += stride)
-        if (!(writes[i].zero && writes[i].last == 0))
+        if (!(writes[i].zero && writes[i].factor.last == 0))
             two_sum(&high, &low, contribution(leaf, get(leaf->from.dtype, p), writes + i) * 0x1p-64);
     return (is_finite(high) ? high + low : high) * 0x1p64;
 }
@@ -234,7 +234,7 @@ extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, const Write 
             if (first + j >= batch)
                 break;
             const Write *w = writes + first + j;
-            if (!(w->zero && w->last == 0)) /* else left out, whatever it holds */
+            if (!(w->zero && w->factor.last == 0)) /* else left out, whatever it holds */
                 two_sum(&high, &low, contribution(leaf, x[j], w));
         }
     }

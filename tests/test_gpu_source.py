@@ -73,7 +73,8 @@ def test_sources_are_ascii_and_structs_are_as_python_sees_them():
     assert code.isascii()
 
     def words(struct):
-        found = re.search(rf"struct {struct}(?: : (\w+))? {{([^}}]*)\n}};", code) or re.search(rf"struct (){{([^}}]*)}} {struct};", code)
+        found = re.search(rf"struct {struct}(?: : (\w+))? {{([^}}]*)\n}};", code)
+        found = found or re.search(rf"struct (){{([^}}]*)}} {struct};", code)
         inherited = words(found[1]) if found[1] else []
         body = found[2]
         body = re.sub(r"/\*.*?\*/", "", body, flags=re.S)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, MappingView
 
 import numpy as np
 
-from ._pytorch import holds_weights, is_tensor, plain
+from ._pytorch import holds_weights, is_module, is_tensor, plain
 
 TREES = (
     "pass the arrays in it (of a tree of JAX's: leaves, tree = jax.tree.flatten(grads), then jax.tree.unflatten(tree, clipped))"
@@ -69,10 +69,10 @@ def is_collection(node):
 
 def makes_anew(node, items):
     """Whether a container gives other objects each time it is asked: what is written to them is lost."""
-    if items is node or isinstance(node, dict | Iterator):
+    if isinstance(node, Iterator):
         return False
-    again = map(node.__getitem__, node) if isinstance(node, Mapping) else node
-    return any(a is not b for a, b in zip(again, items, strict=True))
+    again, items = list(map(node.__getitem__, node) if isinstance(node, Mapping) else node), list(items)
+    return len(again) != len(items) or any(a is not b for a, b in zip(again, items, strict=True))
 
 
 def view(node, write, weights=False):
@@ -89,6 +89,8 @@ def view(node, write, weights=False):
         return node.data, node
     if isinstance(node, np.generic):
         raise TypeError(f"{kind} {node!r} is a scalar without memory of its own; use a 0-d array")
+    if is_module(node):
+        raise TypeError(f"{kind} is a module; pass its parameters in the nesting of the gradients, as list(model.parameters())")
     if not is_array(node):
         builtin = type(node).__module__ == "builtins"
         raise TypeError(f"{kind} {node!r:.80} is not an array" if builtin else f"{kind} is not an array; {TREES}")

@@ -34,7 +34,7 @@ cdef class Leaves:
     cpdef written(self)
     cdef int add_device(self, object array, bint write) except -1
     cdef int walk(self, object node, bint write, int depth) except -1
-    cdef object children(self, object node)
+    cdef object children(self, object node, str name=*)
     cdef object rebuilt(self, object node, list arrays, Py_ssize_t *position)
     cpdef check_count(self, Py_ssize_t found)
     cdef int pair(self, Leaves to) except -1

@@ -142,13 +142,13 @@ cdef class Leaves:
 
     # ---- walking the nesting ----------------------------------------------------------------
 
-    cdef object children(self, object node):
-        """What a container holds, in order; None for a leaf."""
+    cdef object children(self, object node, str name=None):
+        """What a container holds, in order; None for a leaf. name: of its nesting, if it is another."""
         if PyList_Check(node) or PyTuple_Check(node):
             return node
         if PyDict_CheckExact(node):
             return list(node.values())
-        if isinstance(node, str) or _foreign.is_array(node) or (_pytorch.holds_weights(node) and self.name != "params"):
+        if isinstance(node, str) or _foreign.is_array(node) or (_pytorch.holds_weights(node) and (name or self.name) != "params"):
             return None
         if isinstance(node, dict):
             return list(node.values())
@@ -420,8 +420,7 @@ cdef class Leaves:
         """The same nesting with other arrays in place of the leaves."""
         cdef Py_ssize_t position = 0
         made = self.rebuilt(self.tree, arrays, &position)
-        if position < self.count:
-            self.refuse_change(position)
+        self.check_count(position)
         return made
 
     cdef object rebuilt(self, object node, list arrays, Py_ssize_t *position):
@@ -441,10 +440,20 @@ cdef class Leaves:
         if i < self.count and node is self.arrays[i]:
             return arrays[i]
         if i < self.count and is_subclass(node):
-            return node.__array_wrap__(arrays[i])
+            return self.wrapped(node, arrays[i], i)
         if i >= self.count or self._foreign is None or i not in self._foreign or node is not self._foreign[i][0]:
             self.refuse_change(i)
         return _foreign.wrap(self._foreign[i][1], arrays[i])
+
+    def wrapped(self, node, array, index):
+        """A result as the array that a subclass makes of it."""
+        try:
+            made = node.__array_wrap__(array)
+        except Exception as error:
+            raise TypeError(f"{self.path(index)}: {_foreign.kind_of(node)}.__array_wrap__ failed ({error})") from error
+        if not cnp.PyArray_Check(made):
+            raise TypeError(f"{self.path(index)}: {_foreign.kind_of(node)}.__array_wrap__ gave no array, but {made!r:.80}")
+        return made
 
     def refuse_change(self, Py_ssize_t index):
         """The nesting is not what it was when it was walked."""
@@ -639,7 +648,7 @@ cdef class Leaves:
         if mine is None and name == "params":   # of a frozen layer: no gradient, nothing to do
             return None
         inner = None if mine is None or cnp.PyArray_Check(mine) else self.children(mine)
-        theirs = None if other is None or cnp.PyArray_Check(other) else self.children(other)
+        theirs = None if other is None or cnp.PyArray_Check(other) else self.children(other, name)
         if write and theirs is not None and _foreign.makes_anew(other, theirs):
             refuse_anew(path, other)
         if mine is None and spare:

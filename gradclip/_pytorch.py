@@ -21,6 +21,12 @@ def holds_weights(node):
     return nn is not None and isinstance(node, nn.Parameter | nn.Module)
 
 
+def is_module(node):
+    """Whether something is a `torch.nn.Module`."""
+    nn = getattr(sys.modules.get("torch"), "nn", None)
+    return nn is not None and isinstance(node, nn.Module)
+
+
 def plain(tensor, write):
     """The tensor without its graph; a TypeError where it has no plain memory, or must not be written."""
     torch = sys.modules["torch"]
@@ -49,19 +55,12 @@ def _check_storage(tensor):
 def announce(tensors):
     """Count up the versions of tensors that are about to be written, by which a backward pass that still needs what they
     hold notices."""
-    tell = getattr(sys.modules["torch"].autograd.graph, "increment_version", None)
-    if tell is None:
-        for tensor in tensors:
-            _write_nothing(tensor)
-        return
-    try:
-        tell(tensors)
-    except TypeError:  # older ones take one tensor
-        for tensor in tensors:
+    tell = getattr(sys.modules["torch"].autograd.graph, "increment_version", _write_nothing)
+    for tensor in tensors:  # one by one: older versions take no list
+        if not tensor.is_inference():  # those have no version
             tell(tensor)
 
 
 def _write_nothing(tensor):
     """Write no element of a tensor in place, which counts as a write."""
-    if not tensor.is_inference():  # those have no version
-        tensor.detach().unsqueeze(0)[:0].zero_()
+    tensor.detach().unsqueeze(0)[:0].zero_()

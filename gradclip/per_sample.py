@@ -165,7 +165,6 @@ def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm:
             report = ClipReport(sums, max_norm, sums.count, plan, plan.acting())
             plan = plan.by_owner(owners)
     found = answer(report, out)
-    to.announce()
     sum_samples(leaves, to, plan, batch, out is None)
     return result(leaves, to, out, found)
 

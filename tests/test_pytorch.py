@@ -197,14 +197,23 @@ def test_inference_tensors_have_nobody_to_be_told():
     assert gradclip.global_norm(tensor) < 1.5
 
 
+def test_parameters_in_a_list_of_pytorchs_and_a_module_where_an_array_is_meant():
+    params = torch.nn.ParameterList([torch.full((2,), 3.0), torch.full((2,), 4.0)])
+    grads = [torch.ones(2), torch.ones(2)]
+    report = gradclip.clip_adaptive_(grads, params, 0.1)
+    assert report.clipped_count == 2
+    with pytest.raises(TypeError, match=r"is a module; pass its parameters .* list\(model.parameters\(\)\)"):
+        gradclip.clip_adaptive_(torch.ones(2), torch.nn.Linear(2, 2))
+
+
 @pytest.mark.parametrize("found", ["a tensor at a time", "nothing"])
 def test_what_older_versions_of_pytorch_have(monkeypatch, found):
     """Theirs takes one tensor; or there is none."""
     ours = torch.autograd.graph.increment_version
 
     def one(tensor):
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError("increment_version expect a Tensor as input")
+        if not isinstance(tensor, torch.Tensor) or tensor.is_inference():
+            raise RuntimeError("increment_version expect a Tensor as input")
         ours(tensor)
 
     if found == "nothing":

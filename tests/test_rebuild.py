@@ -171,6 +171,20 @@ def test_in_place_such_leaves_are_written():
     assert leaf.value.tolist() == [1.5, 2.0]
 
 
+class Copies(list):
+    """Hands out copies."""
+
+    def __iter__(self):
+        return map(np.copy, super().__iter__())
+
+
+class CopiesByKey(dict):
+    """Hands out copies."""
+
+    def values(self):
+        return list(map(np.copy, super().values()))
+
+
 class Fresh:
     """Makes its arrays anew."""
 
@@ -180,8 +194,9 @@ class Fresh:
 
 def test_containers_that_make_their_leaves_anew_are_not_written():
     nested = State({"l": State({"x": np.ones(3)})})
-    for grads, path in ((Fresh(), "grads"), ([None, Fresh()], "1"), (nested, "grads"), ({"a": nested}, "a")):
-        with pytest.raises(TypeError, match=f"^{path}: (Fresh|State) makes its values anew"):
+    copies = [Copies([np.ones(3)]), CopiesByKey(x=np.ones(3))]
+    for grads, path in ((Fresh(), "grads"), ([None, Fresh()], "1"), (nested, "grads"), ({"a": nested}, "a"), (copies, "[01]")):
+        with pytest.raises(TypeError, match=f"^{path}: (Fresh|State|Copies(ByKey)?) makes its values anew"):
             gradclip.clip_by_global_norm_(grads, 0.1)
         plain = gradclip.clip_by_global_norm({"l": {"x": np.ones(3)}}, 0.1)[0]
     for out in (nested, {"l": nested["l"]}):

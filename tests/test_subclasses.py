@@ -51,6 +51,19 @@ def leaves():
     return [a, np.arange(1.0, 25.0).reshape(3, 8)[:, ::2], np.asfortranarray(a), np.arange(1.0, 13.0).reshape(4, 3).T]
 
 
+class Lossy(np.ndarray):
+    """One that makes nothing of a result, or fails."""
+
+    def __array_wrap__(self, array, *rest):
+        return 1 / self[0]
+
+
+@pytest.mark.parametrize(("first", "message"), [(1.0, "b: .*Lossy.__array_wrap__ gave no array, but"), (0.0, "b: .*failed")])
+def test_a_subclass_that_cannot_show_a_result_is_named(first, message):
+    with np.errstate(divide="raise"), pytest.raises(TypeError, match=message):
+        gradclip.clip_by_global_norm({"a": np.ones(2), "b": np.array([first, 2.0]).view(Lossy)}, 0.5)
+
+
 CLIPS = {
     "global": lambda grads, params: gradclip.clip_by_global_norm_(grads, 0.5),
     "strict": lambda grads, params: gradclip.clip_by_global_norm_(grads, 0.5, strict=True),

@@ -195,6 +195,7 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh
             strips += (table[i].sum.size + STRIP - 1) // STRIP
         team = team_size(strips) if bytes >= SERIAL_BYTES else 1
         take_scratch(&scratch, team)
+        to.announce()
         if not leaves.on_device:
             with nogil:
                 sum_strips(table, count, batch, strips, team, scratch.room, &watch)

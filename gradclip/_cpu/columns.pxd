@@ -9,10 +9,10 @@ from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uintptr_t
 
 from gradclip._cpu.fold cimport Sum, clear, fold, merge, settle
-from gradclip._cpu.machine cimport kernels
+from gradclip._cpu.machine cimport LINE, kernels
 from gradclip._cpu.plan cimport Write
 from gradclip._cpu.scalar cimport GC_KEEP, GC_SCALE, gc_measured, gc_two_sum
-from gradclip._cpu.work cimport LINE, Group, padded
+from gradclip._cpu.work cimport Group, padded
 from gradclip._layout cimport gc_leaf
 
 cdef enum:

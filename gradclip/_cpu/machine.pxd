@@ -37,6 +37,7 @@ cdef const gc_kernels *kernels
 
 cdef enum:
     ROOM = 1 << 16      # bytes for each thread: two blocks of the widest dtype
+    LINE = 64           # bytes of a cache line
 
 
 cdef struct Scratch:

@@ -33,9 +33,6 @@ cdef extern from "team.h" nogil:
     bint gc_forked()
     int gc_try_threads(int n)
 
-cdef enum:
-    LINE = 64           # bytes of a cache line
-
 cdef const gc_kernels *tables[8]
 cdef int table_count = gc_available(tables)
 cdef int set_for_process = 0    # 0: not set

@@ -268,8 +268,6 @@ def measure_written_here(Leaves leaves, Plan plan, double ord):
 
 def write(Leaves leaves, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source."""
-    if leaves._foreign is not None:
-        leaves.announce(changed(leaves, plan))
     if not leaves.on_device:
         write_here(leaves, plan)
     else:
@@ -303,9 +301,14 @@ cdef int write_here(Leaves leaves, Plan plan) except -1:
     cdef Work work = cut(leaves.leaf, source, leaves.count, True)
     cdef Scratch scratch
     cdef Task task
+    scratch.memory = NULL
     try:
         take_scratch(&scratch, work.team)
-    except MemoryError:
+        if leaves._foreign is not None:
+            leaves.announce(changed(leaves, plan))
+    except:
+        if scratch.memory != NULL:
+            give_scratch(&scratch)
         PyMem_Free(work.group)
         raise
     task.room = scratch.room

@@ -4,7 +4,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stddef cimport ptrdiff_t
 
 from gradclip._cpu.fold cimport Sum
-from gradclip._cpu.machine cimport SERIAL_BYTES, team_size
+from gradclip._cpu.machine cimport LINE, SERIAL_BYTES, team_size
 from gradclip._layout cimport gc_leaf
 
 cdef enum:
@@ -13,7 +13,6 @@ cdef enum:
     GROUP = 16 * BLOCK
     SETUP = 128             # elements that take as long as starting with a unit
     PANEL = 2048            # GC_PANEL
-    LINE = 64               # bytes of a cache line
     AREA = 1 << 18          # elements of a panel, at least;
     SHARE = 16              # a leaf has so many panels, unless they were smaller than that or
     LARGEST = 1 << 22       # larger than this

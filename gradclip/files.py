@@ -16,7 +16,7 @@ import sys
 from array import array
 from collections import Counter
 from contextlib import contextmanager
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
@@ -104,10 +104,21 @@ def _archive(path, expand):
             twice = [name for name, count in Counter(archive.namelist()).items() if count > 1]
             if twice:
                 raise ValueError(f"{path}: two arrays have the name {twice[0]}")
+            for info in archive.infolist():
+                _check_compression(path, archive, info, expand)
             size, whole = sum(info.file_size for info in archive.infolist()), os.fstat(file.fileno()).st_size
             if size > max(EXPANDED, EXPANSION * whole) and not expand:
                 raise ValueError(f"{path}: {whole:,} bytes that expand to {size:,}: --expand allows it")
             yield archive
+
+
+def _check_compression(path, archive, info, expand):
+    if info.compress_type in (ZIP_STORED, ZIP_DEFLATED):
+        return
+    if not expand:  # zipfile expands such a file without a limit, and only then finds that its size is another
+        raise ValueError(f"{path}: {info.filename}: NumPy writes no such compression: --expand allows it")
+    with _named(path, info.filename):
+        archive.open(info).close()  # is it known at all?
 
 
 def _read_member(path, archive, info):

@@ -299,6 +299,7 @@ COMPRESSIONS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zip
 def test_damaged_archives_are_one_line_and_status_2(capsys, tmp_path, how):
     """Every byte of an archive, changed; and every beginning of it."""
     path, out = tmp_path / "grads.npz", tmp_path / "out.npz"
+    expand = [] if how in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else ["--expand"]
     with zipfile.ZipFile(path, "w", how) as archive, archive.open("w.npy", "w") as member:
         np.lib.format.write_array(member, np.arange(3.0))
     whole = path.read_bytes()
@@ -306,7 +307,7 @@ def test_damaged_archives_are_one_line_and_status_2(capsys, tmp_path, how):
     found = set()
     for content in (*changed, *(whole[:n] for n in range(0, len(whole), 7))):
         path.write_bytes(content)
-        status, text, err = run(capsys, path, "--max-norm", "1", "--out", out)
+        status, text, err = run(capsys, path, "--max-norm", "1", "--out", out, *expand)
         found.add(status)
         if status == 0:  # dates and attributes are nobody's concern
             assert gradclip.global_norm(read(out)) == pytest.approx(1.0)
@@ -338,6 +339,38 @@ def test_an_archive_may_not_expand_beyond_all_proportion(capsys, tmp_path, monke
     assert (status, err) == (0, "")
     assert read(out)["w"][-1] == 1.0
     assert run(capsys, zeros(path, 99_999, zipfile.ZIP_STORED))[0] == 0  # large, but not by expanding
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_without_a_limit_must_be_allowed(capsys, tmp_path, monkeypatch, how):
+    """The directory tells of a small file, and what it expands to is known only afterwards."""
+    path = zeros(tmp_path / "grads.npz", 99_999, how)
+    path.write_bytes(path.read_bytes().replace((800_128).to_bytes(4, "little"), (928).to_bytes(4, "little")))
+    with monkeypatch.context() as unread:
+        unread.setattr(files, "_read_member", lambda *args: pytest.fail("read"))
+        status, text, err = run(capsys, path, "--max-norm", "1", "--out", path)
+    assert (status, text) == (2, "")
+    assert err == f"gradclip: error: {path}: w.npy: NumPy writes no such compression: --expand allows it\n"
+    status, _, err = run(capsys, zeros(path, 99_999, how), "--max-norm", "1", "--out", path, "--expand")
+    assert (status, err) == (0, "")
+    assert read(path)["w"][-1] == 1.0
+
+
+@pytest.mark.parametrize("options", [[], ["--expand"]])
+def test_an_unknown_compression_of_what_is_no_array(capsys, tmp_path, options):
+    path = tmp_path / "grads.npz"
+    np.savez(path, w=np.ones(3))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("notes.txt", "kept")
+    whole = bytearray(path.read_bytes())
+    local, central = whole.index(b"notes.txt") - 30, whole.rindex(b"notes.txt") - 46
+    whole[local + 8] = whole[central + 10] = 99
+    path.write_bytes(whole)
+    status, text, err = run(capsys, path, "--max-norm", "1", "--out", path, *options)
+    assert (status, text, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"gradclip: error: {path}: notes.txt: ")
+    assert path.read_bytes() == whole
+    assert os.listdir(tmp_path) == ["grads.npz"]
 
 
 def test_a_size_that_the_archive_makes_up(capsys, tmp_path):

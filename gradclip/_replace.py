@@ -6,6 +6,15 @@ import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_unfinished = set()  # files beside those that they are to replace
+
+
+def remove_unfinished():
+    """Remove what `replacing` writes at this moment, for a program that ends at once."""
+    for beside in list(_unfinished):
+        with suppress(OSError):
+            beside.unlink()
+
 
 def check(path):
     """An OSError where no file can be written as `path`, or take its place: found out before the work."""
@@ -27,6 +36,7 @@ def replacing(path):
     of the file that it replaces before a byte is written; where there is none, those that `open` gives a new file."""
     place = check(path)
     beside = place.with_name(f".gradclip-{_token()}")
+    _unfinished.add(beside)
     try:
         with open(beside, "x+b", opener=_private if place.exists() else None) as file:
             if place.exists():
@@ -37,6 +47,7 @@ def replacing(path):
         os.replace(beside, place)
     finally:
         beside.unlink(missing_ok=True)
+        _unfinished.discard(beside)
 
 
 def _token():
@@ -51,7 +62,16 @@ def _private(name, flags):
 def _like(place, beside, descriptor):
     """Give a new file the owner, as far as this user may, and the permissions of the one at `place`."""
     found = place.stat()
-    if hasattr(os, "fchown"):  # not on Windows
+    mode = stat.S_IMODE(found.st_mode)
+    if hasattr(os, "fchown") and not _give(descriptor, found):  # not on Windows
+        mode &= ~0o6070  # what the old group may do is not for another one
+    os.chmod(descriptor if os.chmod in os.supports_fd else beside, mode)
+
+
+def _give(descriptor, found):
+    """Whether a file could be given the group that was found; its owner too, where that is allowed."""
+    for owner in (found.st_uid, -1):
         with suppress(OSError):
-            os.fchown(descriptor, found.st_uid, found.st_gid)
-    os.chmod(descriptor if os.chmod in os.supports_fd else beside, stat.S_IMODE(found.st_mode))
+            os.fchown(descriptor, owner, found.st_gid)
+            return True
+    return False

@@ -2,7 +2,10 @@
 
 Names come from files, and may hold whatever steers a terminal: all that is printed goes through `shown`."""
 
+import os
 from contextlib import contextmanager
+
+_bars = []  # those that are on the screen
 
 
 def shown(text):
@@ -59,7 +62,17 @@ def progress(what, total, wanted=True):
 
     with Progress(console=screen, transient=True, disable=not (wanted and screen.is_terminal)) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda steps=1: bar.advance(task, steps)
+        _bars.append(bar)
+        try:
+            yield lambda steps=1: bar.advance(task, steps)
+        finally:
+            _bars.remove(bar)
+
+
+def show_cursor():
+    """Show the cursor that a bar has hidden, for a program that ends at once."""
+    if _bars and os.isatty(2) and not _bars[-1].console.is_dumb_terminal:
+        os.write(2, b"\x1b[?25h")  # not through a stream, which may be in the middle of a write
 
 
 def _screen(**where):

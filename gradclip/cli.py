@@ -6,6 +6,7 @@ import signal
 import sys
 from contextlib import contextmanager
 
+from . import _replace, _terminal
 from ._terminal import say, shown
 from ._version import __version__
 from .config import show_config
@@ -26,7 +27,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv=None):
     """Run the command; return its exit status: 0, 1 where NaN or Inf is an error, 2 after any other error of the user's
-    input, 130 after Ctrl-C. Without a command, print the help."""
+    input, 130 after Ctrl-C, 141 where the reader of standard output has left. Without a command, print the help."""
+    with _encodable():
+        return _main(argv)
+
+
+def _main(argv):
     try:
         with _cleaning_up():
             try:
@@ -42,39 +48,48 @@ def main(argv=None):
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
-        return 1
+        return 141  # what a shell tells of a program that SIGPIPE ended
     except (ImportError, MemoryError, NonFiniteGradientError, OptionError, OSError, ValueError) as error:
-        message = " ".join(str(error).split()) or type(error).__name__
+        message = str(error).strip("\n") or type(error).__name__
         print(f"gradclip: error: {shown(message)}", file=sys.stderr)
         return 1 if isinstance(error, NonFiniteGradientError) else 2
 
 
-class Terminated(BaseException):
-    """A signal that ends the program, on its way through what has to clean up."""
+@contextmanager
+def _encodable():
+    """Standard output takes characters that its encoding lacks, as escapes: standard error always does."""
+    stream = sys.stdout
+    if not hasattr(stream, "reconfigure"):  # somebody's own
+        yield
+        return
+    errors = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=errors)
 
 
 @contextmanager
 def _cleaning_up():
-    """While SIGTERM or SIGHUP end this program, they unwind it first, so that no half file stays; then they end it."""
+    """While SIGTERM or SIGHUP end this program, no half file and no hidden cursor stays behind."""
 
-    def unwind(number, frame):
-        for each in replaced:
-            signal.signal(each, signal.SIG_IGN)  # cleaning up takes no time
-        raise Terminated(number)
+    def end(number, frame):
+        # No exception: where it came up within a __del__, Python would print it and go on.
+        _replace.remove_unfinished()
+        _terminal.show_cursor()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
     names = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # no SIGHUP on Windows
     replaced = [number for number in names if number is not None and signal.getsignal(number) is signal.SIG_DFL]
     try:
         try:
             for number in replaced:
-                signal.signal(number, unwind)
+                signal.signal(number, end)
         except ValueError:  # not the main thread, to which signals belong
             replaced = []
         yield
-    except Terminated as stopped:
-        signal.signal(stopped.args[0], signal.SIG_DFL)
-        os.kill(os.getpid(), stopped.args[0])
-        raise  # the signal is blocked
     finally:
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)

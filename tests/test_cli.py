@@ -1,5 +1,6 @@
 """The command line, and the demo behind it."""
 
+import io
 import math
 import os
 import subprocess
@@ -150,9 +151,38 @@ def test_python_without_its_sources(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("argv", [["info"], ["--help"]])
 def test_a_reader_that_leaves_is_no_traceback(argv):
     command = [sys.executable, "-m", "gradclip", *argv]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}  # with it argparse itself passes over a broken pipe
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
+    assert process.returncode == 141  # 1 would mean NaN
+
+
+def test_a_name_that_standard_output_cannot_encode(tmp_path):
+    np.savez(tmp_path / "grads.npz", **{"é": np.ones(3)})
+    command = [sys.executable, "-m", "gradclip", "clip", "grads.npz", "--max-norm", "1", "--out", "out.npz"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\xe9" in done.stdout
+    assert b"written to out.npz" in done.stdout
+
+
+def test_standard_output_is_found_as_it_was(capsys, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), "ascii", "strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(["info"]) == 0
+    assert stream.errors == "strict"
+    assert stream.buffer.getvalue().startswith(b"gradclip ")
+    monkeypatch.setattr(sys, "stdout", io.StringIO())  # which has no encoding
+    assert cli.main(["info"]) == 0
+
+
+def test_blanks_of_a_name_are_kept_and_line_breaks_are_shown(capsys):
+    status, out, err = run(capsys, "suggest", "a  b\nc.txt", "--column", "x")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert r"a  b\nc.txt" in err
 
 
 # --- the network ---------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_an_error_leaves_the_old_file(tmp_path):
             file.write(b"half")
             raise error
 
-    for error in (RuntimeError, KeyboardInterrupt, cli.Terminated):
+    for error in (RuntimeError, KeyboardInterrupt, SystemExit):
         with pytest.raises(error):
             fail(error)
     assert path.read_bytes() == b"old"
@@ -140,6 +140,54 @@ def test_a_signal_ends_the_command_and_leaves_nothing_behind(tmp_path, name):
     assert (process.returncode, out, err) == (130 if name == "SIGINT" else -number, "", "")
     assert os.listdir(tmp_path) == [path.name]
     assert path.read_bytes() == before
+
+
+IN_A_FINALIZER = """
+import os, signal, sys
+from gradclip import cli, clip_file
+
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(1000))  # the handler has come and gone
+
+def drop(*args, **norm):
+    Last()
+    return apply(*args, **norm)
+
+apply, clip_file.apply_clip_ = clip_file.apply_clip_, drop
+sys.exit(cli.main(["clip", sys.argv[1], "--max-norm", "1", "--out", sys.argv[1]]))
+"""
+
+
+@posix
+def test_a_signal_is_not_lost_in_a_finalizer(tmp_path):
+    path = write(tmp_path / "grads.npz", {"w": np.ones(3)})
+    command = [sys.executable, "-c", IN_A_FINALIZER, str(path)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "", "")
+    assert os.listdir(tmp_path) == [path.name]
+
+
+@posix
+@pytest.mark.parametrize("refused", ["nothing", "the owner", "all"])
+def test_a_group_that_may_not_be_given_loses_its_permissions(tmp_path, monkeypatch, refused):
+    path, asked = tmp_path / "file", []
+    path.write_bytes(b"old")
+    path.chmod(0o2664)
+    found = path.stat()
+
+    def fchown(descriptor, owner, group):
+        asked.append((owner, group))
+        if refused == "all" or (refused == "the owner" and owner != -1):
+            raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", fchown)
+    with replacing(path) as file:
+        file.write(b"new")
+    both = [(found.st_uid, found.st_gid), (-1, found.st_gid)]
+    assert asked == (both[:1] if refused == "nothing" else both)
+    assert mode(path) == (0o604 if refused == "all" else 0o2664)
 
 
 @posix

@@ -172,7 +172,9 @@ class ClipMonitor:
         if not isinstance(percents, Iterable) or isinstance(percents, str):
             raise TypeError(f"percents must be an iterable of numbers, not {percents!r}")
         percents = list(percents)
-        checked = [percent("percents", value, 5) for value in percents]
+        checked = []
+        for value in percents:  # a comprehension would be a frame of its own before Python 3.12, and none since
+            checked.append(percent("percents", value, 4))
         norms = self._finite_norms()
         found = np.percentile(norms, checked).tolist() if norms.size else [math.nan] * len(percents)
         return dict(zip(percents, found, strict=True))
@@ -285,9 +287,7 @@ class ClipMonitor:
         try:
             _check_keys("state", state, ["totals", "window"])
             totals, kept = Totals.of(state["totals"]), _steps(state["window"])
-            for name, count in ("steps", len(kept)), ("clipped", int(kept["clipped"].sum())):
-                if count > getattr(totals, name):
-                    raise ValueError(f"totals: {name} must be at least the window's {count}, not {getattr(totals, name)}")
+            _check_counts(totals, kept)
         except (TypeError, ValueError) as error:
             raise ValueError(f"state is not what state_dict() returns: {error}") from None
         kept = kept[-len(self._ring) :]
@@ -337,6 +337,10 @@ class Totals:
         for name in ("clipped", "skipped", "nonfinite", "finite"):
             if getattr(totals, name) > totals.steps:
                 raise ValueError(f"totals: {name} must be at most the {totals.steps} steps, not {getattr(totals, name)}")
+        if totals.smallest_scale < 0.0:
+            raise ValueError(f"totals: smallest_scale must be at least 0, not {totals.smallest_scale!r}")
+        if not totals.finite and (totals.norm_min, totals.norm_max, totals.norm_mean) != (math.inf, -math.inf, 0.0):
+            raise ValueError("totals: norm_min, norm_max and norm_mean must be inf, -inf and 0, as no norm is finite")
         if totals.finite and not 0.0 <= totals.norm_min <= totals.norm_mean <= totals.norm_max < math.inf:
             raise ValueError("totals: norm_min, norm_mean and norm_max must be finite, at least 0 and in this order")
         return totals
@@ -371,7 +375,7 @@ def _check_keys(name, state, known):
 
 
 def _steps(rows):
-    """The window of a `state_dict`, checked: a norm is NaN or at least 0, and what is counted is whole."""
+    """The window of a `state_dict`, checked: norms and factors are NaN or at least 0, and what is counted is whole."""
     if not isinstance(rows, list | tuple):
         raise TypeError(f"window must be a list, not {type(rows).__name__}")
     for i, row in enumerate(rows):
@@ -382,12 +386,28 @@ def _steps(rows):
         for name, value in ("norm", norm), ("max_norm", max_norm), ("scale", scale):
             if type(value) is not float:
                 real(f"{place}: {name}", value)
-        if norm < 0.0:
-            raise ValueError(f"{place}: norm must be at least 0, not {norm!r}")
+        for name, value in ("norm", norm), ("scale", scale):  # a max_norm may be negative: that of clip_by_value
+            if value < 0.0:
+                raise ValueError(f"{place}: {name} must be at least 0, not {value!r}")
         for name, value, most in ("clipped", clipped, 1), ("skipped", skipped, 1), ("nonfinite", nonfinite, 2**63 - 1):
             if whole(f"{place}: {name}", value, 0) > most:
                 raise ValueError(f"{place}: {name} must be at most {most}, not {value!r}")
     return np.array([tuple(row) for row in rows], STEP)
+
+
+def _check_counts(totals, kept):
+    """The totals count each step of the window, and besides at most the steps before it."""
+    counts = {name: int(kept[name].sum()) for name in ("clipped", "skipped")}
+    counts["nonfinite"] = int((kept["nonfinite"] > 0).sum())
+    counts["finite"] = int(np.isfinite(kept["norm"]).sum())
+    for name, count in {"steps": len(kept), **counts}.items():
+        if count > getattr(totals, name):
+            raise ValueError(f"totals: {name} must be at least the window's {count}, not {getattr(totals, name)}")
+    before = totals.steps - len(kept)
+    for name, count in counts.items():
+        if getattr(totals, name) > count + before:
+            of = f"the window's {count} and the {before} steps before it"
+            raise ValueError(f"totals: {name} must be at most {of}, not {getattr(totals, name)}")
 
 
 def _read(report):
@@ -407,8 +427,8 @@ def _read(report):
         step = float(norm), max_norm, float(scale), int(bool(clipped)), int(bool(skipped)), int(nonfinite)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"report must be a ClipReport, and what this {type(report).__name__} holds is not: {error}") from None
-    if step[0] < 0.0 or not 0 <= step[5] < 2**63:
-        raise ValueError(f"no report has norm={norm!r} and nonfinite={nonfinite!r}")
+    if step[0] < 0.0 or step[2] < 0.0 or not 0 <= step[5] < 2**63:
+        raise ValueError(f"no report has norm={norm!r}, scale={scale!r} and nonfinite={nonfinite!r}")
     return step
 
 

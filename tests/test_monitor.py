@@ -4,6 +4,7 @@ import copy
 import csv
 import itertools
 import json
+import linecache
 import math
 import pickle
 import re
@@ -187,6 +188,7 @@ def test_bad_arguments(make, error, message):
         (report("large"), TypeError, "what this SimpleNamespace holds is not: .*'large'"),
         (report(-1.0), ValueError, "no report has norm=-1.0"),
         (report(1.0, nonfinite=math.inf), TypeError, "holds is not: .*infinity"),
+        (report(1.0, scale=-0.5), ValueError, "scale=-0.5"),
         (report(1.0, nonfinite=2**63), ValueError, "nonfinite=9223372036854775808"),
     ],
 )
@@ -462,6 +464,15 @@ BROKEN = [
     ("totals.norm_min", -1.0, "totals: norm_min, norm_mean and norm_max must be finite, at least 0 and in this order"),
     ("totals.smallest_scale", math.nan, "totals: smallest_scale must be a number, not nan"),
     ("totals.warned_frequent", 1, "totals: warned_frequent must be True or False, not 1"),
+    ("totals.smallest_scale", -0.5, "totals: smallest_scale must be at least 0, not -0.5"),
+    ("totals.finite", 2, "totals: finite must be at least the window's 3, not 2"),
+    ("totals.skipped", 1, "totals: skipped must be at most the window's 0 and the 0 steps before it, not 1"),
+    ("totals.nonfinite", 3, "totals: nonfinite must be at most the window's 0 and the 0 steps before it, not 3"),
+    ("totals.clipped", 3, "totals: clipped must be at most the window's 2 and the 0 steps before it, not 3"),
+    ("window.0.4", 1, "totals: skipped must be at least the window's 1, not 0"),
+    ("window.0.5", 7, "totals: nonfinite must be at least the window's 1, not 0"),
+    ("window.0.0", math.inf, "totals: finite must be at most the window's 2 and the 0 steps before it, not 3"),
+    ("window.1.2", -0.5, "window[1]: scale must be at least 0, not -0.5"),
     ("window", "steps", "window must be a list, not str"),
     ("window", [[1.0, 2.0]], "window[0] must be a list of 6 numbers, not [1.0, 2.0]"),
     ("window.1", 5.0, "window[1] must be a list of 6 numbers, not 5.0"),
@@ -486,6 +497,34 @@ def test_bad_state_changes_nothing(place, value, words):
     assert monitor.state_dict() == before
 
 
+def test_totals_without_a_finite_norm_hold_none():
+    state = monitored([report(math.nan)] * 2).state_dict()
+    ClipMonitor().load_state_dict(state)
+    for name, value in (("norm_min", 0.0), ("norm_max", math.inf), ("norm_mean", 1.0)):
+        with pytest.raises(ValueError, match="must be inf, -inf and 0, as no norm is finite"):
+            ClipMonitor().load_state_dict(changed(state, f"totals.{name}", value))
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 300])
+def test_what_monitors_write_is_taken(window):
+    written = [ClipMonitor(window, 1)]
+    for reports in ODD.values():
+        written.append(monitored(reports, window=window))
+    real = ClipMonitor(window, 1)
+    for nonfinite in ("skip", "zero", "propagate"):
+        for value in (math.nan, math.inf, 3.0):
+            real.record(gradclip.clip_by_global_norm_(np.array([1.0, value]), 2.0, nonfinite=nonfinite))
+    real.record(gradclip.clip_by_value_(np.array([1.0, 2.0]), -3.0, -1.0))  # its max_norm is -1
+    for monitor in (*written, real):
+        state = json.loads(json.dumps(monitor.state_dict()))
+        for size in (1, 5, window):
+            resumed = ClipMonitor(size)
+            resumed.load_state_dict(state)
+            again = ClipMonitor(size)
+            again.load_state_dict(resumed.state_dict())
+            assert repr(again.state_dict()) == repr(resumed.state_dict())
+
+
 def test_state_with_a_key_missing_or_no_dict():
     monitor = monitored(training(3))
     before = monitor.state_dict()
@@ -506,7 +545,7 @@ def test_suggestions_of_the_monitor_warn_of_fractions_and_of_a_single_norm():
     monitor = monitored([report(1.0), report(2.0)])
     with pytest.warns(UserWarning, match="percents is 0.5, .* did you mean 50") as caught:
         monitor.percentiles([0, 0.5, 50])
-    assert caught[0].filename == __file__
+    assert [(w.filename, "percentiles" in linecache.getline(w.filename, w.lineno)) for w in caught] == [(__file__, True)]
     with pytest.warns(UserWarning, match="percentile is 0.95, .* did you mean 95") as caught:
         assert monitor.suggest_threshold(0.95) == np.percentile([1.0, 2.0], 0.95)
     assert caught[0].filename == __file__

@@ -27,6 +27,7 @@ PERCENTILES = {
     99.9: "",
     100: "the largest",
 }
+LISTED = 20  # names of columns in an error
 FEW = 20  # norms: with fewer, the 95th percentile says next to nothing beyond the largest
 SUGGESTED = {percent: words for percent, words in PERCENTILES.items() if percent in (90, 95, 99)}
 
@@ -86,7 +87,8 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple
         The file, in UTF-8; ``-`` is standard input.
     column : str, optional
         A name in the header; without a header, the number of the column, from 1. By default ``norm``, else the one
-        column of numbers whose name contains "norm" in small or capital letters, else the only column of numbers.
+        column of numbers whose name contains "norm" in small or capital letters, else, without a header, the only
+        column of numbers.
 
     Returns
     -------
@@ -158,7 +160,7 @@ def _fields(line, delimiter):
 def _is_header(fields, column):
     if column in fields and not is_number(column):  # a number may be meant for the column's place
         return True
-    return "norm" in map(str.lower, fields) or not any(map(is_number, fields))
+    return any("norm" in field.lower() for field in fields) or not any(map(is_number, fields))
 
 
 def _column(path, column, header, first, delimiter):
@@ -169,28 +171,23 @@ def _column(path, column, header, first, delimiter):
     if column is not None:
         if column not in names:
             raise ValueError(f"{path} has no column {column!r}: {_listed(header, names)}")
-        found = [i for i, name in enumerate(names) if name == column]
-        return _only(path, found, header, names)
+        if names.count(column) > 1:
+            raise ValueError(f"{path}: several columns have the name {column!r}")
+        return names.index(column)
     lower = [name.lower() for name in names]
     exact = [i for i, name in enumerate(lower) if name == "norm"]
+    named = [i for i, name in enumerate(lower) if "norm" in name]
     numbers = [i for i, field in enumerate(fields) if is_number(field)]
     empty = [i for i, name in enumerate(header) if name and not any(fields[i : i + 1])]  # numbers may stand further down
-    named = [i for i in sorted(numbers + empty) if "norm" in lower[i]]
-    if exact or named:
-        return _only(path, exact or named, header, names)
-    if len(numbers) == 1 and not empty and not any("norm" in name for name in lower):
-        return numbers[0]
+    found = exact or sorted({*numbers, *empty}.intersection(named)) or named or ([] if header else numbers)
+    if len(found) == 1:
+        return found[0]
     if not numbers:
         raise ValueError(f"{path}, line {n}: no number in {line[:40]!r}")
-    raise ValueError(f"{path}: no column of numbers is named norm: {_choose(header, names)}")
-
-
-def _only(path, found, header, names):
-    """The one column that was found."""
-    if len(found) > 1:
-        several = ", ".join(names[i] for i in found)
-        raise ValueError(f"{path}: several columns may be meant ({several}): {_choose(header, names)}")
-    return found[0]
+    if exact or named:
+        several = [names[i] for i in found]
+        raise ValueError(f"{path}: several columns may be meant: choose one with --column: {_joined(several)}")
+    raise ValueError(f"{path}: no column of numbers is named norm: choose one with --column; {_listed(header, names)}")
 
 
 def _names(header, count):
@@ -199,12 +196,13 @@ def _names(header, count):
 
 
 def _listed(header, names):
-    known = f"the columns are {', '.join(name or '(unnamed)' for name in names)}"
+    known = f"the columns are {_joined(names)}"
     return known if header else f"the file has no header, {known}"
 
 
-def _choose(header, names):
-    return f"choose one with --column; {_listed(header, names)}"
+def _joined(names):
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(name or "(unnamed)" for name in names[:LISTED]) + more
 
 
 def _draw(norms, thresholds, path):

@@ -38,7 +38,8 @@ def run(capsys, *argv):
         ("1\n2.5\n3e-4\n", [1, 2.5, 3e-4], "column 1"),
         ("1\n2", [1, 2], "column 1"),
         ("norm\n1\n2\n", [1, 2], "column norm"),
-        ("grad\n1\n2\n", [1, 2], "column grad"),
+        ("0,1,grad_norm\n8,9,1.5\n", [1.5], "column grad_norm"),
+        ("0,1,GRADNORM\n8,9,1.5\n", [1.5], "column GRADNORM"),
         ("step,norm,max_norm\n0,1.5,9\n1,2.5,9\n", [1.5, 2.5], "column norm"),  # as ClipMonitor writes it
         ("step, Norm ,max_norm\n0, 1.5 ,9\n", [1.5], "column Norm"),
         (",norm\n0,1.5\n1,\n2,2.5\n", [1.5, math.nan, 2.5], "column norm"),  # as pandas writes it
@@ -54,7 +55,6 @@ def run(capsys, *argv):
         ("grad_norm,norm,loss\n9,1.5,7\n", [1.5], "column norm"),
         ("step,loss,grad_norm\n0,7,\n1,8,1.5\n", [math.nan, 1.5], "column grad_norm"),  # logged every other step
         ("1.5,\n2.5,\n", [1.5, 2.5], "column 1"),
-        ("host,value\na,1.5\nb,2.5\n", [1.5, 2.5], "column value"),
         ("step;norm\n0;1.5\n", [1.5], "column norm"),
         ("\tnorm\n0\t1.5\n1\t2.5\n", [1.5, 2.5], "column norm"),
         ("# a comment, with commas\n\n  # and one more\nstep norm\n\n0 1.5\n# 9 9\n1 2.5\n\n", [1.5, 2.5], "column norm"),
@@ -138,13 +138,22 @@ def test_numbers_are_those_that_were_written(log):
         (
             "step,grad_norm,grad_norm__MAX\n0,1,2\n",
             [],
-            "several columns may be meant (grad_norm, grad_norm__MAX): choose one with --column; "
-            "the columns are step, grad_norm, grad_norm__MAX",
+            "several columns may be meant: choose one with --column: grad_norm, grad_norm__MAX\n",
         ),
-        ("step,grad_norm\n0,n/a\n1,2\n", [], "no column of numbers is named norm: choose one with --column"),
+        ("step,grad_norm\n1,None\n2,1.5\n", [], "line 2: 'None' in column grad_norm is not a number"),
+        ("norm_type,grad_norm,step\nL2,None,1\n", [], "choose one with --column: norm_type, grad_norm\n"),
+        ("loss\n1\n2\n", [], "no column of numbers is named norm: choose one with --column; the columns are loss\n"),
+        ("host,loss\na,1.5\nb,2.5\n", [], "choose one with --column; the columns are host, loss\n"),
+        (
+            ",".join(f"norm{i}" for i in range(1020)) + "\n" + "1," * 1019 + "1\n",
+            [],
+            f"choose one with --column: {', '.join(f'norm{i}' for i in range(20))} and 1,000 more\n",
+        ),
+        ("1," * 1019 + "1\n", [], f"the columns are {', '.join(str(i) for i in range(1, 21))} and 1,000 more\n"),
         ("step,loss\n0,\n1,5\n", [], "no column of numbers is named norm: choose one with --column"),
-        ("a,a,norm\n0,1,2\n", ["--column", "a"], "several columns may be meant (a, a)"),
-        ("norm,Norm\n0,1\n", [], "several columns may be meant (norm, Norm): choose one with --column"),
+        ("a,a,norm\n0,1,2\n", ["--column", "a"], "several columns have the name 'a'"),
+        ("step,loss\n0,1\n", ["--column", "a"], "has no column 'a': the columns are step, loss\n"),
+        ("norm,Norm\n0,1\n", [], "several columns may be meant: choose one with --column: norm, Norm\n"),
         ('a,"' + "b" * 200_000 + '"\n1,2\n', [], "field larger than field limit"),
     ],
 )

@@ -66,7 +66,12 @@ def _read_head(stream):
 def _parsed(version, header):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files that Python 2 wrote, and of what odd headers hold
-        return _READERS[version](io.BytesIO(header))
+        try:
+            return _READERS[version](io.BytesIO(header))
+        except Exception as error:
+            if isinstance(error, ValueError) and not str(error).startswith(("Cannot parse header", "malformed node")):
+                raise  # NumPy's words about what the header holds
+            raise ValueError("the header cannot be read") from None  # not those of Python's parser
 
 
 def _fill(stream, buffer):

@@ -60,7 +60,8 @@ def run(
     dry_run : bool, default False
         Write nothing, in spite of `out`.
     expand : bool, default False
-        Read an archive that expands to more than 256 MiB and more than a hundred times its size.
+        Read an archive that expands to more than 256 MiB and more than a hundred times its size, or whose compression
+        is none of NumPy's.
     top : int, default 20
         How many leaves the table shows at most: those with the largest norms, in the order of the file.
 
@@ -191,7 +192,8 @@ def _show(path, leaves, report, rule, max_norm, target, top):
             row.append(f"{leaf.measure.nonfinite:,}" if leaf.measure.nonfinite else "")
     if shown:
         if len(shown) < len(measured):
-            say(f"The {len(shown):,} largest norms of {len(measured):,} leaves:")
+            largest = f"{len(shown):,} largest norms" if len(shown) > 1 else "largest norm"
+            say(f"The {largest} of {len(measured):,} leaves:")
             say()
         show_table(header, rows)
         say()

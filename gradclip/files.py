@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from array import array
+from codecs import BOM_UTF8
 from collections import Counter
 from contextlib import contextmanager
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
@@ -261,7 +262,9 @@ def _rewrite_text(path, file, change, expand):
     ((name, values),) = _read_text(path, expand)
     change(name, values)
     numbers = map(float, values.flat)
-    text = io.TextIOWrapper(file, "utf-8", **TEXT)
+    with path.open("rb") as old:
+        marked = old.read(3) == BOM_UTF8  # `_lines` leaves it out
+    text = io.TextIOWrapper(file, "utf-8-sig" if marked else "utf-8", **TEXT)
     for line, row in _lines(path):
         # A number goes where a number stood; delimiters, blanks and line ends stay.
         text.write(line if row is None else re.sub(r"[^\s,;]+", lambda _: repr(next(numbers)), line))

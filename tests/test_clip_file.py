@@ -256,14 +256,15 @@ def test_folders_and_files_without_permission(capsys, tmp_path, output):
 
 def test_the_largest_norms_are_shown_where_there_are_many(capsys, tmp_path):
     path = write(tmp_path / "grads.npz", {f"w{i:03}": np.array([float(i * 7 % 100)]) for i in range(100)})
-    for options, count in (([], 20), (["--top", "3"], 3), (["--top", "100"], 100)):
+    for options, count in (([], 20), (["--top", "3"], 3), (["--top", "1"], 1), (["--top", "100"], 100)):
         status, out, _ = run(capsys, path, "--max-norm", "1", *options)
         rows = [line.split() for line in out.splitlines() if line.startswith("w")]
         norms = [float(row[3]) for row in rows]
         assert status == 0
         assert len(rows) == count
         assert norms == ([99.0 - i for i in range(count)] if count < 100 else [i * 7 % 100 for i in range(100)])
-        assert (f"The {count} largest norms of 100 leaves:" in out) == (count < 100)
+        largest = "largest norm" if count == 1 else f"{count} largest norms"
+        assert (f"The {largest} of 100 leaves:" in out) == (count < 100)
     assert run(capsys, path, "--max-norm", "1", "--top", "0")[1].count("\n") <= 2
 
 

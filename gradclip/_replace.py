@@ -6,7 +6,7 @@ import stat
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_unfinished = set()  # files beside those that they are to replace
+_unfinished: set[Path] = set()  # files beside those that they are to replace
 
 
 def remove_unfinished():

@@ -4,8 +4,9 @@ Names come from files, and may hold whatever steers a terminal: all that is prin
 
 import os
 from contextlib import contextmanager
+from typing import Any
 
-_bars = []  # those that are on the screen
+_bars: list[Any] = []  # those that are on the screen
 
 
 def shown(text):

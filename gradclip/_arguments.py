@@ -32,7 +32,8 @@ POLICIES = ("raise", "skip", "zero", "propagate")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Grads = TypeVar("Grads")  # a nesting of arrays, which comes back as it was given
-ByLeaf = float | list[Any] | tuple[Any, ...] | Mapping[Any, Any]  # a number, a nesting of them, or patterns over paths
+Number = float | np.floating[Any] | np.integer[Any]
+ByLeaf = Number | list[Any] | tuple[Any, ...] | Mapping[Any, Any]  # a number, a nesting of them, or patterns over paths
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from ._arguments import Floats, Grads, NormOptions, Rule, Unpack, number, spelled_out
+from ._arguments import Floats, Grads, NormOptions, Number, Rule, Unpack, number, spelled_out
 from ._cpu.passes import measure as measure_leaves
 from ._cpu.plan import StandardState
 from ._cpu.sums import Sums
@@ -225,7 +225,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
 
 @spelled_out
 def apply_clip_(
-    grads: Any, measure: Measure | Literal[0], max_norm: float | Threshold, **norm: Unpack[NormOptions]
+    grads: Any, measure: Measure | Literal[0], max_norm: Number | Threshold, **norm: Unpack[NormOptions]
 ) -> ClipReport:
     """The second half of `clip_by_global_norm_`: scale by a norm measured before, elsewhere or merged.
 
@@ -257,15 +257,15 @@ def apply_clip_(
 
 @overload
 def apply_clip(
-    grads: Grads, measure: Measure | Literal[0], max_norm: float | Threshold, *, out: None = None, **norm: Unpack[NormOptions]
+    grads: Grads, measure: Measure | Literal[0], max_norm: Number | Threshold, *, out: None = None, **norm: Unpack[NormOptions]
 ) -> tuple[Grads, ClipReport]: ...
 @overload
 def apply_clip(
-    grads: Any, measure: Measure | Literal[0], max_norm: float | Threshold, *, out: Grads, **norm: Unpack[NormOptions]
+    grads: Any, measure: Measure | Literal[0], max_norm: Number | Threshold, *, out: Grads, **norm: Unpack[NormOptions]
 ) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def apply_clip(
-    grads: Any, measure: Measure | Literal[0], max_norm: float | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
+    grads: Any, measure: Measure | Literal[0], max_norm: Number | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
 ) -> tuple[Any, ClipReport]:
     """Like `apply_clip_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 

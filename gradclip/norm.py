@@ -10,7 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from ._arguments import ByLeaf, Grads, NormOptions, OptionsWithoutEps, Rule, Unpack, number, spelled_out, whole
+from ._arguments import ByLeaf, Grads, NormOptions, Number, OptionsWithoutEps, Rule, Unpack, number, spelled_out, whole
 from ._cpu.passes import measure
 from ._decide import decide
 from ._leaves import Leaves
@@ -19,7 +19,7 @@ from .thresholds import Threshold
 
 
 @spelled_out
-def clip_by_global_norm_(grads: Any, max_norm: float | Threshold, **norm: Unpack[NormOptions]) -> ClipReport:
+def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpack[NormOptions]) -> ClipReport:
     """Scale all leaves by one factor so that their global norm is at most `max_norm`, in place.
 
     .. math:: g \\leftarrow g \\cdot \\frac{c}{\\lVert g \\rVert + \\epsilon}
@@ -88,15 +88,15 @@ def clip_by_global_norm_(grads: Any, max_norm: float | Threshold, **norm: Unpack
 
 @overload
 def clip_by_global_norm(
-    grads: Grads, max_norm: float | Threshold, *, out: None = None, **norm: Unpack[NormOptions]
+    grads: Grads, max_norm: Number | Threshold, *, out: None = None, **norm: Unpack[NormOptions]
 ) -> tuple[Grads, ClipReport]: ...
 @overload
 def clip_by_global_norm(
-    grads: Any, max_norm: float | Threshold, *, out: Grads, **norm: Unpack[NormOptions]
+    grads: Any, max_norm: Number | Threshold, *, out: Grads, **norm: Unpack[NormOptions]
 ) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def clip_by_global_norm(
-    grads: Any, max_norm: float | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
+    grads: Any, max_norm: Number | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
 ) -> tuple[Any, ClipReport]:
     """Like `clip_by_global_norm_`, leaving `grads` untouched.
 

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from ._arguments import Grads, NormOptions, Rule, Unpack, number, spelled_out
+from ._arguments import Grads, NormOptions, Number, Rule, Unpack, number, spelled_out
 from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
 from ._cpu.plan import Plan, StandardState
@@ -25,7 +25,7 @@ MOST = sys.float_info.max * (1.0 - 2.0**-51)
 
 
 @spelled_out
-def clip_per_sample_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -> ClipReport:
+def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[NormOptions]) -> ClipReport:
     """Scale every sample of a batch by a factor of its own so that its norm is at most `max_norm`, in place.
 
     Parameters
@@ -69,12 +69,12 @@ def clip_per_sample_(grads: Any, max_norm: float, **norm: Unpack[NormOptions]) -
 
 @overload
 def clip_per_sample(
-    grads: Grads, max_norm: float, *, out: None = None, **norm: Unpack[NormOptions]
+    grads: Grads, max_norm: Number, *, out: None = None, **norm: Unpack[NormOptions]
 ) -> tuple[Grads, ClipReport]: ...
 @overload
-def clip_per_sample(grads: Any, max_norm: float, *, out: Grads, **norm: Unpack[NormOptions]) -> tuple[Grads, ClipReport]: ...
+def clip_per_sample(grads: Any, max_norm: Number, *, out: Grads, **norm: Unpack[NormOptions]) -> tuple[Grads, ClipReport]: ...
 @spelled_out
-def clip_per_sample(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
+def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
     """Like `clip_per_sample_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
     Examples
@@ -94,7 +94,9 @@ def clip_per_sample(grads: Any, max_norm: float, *, out: Any = None, **norm: Unp
 
 
 @spelled_out
-def per_sample_clip_sum(grads: Any, max_norm: float, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
+def per_sample_clip_sum(
+    grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[NormOptions]
+) -> tuple[Any, ClipReport]:
     """Clip every sample as `clip_per_sample` does and sum over the batch, without writing the clipped samples.
 
     .. math:: \\sum_i g_i \\cdot \\min\\left(1, \\frac{c}{\\lVert g_i \\rVert}\\right)

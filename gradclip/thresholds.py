@@ -12,16 +12,14 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from . import _chi
-from ._arguments import flag, number, percent, real, whole
+from ._arguments import Function, Number, flag, number, percent, real, whole
 from ._cpu.plan import StandardState
 from ._ranked import Ranked
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def in_standard_state(function: Function) -> Function:
@@ -398,7 +396,7 @@ def suggest_threshold(norms: Iterable[float], percentile: float = 95) -> float:
 
 
 @in_standard_state
-def clip_rate(norms: Iterable[float], max_norm: float) -> float:
+def clip_rate(norms: Iterable[float], max_norm: Number) -> float:
     """The fraction of steps that a constant threshold would clip: those with norm > max_norm.
 
     Parameters
@@ -424,7 +422,7 @@ def clip_rate(norms: Iterable[float], max_norm: float) -> float:
 
 
 @in_standard_state
-def gaussian_exceedance(max_norm: float, size: int, sigma: float, *, log: bool = False) -> float:
+def gaussian_exceedance(max_norm: Number, size: int, sigma: float, *, log: bool = False) -> float:
     """How probable it is that pure Gaussian noise exceeds a threshold.
 
     .. math:: P(\\lVert g \\rVert_2 > c) = Q\\left(\\frac{n}{2}, \\frac{c^2}{2 \\sigma^2}\\right)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ._arguments import NormOptions, Rule, Unpack, number, spelled_out
+from ._arguments import NormOptions, Number, Rule, Unpack, number, spelled_out
 from ._cpu.passes import measure
 from ._decide import decide
 from ._leaves import Leaves
@@ -16,7 +16,7 @@ from .thresholds import Threshold
 
 @spelled_out
 def sgd_step_(
-    params: Any, grads: Any, lr: float, max_norm: float | Threshold = math.inf, **norm: Unpack[NormOptions]
+    params: Any, grads: Any, lr: float, max_norm: Number | Threshold = math.inf, **norm: Unpack[NormOptions]
 ) -> ClipReport:
     """Clip the gradients by their global norm and subtract them from the parameters, which alone are written.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-from ._arguments import Grads, number
+from ._arguments import Grads, Number, number
 from ._cpu.passes import measure, write
 from ._cpu.plan import Plan
 from ._cpu.sums import Sums
@@ -13,7 +13,7 @@ from .norm import result
 from .report import ClipReport, answer
 
 
-def clip_by_value_(grads: Any, clip_min: float, clip_max: float | None = None) -> ClipReport:
+def clip_by_value_(grads: Any, clip_min: Number, clip_max: Number | None = None) -> ClipReport:
     """Bring every element into [clip_min, clip_max], in place.
 
     Parameters
@@ -55,11 +55,11 @@ def clip_by_value_(grads: Any, clip_min: float, clip_max: float | None = None) -
 
 @overload
 def clip_by_value(
-    grads: Grads, clip_min: float, clip_max: float | None = None, *, out: None = None
+    grads: Grads, clip_min: Number, clip_max: Number | None = None, *, out: None = None
 ) -> tuple[Grads, ClipReport]: ...
 @overload
-def clip_by_value(grads: Any, clip_min: float, clip_max: float | None = None, *, out: Grads) -> tuple[Grads, ClipReport]: ...
-def clip_by_value(grads: Any, clip_min: float, clip_max: float | None = None, *, out: Any = None) -> tuple[Any, ClipReport]:
+def clip_by_value(grads: Any, clip_min: Number, clip_max: Number | None = None, *, out: Grads) -> tuple[Grads, ClipReport]: ...
+def clip_by_value(grads: Any, clip_min: Number, clip_max: Number | None = None, *, out: Any = None) -> tuple[Any, ClipReport]:
     """Like `clip_by_value_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
 
     Examples

@@ -26,16 +26,18 @@ def in_place() -> None:
     grads, params = leaves(), leaves()
     reports: list[gradclip.ClipReport] = [
         gradclip.clip_by_value_(grads, 1.0),
-        gradclip.clip_by_value_(grads, -1, 1),
+        gradclip.clip_by_value_(grads, -1, np.float32(1)),
         gradclip.clip_by_norm_(grads, 1.0, axis=0, ord=1),
         gradclip.clip_by_norm_(grads, [1.0, 0.5]),
         gradclip.clip_by_norm_(grads, {"0": 0.5, "*": 1}, nonfinite="skip"),
         gradclip.clip_by_global_norm_(grads, 1.0, ord=2, eps=1e-6, nonfinite="zero", grad_scale=2.0, strict=True),
+        gradclip.clip_by_global_norm_(grads, np.float32(1.0)),
+        gradclip.clip_by_norm_(grads, np.int64(1)),
         gradclip.clip_by_global_norm_((grad for grad in grads), thresholds.Quantile(0.9)),
         gradclip.normalize_(grads, 2.0, eps=0.0, per_leaf=True, ord=float("inf")),
         gradclip.clip_adaptive_(grads, params, 0.01, eps=1e-3, unit_axis=-1, nonfinite="propagate"),
         gradclip.clip_per_sample_(grads[:1], 1.0, strict=True),
-        gradclip.sgd_step_(params, grads, 0.1, 1.0, nonfinite="raise"),
+        gradclip.sgd_step_(params, grads, 0.1, np.float16(1.0), nonfinite="raise"),
         gradclip.apply_clip_(grads, gradclip.measure(grads), thresholds.Schedule(lambda step: 1.0 / (step + 1))),
     ]
     for report in reports:
@@ -53,12 +55,12 @@ def in_place() -> None:
 def functional(anything: Any) -> None:
     grads = leaves()
     clipped: list[Array] = gradclip.clip_by_value(grads, 1.0)[0]
-    clipped, report = gradclip.clip_by_global_norm(grads, 1.0, strict=True)
-    clipped, report = gradclip.clip_by_norm(clipped, 1.0, axis=(0,))
+    clipped, report = gradclip.clip_by_global_norm(grads, np.max(np.arange(3, dtype=np.float32)), strict=True)
+    clipped, report = gradclip.clip_by_norm(clipped, np.float32(1.0), axis=(0,))
     clipped, report = gradclip.normalize(clipped)
     clipped, report = gradclip.clip_adaptive(clipped, grads)
-    clipped, report = gradclip.apply_clip(clipped, gradclip.measure(clipped), 1.0)
-    samples, report = gradclip.clip_per_sample({"w": grads[0]}, 1.0)
+    clipped, report = gradclip.apply_clip(clipped, gradclip.measure(clipped), np.float32(1.0))
+    samples, report = gradclip.clip_per_sample({"w": grads[0]}, np.float32(1.0))
     sums, report = gradclip.per_sample_clip_sum(samples, 1.0, nonfinite="zero")
     print(report.norm, samples["w"].shape, sums["w"])
 
@@ -95,7 +97,7 @@ def rules() -> None:
         print(threshold, gradclip.clip_by_global_norm(leaves(), rule)[1].max_norm)
     suggested: float = gradclip.suggest_threshold([1.0, 2.0], percentile=50)
     rate: float = gradclip.clip_rate(np.array([1.0, 2.0]), suggested)
-    print(rate + thresholds.clip_rate([1.0], 2.0))
+    print(rate + thresholds.clip_rate([1.0], np.float32(2.0)))
 
 
 def watched() -> None:

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv=None):
     """Run the command; return its exit status: 0, 1 where NaN or Inf is an error, 2 after any other error of the user's
     input, 130 after Ctrl-C, 141 where the reader of standard output has left. Without a command, print the help."""
-    with _encodable():
+    with _output():
         return _main(argv)
 
 
@@ -47,7 +47,6 @@ def _main(argv):
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
         return 141  # what a shell tells of a program that SIGPIPE ended
     except (ImportError, MemoryError, NonFiniteGradientError, OptionError, OSError, ValueError) as error:
         message = str(error).strip("\n") or type(error).__name__
@@ -56,8 +55,8 @@ def _main(argv):
 
 
 @contextmanager
-def _encodable():
-    """Standard output takes characters that its encoding lacks, as escapes: standard error always does."""
+def _output():
+    """Standard output shows as escapes what its encoding lacks, as standard error does; what nobody takes is dropped."""
     stream = sys.stdout
     if not hasattr(stream, "reconfigure"):  # somebody's own
         yield
@@ -67,7 +66,11 @@ def _encodable():
     try:
         yield
     finally:
-        stream.reconfigure(errors=errors)
+        try:
+            stream.reconfigure(errors=errors)  # flushes it
+        except OSError:  # which was told already; Python would tell it again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            stream.reconfigure(errors=errors)
 
 
 @contextmanager

@@ -159,6 +159,16 @@ def test_a_reader_that_leaves_is_no_traceback(argv):
     assert process.returncode == 141  # 1 would mean NaN
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_line_and_status_2(unbuffered):
+    command = [sys.executable, "-m", "gradclip", "info"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False, text=True, env=environment, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "gradclip: error: [Errno 28] No space left on device\n")
+
+
 def test_a_name_that_standard_output_cannot_encode(tmp_path):
     np.savez(tmp_path / "grads.npz", **{"é": np.ones(3)})
     command = [sys.executable, "-m", "gradclip", "clip", "grads.npz", "--max-norm", "1", "--out", "out.npz"]

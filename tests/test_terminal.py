@@ -1,10 +1,11 @@
 """Tables and bars, with a terminal and without."""
 
+import os
 import sys
 
 import pytest
 
-from gradclip._terminal import progress, show_table
+from gradclip._terminal import progress, show_cursor, show_table
 
 HEADER, ROWS = ("name", "norm", "factor"), [("[red]", "", ""), ("a:smile:" * 30, "1.2345", "1"), ("b", "10", "0.5")]
 
@@ -46,6 +47,20 @@ def test_bar_is_on_stderr_and_only_if_wanted(capsys):
         out, err = capsys.readouterr()
         assert out == ""
         assert ("working" in err) == ("100%" in err) == wanted
+
+
+@pytest.mark.usefixtures("terminal")
+def test_a_program_that_ends_at_once_shows_the_cursor_that_a_bar_has_hidden(capsys, monkeypatch):
+    written = []
+    monkeypatch.setattr(os, "isatty", lambda descriptor: True)
+    monkeypatch.setattr(os, "write", lambda *written_now: written.append(written_now))
+    show_cursor()
+    assert not written
+    with progress("working", 10):
+        assert "\x1b[?25l" in capsys.readouterr().err
+        show_cursor()
+    show_cursor()
+    assert written == [(2, b"\x1b[?25h")]
 
 
 @pytest.mark.parametrize("rich", [True, False])

@@ -160,7 +160,7 @@ def torch_tensor(cupy, monkeypatch):
         is_cuda, requires_grad, layout = True, False, "strided"
         stream = cupy.cuda.Stream(non_blocking=True)
         detach = lambda self: self  # noqa: E731
-        is_conj = is_neg = lambda self: False
+        is_conj = is_neg = is_inference = lambda self: False
 
         def __init__(self, *values):
             with self.stream:
@@ -181,7 +181,7 @@ def torch_tensor(cupy, monkeypatch):
     module.strided, module.bfloat16, module.from_dlpack = "strided", "bfloat16", lambda array: array
     module.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=Tensor.stream.ptr))
     module.told = []
-    module.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=module.told.extend))
+    module.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=module.told.append))
     monkeypatch.setitem(sys.modules, "torch", module)
     return Tensor
 

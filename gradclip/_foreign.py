@@ -69,7 +69,7 @@ def is_collection(node):
 
 def makes_anew(node, items):
     """Whether a container gives other objects each time it is asked: what is written to them is lost."""
-    if isinstance(node, Iterator):
+    if type(node) in (list, tuple, dict) or isinstance(node, Iterator):
         return False
     again, items = list(map(node.__getitem__, node) if isinstance(node, Mapping) else node), list(items)
     return len(again) != len(items) or any(a is not b for a, b in zip(again, items, strict=True))

@@ -15,16 +15,19 @@ def is_cuda_tensor(node):
     return is_tensor(node) and node.is_cuda
 
 
-def holds_weights(node):
-    """Whether something is a `torch.nn.Parameter`, or a module of them."""
-    nn = getattr(sys.modules.get("torch"), "nn", None)
-    return nn is not None and isinstance(node, nn.Parameter | nn.Module)
-
-
 def is_module(node):
     """Whether something is a `torch.nn.Module`."""
+    return _is_of_nn(node, "Module")
+
+
+def holds_weights(node):
+    """Whether something is a `torch.nn.Parameter`, or a module of them."""
+    return is_module(node) or _is_of_nn(node, "Parameter")
+
+
+def _is_of_nn(node, name):
     nn = getattr(sys.modules.get("torch"), "nn", None)
-    return nn is not None and isinstance(node, nn.Module)
+    return nn is not None and isinstance(node, getattr(nn, name))
 
 
 def plain(tensor, write):

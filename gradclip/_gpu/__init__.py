@@ -47,7 +47,7 @@ def prepared(leaves, plan):
 
     def write():
         for table, writes, bounds in ready:
-            table.launch("write_leaves", writes, len(writes), 0 if bounds is None else bounds, 0)
+            table.launch("write_leaves", writes, len(writes), table.in_place, 0 if bounds is None else bounds, 0)
 
     return write
 

@@ -12,7 +12,7 @@ struct Leaf {
     i64 units, first_unit, unit_ndim;
     i64 is_complex;
     i64 narrow;             /* a thread, not a block of threads, for a segment of a unit */
-    i64 segment, segments;  /* elements of a segment, segments of a unit */
+    i64 tile, segments;     /* elements of a tile; segments of a unit, to which its tiles belong in turn */
     i64 first_block;        /* thread blocks of the leaf begin here, */
     i64 first_slot;         /* Sums of its segments here: unit by unit */
     char *origin;           /* lowest address; from it and these axes (length, stride, weight, reversed?) follow */
@@ -62,11 +62,11 @@ __device__ u16 to_bf16(float x)
     return (u & 0x7fffffff) > 0x7f800000 ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
 
-/* The dtypes. PACK elements are 16 bytes, the most that a thread loads at once. EIGHT: the most binades over which eight
- * squares add exactly (14 for 2 * 11 bits of a square, 17 for 2 * 8; 3 more for eight; 53 in all). */
+/* The dtypes. PACK elements are 16 bytes, the most that a thread loads at once; eight packs are 2**LOG elements.
+ * BIAS: of the exponent, whose bits are above MANTISSA others. SHORT: of 16 bits. WIDE: squares are not exact in float64. */
 struct Half {
     typedef u16 bits;
-    enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7c00, EIGHT = 14, MANTISSA = 10, SHORT = 1, WIDE = 0 };
+    enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7c00, MANTISSA = 10, BIAS = 15, LOG = 6, SHORT = 1, WIDE = 0 };
     static __device__ float single(bits x) { return from_f16(x); }
     static __device__ bits narrowed(float x) { return to_f16(x); }
     static __device__ double wide(bits x) { return widen(from_f16(x)); }
@@ -75,7 +75,7 @@ struct Half {
 
 struct Brain {
     typedef u16 bits;
-    enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7f80, EIGHT = 17, MANTISSA = 7, SHORT = 1, WIDE = 0 };
+    enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7f80, MANTISSA = 7, BIAS = 127, LOG = 6, SHORT = 1, WIDE = 0 };
     static __device__ float single(bits x) { return __uint_as_float((u32)x << 16); }
     static __device__ bits narrowed(float x) { return to_bf16(x); }
     static __device__ double wide(bits x) { return widen(single(x)); }
@@ -84,7 +84,7 @@ struct Brain {
 
 struct Single {
     typedef u32 bits;
-    enum { PACK = 4, MASK = 0x7fffffff, INFINITE = 0x7f800000, EIGHT = 0, MANTISSA = 23, SHORT = 0, WIDE = 0 };
+    enum { PACK = 4, MASK = 0x7fffffff, INFINITE = 0x7f800000, MANTISSA = 23, BIAS = 127, LOG = 5, SHORT = 0, WIDE = 0 };
     static __device__ double wide(bits x) { return widen(__uint_as_float(x)); }
     static __device__ bits narrow(double x) { return bits_of(to_f32(x)); }
 };
@@ -92,12 +92,21 @@ struct Single {
 struct Double {
     typedef u64 bits;
     static const u64 MASK = 0x7fffffffffffffffULL, INFINITE = 0x7ff0000000000000ULL;
-    enum { PACK = 2, EIGHT = 0, MANTISSA = 52, SHORT = 0, WIDE = 1 };
+    enum { PACK = 2, MANTISSA = 52, SHORT = 0, WIDE = 1 };
     static __device__ double wide(bits x) { return __longlong_as_double((i64)x); }
     static __device__ bits narrow(double x) { return (u64)__double_as_longlong(x); }
 };
 
 __device__ int size_of(i64 dtype) { return dtype == F64 ? 8 : dtype == F32 ? 4 : 2; }
+
+/* The value of an element's bits. */
+__device__ double wide_bits(i64 dtype, u64 bits)
+{
+    return dtype == F16    ? Half::wide((u16)bits)
+           : dtype == BF16 ? Brain::wide((u16)bits)
+           : dtype == F32  ? Single::wide((u32)bits)
+                           : Double::wide(bits);
+}
 
 __device__ double get(i64 dtype, const char *p)
 {
@@ -147,7 +156,7 @@ __noinline__ __device__ i64 walk(const i64 *axes, i64 ndim, i64 i)
 
 __device__ char *unit_of(const View *view, const Leaf *leaf, const i64 *pool, i64 unit)
 {
-    return view->data + walk(pool + view->axes + 2 * view->ndim, leaf->unit_ndim, unit);
+    return leaf->unit_ndim ? view->data + walk(pool + view->axes + 2 * view->ndim, leaf->unit_ndim, unit) : view->data;
 }
 
 /* Element i of the unit at `base`. */
@@ -199,21 +208,21 @@ __device__ uint4 packed(const u64 *x)
     return v;
 }
 
-/* A whole pack: at once, or element by element where it is not aligned to its size. */
+/* A whole pack of elements that lie `apart` bytes from each other: at once where `aligned` says that they can be. */
 template <class T>
-__device__ uint4 load_pack(const char *p, bool aligned)
+__device__ uint4 load_pack(const char *p, i64 apart, bool aligned)
 {
     if (aligned)
         return *(const uint4 *)p;
     typename T::bits x[T::PACK];
 #pragma unroll
     for (int k = 0; k < T::PACK; k++)
-        x[k] = ((const typename T::bits *)p)[k];
+        x[k] = *(const typename T::bits *)(p + k * apart);
     return packed(x);
 }
 
 template <class T>
-__device__ void store_pack(char *p, const typename T::bits *x, bool aligned)
+__device__ void store_pack(char *p, const typename T::bits *x, i64 apart, bool aligned)
 {
     if (aligned) {
         *(uint4 *)p = packed(x);
@@ -221,8 +230,11 @@ __device__ void store_pack(char *p, const typename T::bits *x, bool aligned)
     }
 #pragma unroll
     for (int k = 0; k < T::PACK; k++)
-        ((typename T::bits *)p)[k] = x[k];
+        *(typename T::bits *)(p + k * apart) = x[k];
 }
+
+/* Bytes from one element of a unit to the next, where that is always the same. */
+__device__ i64 apart_of(const View *view, const i64 *pool) { return view->ndim ? pool[view->axes + 1] : size_of(view->dtype); }
 
 /* Elements i .. i + n of a unit, wherever they lie. */
 template <class T>
@@ -252,27 +264,39 @@ __noinline__ __device__ i64 flat_index(const Leaf *leaf, const i64 *pool, const 
     return index;
 }
 
-/* What this thread does in a pass over the leaves: elements first + lane * PACK, then every lanes * PACK, below end. */
+/* What this thread does in a pass over the leaves: of each tile (from `first` to `end`, one every `step` elements) packs lane,
+ * lane + lanes ... What runs at the same time lies side by side: segments that each were one stretch of memory cost writing a tenth. */
 struct Job {
     const Leaf *leaf;
     const i64 *pool;
-    i64 unit, segment, first, end;
+    i64 unit, segment, first, tile, step, end;
     int lane, lanes;
 };
 
-/* False where there is nothing for this thread. */
-__device__ bool find_job(Job *job, const Leaf *leaf, i64 count)
+/* blocks: words from the table's start to the list that says of which leaf each thread block is. False where there is nothing
+ * for this thread. */
+__device__ bool find_job(Job *job, const Leaf *leaf, i64 count, i64 blocks, u32 block)
 {
     job->pool = pool_of(leaf, count);
-    job->leaf = leaf = leaf_at(leaf, count, &Leaf::first_block, blockIdx.x);
-    i64 local = blockIdx.x - leaf->first_block;
-    job->segment = local % leaf->segments;
-    job->unit = local / leaf->segments;
+    job->leaf = leaf += ((const u32 *)((const i64 *)leaf + blocks))[block];
+    const u32 local = block - (u32)leaf->first_block, segments = (u32)leaf->segments, unit = segments == 1 ? local : local / segments;
+    job->segment = local - unit * segments;
+    job->unit = unit;
     job->lane = leaf->narrow ? 0 : threadIdx.x;
     job->lanes = leaf->narrow ? 1 : THREADS;
     if (leaf->narrow)
         job->unit = job->unit * THREADS + threadIdx.x;
-    job->first = job->segment * leaf->segment;
-    job->end = job->first + leaf->segment < leaf->size ? job->first + leaf->segment : leaf->size;
+    job->tile = leaf->tile;
+    job->first = job->segment * leaf->tile;
+    job->step = leaf->segments * leaf->tile;
+    job->end = leaf->size;
     return job->unit < leaf->units;
+}
+
+/* The first element behind the last whole pack of a unit, if it is this thread's; else the unit's end. */
+__device__ i64 rest_of(const Job *job, int pack)
+{
+    const i64 rest = job->end / pack * pack, tile = rest / job->tile * job->tile;
+    const bool own = (tile - job->first) % job->step == 0 && (rest - tile) / pack % job->lanes == job->lane;
+    return own ? rest : job->end;
 }

@@ -1,19 +1,21 @@
 /* The read pass: a Sum for every segment of every unit; then units, and all of them, folded in order.
  *
  * Which thread adds what to what follows from positions alone, and nothing is added atomically: the same bits on every
- * run and every device. Sums are taken by TwoSum, which needs no bound on the elements, and costs less than memory. */
+ * run and every device. Each thread adds some packs at a time by FastTwoSum (Dekker), from a start above all that is added, and
+ * these sums by TwoSum. */
 struct Bounds { /* low and high, rounded to each dtype */
     double low[4], high[4];
 };
 
 /* The rare and the general are functions that are not inlined: the loops of the usual case keep few registers, so that many
  * threads hide the distance of memory, and the source compiles in seconds. */
-#define APART static __noinline__ __device__
+#define RARE static __noinline__ __device__
 
-struct Running {            /* of one thread: sum so far, bits of the largest magnitude, elements outside the bounds */
+struct Running {            /* of one thread: sum so far, bits of the largest magnitude, elements outside the bounds, and whether its
+                               Sum in shared memory holds something too */
     double high, low;
     u64 top;
-    int outside;
+    int outside, rare;
 };
 
 template <class T>
@@ -30,7 +32,7 @@ __device__ int outside(const typename T::bits *x, int n, double low, double high
 
 /* What is not finite is counted, and becomes 0. */
 template <class T>
-APART void drop_nonfinite(typename T::bits *x, Sum *sum, const Job *job, char *base, i64 i)
+RARE void drop_nonfinite(typename T::bits *x, Sum *sum, const Job *job, char *base, i64 i)
 {
     const int step = job->leaf->is_complex ? 2 : 1;
     for (int k = 0; k < T::PACK; k += step) {
@@ -51,7 +53,7 @@ APART void drop_nonfinite(typename T::bits *x, Sum *sum, const Job *job, char *b
 
 /* A magnitude (times 2**exponent) whose square or sum float64 might not hold, in a bin of its own; or any power. */
 template <int ORD>
-APART void add_apart(Sum *sum, double x, int exponent, double ord)
+RARE void add_far(Sum *sum, double x, int exponent, double ord)
 {
     if (x == 0)
         return;
@@ -90,24 +92,9 @@ template <int ORD, class T>
 __device__ void add(Running *r, double x, Sum *sum, double ord)
 {
     if (ORD == 3 || (T::WIDE && !in_range(x)))
-        add_apart<ORD>(sum, x, 0, ord);
+        add_far<ORD>(sum, x, 0, ord);
     else if (ORD != 0)
         add_usual<ORD, T>(r, x);
-}
-
-/* Whether eight squares of a pack add without rounding; zeros do not matter. */
-template <class T>
-__device__ bool short_span(const typename T::bits *x)
-{
-    u32 largest = 0, least = T::MASK;
-#pragma unroll
-    for (int k = 0; k < T::PACK; k++) {
-        u32 a = x[k] & T::MASK, b = (a - 1) & T::MASK; /* 0 becomes the largest */
-        largest = a > largest ? a : largest;
-        least = b < least ? b : least;
-    }
-    int high = largest >> T::MANTISSA, low = (least + 1) >> T::MANTISSA;
-    return high - (low > 1 ? low : 1) <= T::EIGHT; /* subnormal numbers have the unit of exponent 1 */
 }
 
 template <class T>
@@ -120,44 +107,81 @@ __device__ u64 worst_of(const typename T::bits *x)
     return worst;
 }
 
-/* Whether a pack can be added without functions that are apart. */
+/* The sum of up to eight packs. Squares of float64 are added by TwoSum. The others, which are exact, are added by FastTwoSum, which takes
+ * half the operations, from a power of two above eight packs of the largest of them: every difference is exact. */
 template <int ORD, class T>
-__device__ bool is_usual(const typename T::bits *x)
-{
-    bool usual = (ORD != 3) & (worst_of<T>(x) < T::INFINITE);
-    if constexpr (T::WIDE && ORD != 0) {
-#pragma unroll
-        for (int k = 0; k < T::PACK; k++)
-            usual &= ((x[k] & T::MASK) == 0) | in_range(fabs(T::wide(x[k])));
+struct Group {
+    Running *r;
+    double start, sum, low;
+
+    __device__ Group(Running *r, typename T::bits worst) : r(r)
+    {
+        start = 0;
+        if constexpr (!T::WIDE)
+            start = __longlong_as_double((i64)(1023 + T::LOG + ORD * ((int)(worst >> T::MANTISSA) + 1 - T::BIAS)) << 52);
+        sum = start;
+        low = 0;
     }
-    return usual;
+
+    __device__ void add(double x)
+    {
+        if (T::WIDE) {
+            add_usual<ORD, T>(r, x);
+            return;
+        }
+        const double next = ORD == 1 ? sum + x : fma(x, x, sum), added = next - sum;
+        low += ORD == 1 ? x - added : fma(x, x, -added);
+        sum = next;
+    }
+
+    __device__ void end()
+    {
+        if (ORD == 0 || T::WIDE)
+            return;
+        two_sum(&r->high, &r->low, sum - start);
+        r->low += low;
+    }
+};
+
+/* The packs of one group: whether they can be added without functions that are apart. If so, they are. there: how many of them are
+ * of the array; the others are zeros. */
+template <int ORD, class T, bool COUNTS, int N>
+__device__ bool add_packs(Running *r, const uint4 (&pack)[N], int there, double least, double most)
+{
+    typename T::bits worst = 0;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        typename T::bits x[T::PACK];
+        unpack(x, pack[j]);
+        const typename T::bits found = worst_of<T>(x);
+        worst = found > worst ? found : worst;
+    }
+    if (ORD == 3 || worst >= T::INFINITE || (T::WIDE && ORD != 0 && worst && !in_range(T::wide(worst))))
+        return false;
+    r->top = worst > r->top ? worst : r->top;
+    Group<ORD, T> group(r, worst);
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        typename T::bits x[T::PACK];
+        unpack(x, pack[j]);
+        if (COUNTS && j < there)
+            r->outside += outside<T>(x, T::PACK, least, most);
+#pragma unroll
+        for (int k = 0; ORD != 0 && k < T::PACK; k++)
+            group.add(fabs(T::wide(x[k])));
+    }
+    group.end();
+    return true;
 }
 
-/* A pack of real elements that is usual, or (sum given) only finite. */
+/* A pack of finite real elements. */
 template <int ORD, class T>
 __device__ void add_pack(Running *r, const typename T::bits *x, Sum *sum, double ord)
 {
     const u64 worst = worst_of<T>(x);
     r->top = worst > r->top ? worst : r->top;
-    if constexpr (ORD == 2 && T::SHORT)
-        if (short_span<T>(x)) { /* a third of the arithmetic */
-            double eight = 0;
-#pragma unroll
-            for (int k = 0; k < T::PACK; k++) {
-                double v = T::wide(x[k]);
-                eight = fma(v, v, eight);
-            }
-            two_sum(&r->high, &r->low, eight);
-            return;
-        }
-    if constexpr (ORD != 0) {
-#pragma unroll
-        for (int k = 0; k < T::PACK; k++)
-            if (sum)
-                add<ORD, T>(r, fabs(T::wide(x[k])), sum, ord);
-            else
-                add_usual<ORD, T>(r, fabs(T::wide(x[k])));
-    }
+    for (int k = 0; k < T::PACK; k++)
+        add<ORD, T>(r, fabs(T::wide(x[k])), sum, ord);
 }
 
 template <int ORD, class T>
@@ -174,13 +198,13 @@ __device__ void add_pairs(Running *r, const typename T::bits *x, Sum *sum, doubl
         } else if (ORD == 1 && exponent == 0 && z >= GC_TINY && z <= GC_HUGE)
             two_sum(&r->high, &r->low, z);
         else if (ORD != 0)
-            add_apart<ORD>(sum, z, (int)exponent, ord);
+            add_far<ORD>(sum, z, (int)exponent, ord);
     }
 }
 
 /* How many elements are not 0, and the exponent of the last bit that is set in any. */
 template <class T>
-APART void note_bits(const typename T::bits *x, Sum *sum)
+RARE void note_bits(const typename T::bits *x, Sum *sum)
 {
     for (int k = 0; k < T::PACK; k++) {
         int exponent, last;
@@ -194,11 +218,11 @@ APART void note_bits(const typename T::bits *x, Sum *sum)
 }
 
 template <class T>
-APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype);
+RARE void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype);
 
 /* Any pack, n of whose elements are there: from wherever they lie, as they are or as `made` would make them. */
 template <int ORD, class T>
-APART Running add_any(Running r, const Job *job, char *base, i64 i, int n, const Write *made, const Bounds *bounds, Sum *sum,
+RARE Running add_any(Running r, const Job *job, char *base, i64 i, int n, const Write *made, const Bounds *bounds, Sum *sum,
                       double ord)
 {
     const Leaf *leaf = job->leaf;
@@ -219,97 +243,188 @@ APART Running add_any(Running r, const Job *job, char *base, i64 i, int n, const
     return r;
 }
 
-/* AHEAD whole packs of contiguous elements, all loaded before the first is added: memory is far. */
-template <int ORD, class T, bool COUNTS, int AHEAD>
-__device__ void add_ahead(Running *r, const Job *job, char *base, i64 i, i64 stride, bool aligned, const Bounds *bounds, Sum *sum,
-                          double ord)
+/* A pack from element i on, n of whose elements are there, by the functions that are apart. */
+template <int ORD, class T>
+RARE Running add_apart(Running r, const Job *job, char *base, i64 i, int n, const Write *made, const Bounds *bounds, Sum *sum,
+                        double ord)
 {
-    uint4 pack[AHEAD];
-    bool usual = true;
+    r.rare = 1;
+    return add_any<ORD, T>(r, job, base, i, n, made, bounds, sum, ord);
+}
+
+/* This thread's whole packs of the tiles from p on, the last of which begins at or before `last`: those of a tile are loaded before the
+ * first is added, since memory is far. Ends at a tile that has something unusual, and returns where. No function that is apart is
+ * called here: what is held in registers across a call spills. */
+template <int ORD, class T, bool COUNTS>
+__device__ const char *add_tiles(Running *r, const char *p, const char *last, i64 step, double least, double most)
+{
+    Running own = *r;
+    for (; p <= last; p += step) {
+        uint4 pack[AHEAD];
+        const i64 left = last - p;
 #pragma unroll
-    for (int j = 0; j < AHEAD; j++)
-        pack[j] = load_pack<T>(base + (i + j * stride) * sizeof(typename T::bits), aligned);
-#pragma unroll
-    for (int j = 0; j < AHEAD; j++) {
-        typename T::bits x[T::PACK];
-        unpack(x, pack[j]);
-        usual &= is_usual<ORD, T>(x); /* of all, or loads would wait for branches */
+        for (int j = 0; j < AHEAD; j++) {
+            pack[j] = uint4{0, 0, 0, 0};
+            if (left >= j * APART)
+                pack[j] = *(const uint4 *)(p + j * APART);
+        }
+        if (!add_packs<ORD, T, COUNTS>(&own, pack, COUNTS ? (int)(left / APART) + 1 : 0, least, most))
+            break;
     }
-    if (!usual) { /* they are read again, so that none is held in registers across a call */
-        for (int j = 0; j < AHEAD; j++)
-            *r = add_any<ORD, T>(*r, job, base, i + j * stride, T::PACK, 0, bounds, sum, ord);
-        return;
+    *r = own;
+    return p;
+}
+
+/* This thread's part of a segment of contiguous, aligned elements. */
+template <int ORD, class T, bool COUNTS>
+__device__ void measure_tiles(Running *r, const Job *job, char *base, const Bounds *bounds, double least, double most, Sum *sum,
+                              double ord)
+{
+    const i64 size = sizeof(typename T::bits), mine = (i64)job->lane * T::PACK, rest = rest_of(job, T::PACK);
+    const char *last = base + (job->end - T::PACK) * size;
+    Running own = *r;
+    for (i64 tile = job->first;; tile += job->step) {
+        const char *p = add_tiles<ORD, T, COUNTS>(&own, base + (tile + mine) * size, last, job->step * size, least, most);
+        if (p > last)
+            break;
+        tile = (p - base) / size - mine;
+        for (int j = 0; j < AHEAD && p <= last; j++, p += APART)
+            own = add_apart<ORD, T>(own, job, base, (p - base) / size, T::PACK, 0, bounds, sum, ord);
     }
-#pragma unroll
-    for (int j = 0; j < AHEAD; j++) {
-        typename T::bits x[T::PACK];
-        unpack(x, pack[j]);
-        if (COUNTS)
-            r->outside += outside<T>(x, T::PACK, bounds->low[job->leaf->from.dtype], bounds->high[job->leaf->from.dtype]);
-        add_pack<ORD, T>(r, x, 0, ord);
-    }
+    if (rest < job->end)
+        own = add_apart<ORD, T>(own, job, base, rest, (int)(job->end - rest), 0, bounds, sum, ord);
+    *r = own;
 }
 
 /* This thread's part of a segment. */
 template <int ORD, class T, bool COUNTS>
-__device__ void measure_run(const Job *job, const Write *made, const Bounds *bounds, double ord, Sum *sum)
+__device__ void measure_run(Running *r, const Job *job, const Write *made, const Bounds *bounds, double ord, Sum *sum)
 {
+    enum { N = 4 }; /* packs that are loaded before the first is added */
     const View *view = &job->leaf->from;
     char *base = unit_of(view, job->leaf, job->pool, job->unit);
-    const i64 stride = (i64)job->lanes * T::PACK, last = job->end - T::PACK; /* from where a whole pack can be read */
-    i64 i = job->first + job->lane * T::PACK;
-    Running r = {0, 0, 0, 0};
-    if (view->ndim == 0 && !job->leaf->is_complex && !made) {
-        const bool aligned = (u64)base % 16 == 0;
-        for (; i + 3 * stride <= last; i += 4 * stride)
-            add_ahead<ORD, T, COUNTS, 4>(&r, job, base, i, stride, aligned, bounds, sum, ord);
-        for (; i <= last; i += stride)
-            add_ahead<ORD, T, COUNTS, 1>(&r, job, base, i, stride, aligned, bounds, sum, ord);
+    const i64 stride = (i64)job->lanes * T::PACK;
+    const double least = COUNTS ? bounds->low[view->dtype] : 0, most = COUNTS ? bounds->high[view->dtype] : 0;
+    const bool plain = view->ndim <= 1 && !job->leaf->is_complex && !made;
+    const bool aligned = view->ndim == 0 && (u64)base % sizeof(uint4) == 0;
+    if (plain && aligned && job->lanes > 1) {
+        measure_tiles<ORD, T, COUNTS>(r, job, base, bounds, least, most, sum, ord);
+        return;
     }
-    for (; i < job->end; i += stride)
-        r = add_any<ORD, T>(r, job, base, i, job->end - i < T::PACK ? (int)(job->end - i) : (int)T::PACK, made, bounds, sum, ord);
-    fold(sum, r.high, r.low, 0, ord);
-    raise_amax(sum, T::wide((typename T::bits)r.top), 0);
-    sum->outside += r.outside;
+    Running own = *r;
+    for (i64 tile = job->first; tile < job->end; tile += job->step) {
+        const i64 stop = tile + job->tile < job->end ? tile + job->tile : job->end;
+        i64 i = tile + job->lane * T::PACK;
+        if (plain) {
+            const i64 apart = apart_of(view, job->pool);
+            for (; i + (N - 1) * stride + T::PACK <= stop; i += N * stride) {
+                uint4 pack[N];
+#pragma unroll
+                for (int j = 0; j < N; j++)
+                    pack[j] = load_pack<T>(base + (i + j * stride) * apart, apart, aligned);
+                if (!add_packs<ORD, T, COUNTS>(&own, pack, N, least, most))
+                    for (int j = 0; j < N; j++)
+                        own = add_apart<ORD, T>(own, job, base, i + j * stride, T::PACK, made, bounds, sum, ord);
+            }
+        }
+        for (; i < stop; i += stride)
+            own = add_apart<ORD, T>(own, job, base, i, stop - i < T::PACK ? (int)(stop - i) : (int)T::PACK, made, bounds, sum, ord);
+    }
+    *r = own;
+}
+
+/* What all threads of a block ran up, in that of the first: a tree, so that the order is fixed. */
+__device__ void merge_running(Running *r)
+{
+    __shared__ double high[THREADS], low[THREADS];
+    __shared__ u64 top[THREADS];
+    __shared__ int outside[THREADS];
+    const int thread = threadIdx.x;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread >= half && thread < 2 * half) {
+            high[thread] = r->high;
+            low[thread] = r->low;
+            top[thread] = r->top;
+            outside[thread] = r->outside;
+        }
+        __syncthreads();
+        if (thread < half) {
+            two_sum(&r->high, &r->low, high[thread + half]);
+            r->low += low[thread + half];
+            r->top = top[thread + half] > r->top ? top[thread + half] : r->top;
+            r->outside += outside[thread + half];
+        }
+    }
+}
+
+__device__ Sum sum_of(const Running *r, double top)
+{
+    Sum s;
+    clear(&s);
+    s.high = r->high;
+    s.low = r->low;
+    s.amax = top;
+    s.outside = r->outside;
+    return s;
 }
 
 template <int ORD, bool COUNTS>
-__device__ void measure(const Leaf *leaf, i64 count, const Write *writes, const i64 *open, i64 modulo, const Bounds *bounds,
-                        double ord, Sum *slots)
+__device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, const i64 *open, i64 modulo,
+                        const Bounds *bounds, double ord, Sum *slots, u32 *ticket)
 {
-    __shared__ Sum sums[THREADS];
+    __shared__ Sum sums[THREADS]; /* of what is rare */
+    __shared__ int any;           /* whether a thread of the block met it */
     Job job;
+    Running r = {0, 0, 0, 0, 0};
     Sum *sum = &sums[threadIdx.x];
-    if (!find_job(&job, leaf, count)) /* of one unit all threads return, or none */
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        *ticket = 0; /* for fold_segments */
+    if (open && modulo == 1 && !open[0])
+        return;
+    if (!find_job(&job, leaf, count, blocks, blockIdx.x)) /* of one unit all threads return, or none */
         return;
     leaf = job.leaf;
     const i64 index = writes ? (leaf->first_unit + job.unit) % modulo : 0;
     if (open && !open[index])
         return;
     const Write *made = writes ? writes + index : 0;
+    const i64 dtype = leaf->from.dtype;
     clear(sum);
-    if (leaf->from.dtype == F16)
-        measure_run<ORD, Half, COUNTS>(&job, made, bounds, ord, sum);
-    else if (leaf->from.dtype == BF16)
-        measure_run<ORD, Brain, COUNTS>(&job, made, bounds, ord, sum);
-    else if (leaf->from.dtype == F32)
-        measure_run<ORD, Single, COUNTS>(&job, made, bounds, ord, sum);
+    if (dtype == F16)
+        measure_run<ORD, Half, COUNTS>(&r, &job, made, bounds, ord, sum);
+    else if (dtype == BF16)
+        measure_run<ORD, Brain, COUNTS>(&r, &job, made, bounds, ord, sum);
+    else if (dtype == F32)
+        measure_run<ORD, Single, COUNTS>(&r, &job, made, bounds, ord, sum);
     else
-        measure_run<ORD, Double, COUNTS>(&job, made, bounds, ord, sum);
-    if (!leaf->narrow)
-        merge_lanes(sums, THREADS, ord);
-    if (leaf->narrow || threadIdx.x == 0)
-        slots[leaf->first_slot + job.unit * leaf->segments + job.segment] = *sum;
+        measure_run<ORD, Double, COUNTS>(&r, &job, made, bounds, ord, sum);
+    if (!leaf->narrow) {
+        if (threadIdx.x == 0)
+            any = 0;
+        __syncthreads();
+        if (r.rare)
+            any = 1;
+        merge_running(&r);
+        if (any)
+            merge_lanes(sums, THREADS, ord);
+    }
+    if (leaf->narrow || threadIdx.x == 0) {
+        Sum s = sum_of(&r, wide_bits(dtype, r.top));
+        if (leaf->narrow || any)
+            merge(&s, sum, ord);
+        slots[leaf->first_slot + job.unit * leaf->segments + job.segment] = s;
+    }
 }
 
 /* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made:
  * of the units that are open, if `open` is not null. bounds: null; or what is counted is the elements outside. */
 #define MEASURE(name, ORD, COUNTS)                                                                                       \
-    extern "C" __global__ __launch_bounds__(THREADS, 3) void name(const Leaf *leaf, i64 count, const Write *writes,      \
-                                                                  const i64 *open, i64 modulo, const Bounds *bounds,     \
-                                                                  double ord, Sum *slots)                                \
+    extern "C" __global__ __launch_bounds__(THREADS, 2) void name(const Leaf *leaf, i64 count, i64 blocks,               \
+                                                                  const Write *writes, const i64 *open, i64 modulo,      \
+                                                                  const Bounds *bounds, double ord, Sum *slots,          \
+                                                                  u32 *ticket)                                           \
     {                                                                                                                    \
-        measure<ORD, COUNTS>(leaf, count, writes, open, modulo, bounds, ord, slots);                                     \
+        measure<ORD, COUNTS>(leaf, count, blocks, writes, open, modulo, bounds, ord, slots, ticket);                     \
     }
 MEASURE(measure_largest, 0, false)
 MEASURE(measure_magnitudes, 1, false)
@@ -319,15 +434,45 @@ MEASURE(measure_and_count, 2, true)
 
 /* ---- folding ------------------------------------------------------------------------------------------------------- */
 
+/* Add each step-th of some Sums, n of them, in order. */
+__device__ void merge_all(Sum *into, const Sum *from, i64 n, i64 step, double ord)
+{
+    enum { AHEAD = 4 }; /* Sums that are loaded before the first is added */
+    for (i64 k = 0; k < n; k += AHEAD) {
+        Sum s[AHEAD];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++)
+            if (k + j < n)
+                s[j] = from[(k + j) * step];
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++)
+            if (k + j < n)
+                merge(into, &s[j], ord);
+    }
+}
+
+/* The sum of n Sums, by all threads of a block; `sums` is room for theirs. */
+__device__ void fold_all(const Sum *from, i64 n, double ord, Sum *sums, Sum *to)
+{
+    Sum own;
+    clear(&own);
+    if (threadIdx.x < n)
+        merge_all(&own, from + threadIdx.x, (n - threadIdx.x + THREADS - 1) / THREADS, THREADS, ord);
+    sums[threadIdx.x] = own;
+    merge_lanes(sums, THREADS, ord);
+    if (threadIdx.x == 0)
+        *to = sums[0];
+}
+
 /* Every `lanes` threads fold one unit; those of a thread block, its partial sum of all. from_leaves: of the segments in
  * `from`; else unit i is the sum of i, i + units, i + 2 * units ... of the `count` Sums in `from`. */
 __device__ void fold_units(const Leaf *leaf, i64 count, const Sum *from, i64 units, bool from_leaves, i64 lanes, double ord,
-                           Sum *unit, Sum *partial)
+                           Sum *sums, Sum *unit, Sum *partial)
 {
-    __shared__ Sum sums[THREADS];
     Sum *sum = &sums[threadIdx.x];
     const i64 index = ((i64)blockIdx.x * THREADS + threadIdx.x) / lanes, lane = threadIdx.x % lanes;
-    clear(sum);
+    Sum own;
+    clear(&own);
     if (index < units) {
         i64 start = index, step = units, n = (count - index + units - 1) / units;
         if (from_leaves) {
@@ -336,40 +481,56 @@ __device__ void fold_units(const Leaf *leaf, i64 count, const Sum *from, i64 uni
             n = leaf->segments;
             step = 1;
         }
-        for (i64 k = lane; k < n; k += lanes)
-            merge(sum, &from[start + k * step], ord);
+        if (lane < n)
+            merge_all(&own, from + start + lane * step, (n - lane + lanes - 1) / lanes, lanes * step, ord);
     }
+    *sum = own;
     merge_lanes(sums, (int)lanes, ord);
     if (index < units && lane == 0)
         unit[index] = *sum;
-    if (lane != 0)
-        clear(sum); /* it is in that of lane 0 */
-    merge_lanes(sums, THREADS, ord);
+    if (lanes < THREADS) {
+        if (lane != 0)
+            clear(sum); /* it is in that of lane 0 */
+        merge_lanes(sums, THREADS, ord);
+    }
     if (threadIdx.x == 0)
         partial[blockIdx.x] = *sum;
 }
 
-extern "C" __global__ void fold_segments(const Leaf *leaf, i64 count, const Sum *slots, i64 units, i64 lanes, double ord,
-                                         Sum *unit, Sum *partial)
+/* Units, a partial sum of all by each thread block, and in the last block that ends the sum of all. ticket: how many have ended,
+ * from 0. */
+extern "C" __global__ void fold_segments(const Leaf *leaf, i64 count, i64 blocks, const Sum *slots, i64 units, i64 lanes, double ord,
+                                         Sum *unit, Sum *partial, Sum *total, u32 *ticket)
 {
-    fold_units(leaf, count, slots, units, true, lanes, ord, unit, partial);
+    __shared__ Sum sums[THREADS];
+    __shared__ bool last;
+    fold_units(leaf, count, slots, units, true, lanes, ord, sums, unit, partial);
+    if (gridDim.x == 1) {
+        if (threadIdx.x == 0)
+            *total = *partial;
+        return;
+    }
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicAdd(ticket, 1u) + 1 == gridDim.x;
+    }
+    __syncthreads();
+    if (!last)
+        return;
+    __threadfence();
+    fold_all(partial, gridDim.x, ord, sums, total);
 }
 
 /* Units i, i + owners, i + 2 * owners ... belong to owner i. */
 extern "C" __global__ void fold_owners(const Sum *unit, i64 count, i64 owners, double ord, Sum *owner, Sum *partial)
 {
-    fold_units(0, count, unit, owners, false, 1, ord, owner, partial);
+    __shared__ Sum sums[THREADS];
+    fold_units(0, count, unit, owners, false, 1, ord, sums, owner, partial);
 }
 
 /* One thread block. */
 extern "C" __global__ void fold_total(const Sum *partial, i64 n, double ord, Sum *total)
 {
     __shared__ Sum sums[THREADS];
-    Sum *sum = &sums[threadIdx.x];
-    clear(sum);
-    for (i64 i = threadIdx.x; i < n; i += THREADS)
-        merge(sum, &partial[i], ord);
-    merge_lanes(sums, THREADS, ord);
-    if (threadIdx.x == 0)
-        *total = *sum;
+    fold_all(partial, n, ord, sums, total);
 }

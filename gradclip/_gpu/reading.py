@@ -13,7 +13,7 @@ KERNELS = {0.0: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squa
 
 
 class Part(NamedTuple):
-    """What one device holds: Sums of units, and partial Sums of all of these.
+    """What one device holds: Sums of units, partial Sums of all of these, and the Sum of all where that is made already.
 
     table: of the leaves that were read; numbers: of the units, among those of all devices; None: these are Sums of owners,
     and every device holds them all."""
@@ -22,16 +22,21 @@ class Part(NamedTuple):
     unit: Any
     partial: Any
     numbers: np.ndarray | None
+    total: Any = None
 
 
 def read(table, ord, writes=None, opened=0, limits=None):
     """Begin to read the leaves of a table. writes: they are measured as these would make them; opened: only where one of
     these words, of which there is one for each Write, is not 0. limits: elements outside of them are counted."""
     place = table.place
-    unit, partial = place.empty(table.units, WORDS_OF_SUM), place.empty(table.partials, WORDS_OF_SUM)
+    unit, partial = place.empty(table.units, WORDS_OF_SUM), place.empty(table.partials + 2, WORDS_OF_SUM)
     slots = unit if table.slots == table.units else place.empty(table.slots, WORDS_OF_SUM)
+    total = partial.data.ptr + 8 * WORDS_OF_SUM * table.partials  # behind them, and then the ticket of fold_segments
+    ticket = total + 8 * WORDS_OF_SUM
     made = (0, 0, 0) if writes is None else (writes, opened, len(writes))
     kernel = KERNELS.get(ord, "measure_powers") if limits is None else "measure_and_count"
-    table.launch(kernel, *made, 0 if limits is None else limits, ord, slots)
-    place.launch("fold_segments", table.partials, *table.args, slots, table.units, table.lanes, ord, unit, partial)
-    return Part(table, unit, partial, table.numbers)
+    table.launch(kernel, *made, 0 if limits is None else limits, ord, slots, ticket)
+    folds = slots, table.units, table.lanes, ord, unit, partial, total, ticket
+    place.launch("fold_segments", table.partials, *table.args, *folds)
+    of_all = partial[table.partials : table.partials + 1] if table.partials else None  # else nothing was launched
+    return Part(table, unit, partial[: table.partials], table.numbers, of_all)

@@ -10,7 +10,8 @@ typedef unsigned short u16;
 
 #define NONE 0x7fffffffffffffffLL
 
-enum { THREADS = 256 };
+/* Threads of a block; packs of 16 bytes that each of them loads before it uses the first, and bytes from one of these to the next. */
+enum { THREADS = 256, AHEAD = 8, APART = THREADS * 16 };
 
 struct Sum : gc_measured {
     i64 first;              /* flat index in its leaf of the first element that is not finite, or NONE */
@@ -66,9 +67,18 @@ __device__ void raise_amax(Sum *into, double amax, i64 exponent)
     }
 }
 
-__noinline__ __device__ void merge(Sum *into, const Sum *s, double ord)
+__device__ void merge(Sum *into, const Sum *s, double ord)
 {
-    fold(into, s->high, s->low, s->bin, ord);
+    if (into->bin == s->bin) {
+        two_sum(&into->high, &into->low, s->high);
+        into->low += s->low;
+    } else { /* a copy, whose address may be known elsewhere */
+        Sum sum = *into;
+        fold(&sum, s->high, s->low, s->bin, ord);
+        into->high = sum.high;
+        into->low = sum.low;
+        into->bin = sum.bin;
+    }
     raise_amax(into, s->amax, s->exponent);
     into->nans += s->nans;
     into->infs += s->infs;
@@ -82,8 +92,12 @@ __noinline__ __device__ void merge_lanes(Sum *shared, int lanes, double ord)
     const int thread = threadIdx.x, lane = thread % lanes;
     for (int half = lanes / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (lane < half)
-            merge(&shared[thread], &shared[thread + half], ord);
+        if (lane < half) { /* in registers: two addresses might be one */
+            const Sum other = shared[thread + half];
+            Sum own = shared[thread];
+            merge(&own, &other, ord);
+            shared[thread] = own;
+        }
     }
     __syncthreads();
 }

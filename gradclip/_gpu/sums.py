@@ -76,6 +76,8 @@ class DeviceSums:
     def totals(self):
         """The Sum of all, on each device: folded from the same Sums in the same order everywhere."""
         sums = [part.partial for part in self.by_device]
+        if len(sums) == 1 and self.by_device[0].total is not None:
+            return [self.by_device[0].total]
         if len(sums) > 1 and self.by_device[0].numbers is not None:
             sums = gathered(self.places, 1, lambda k, to: self._fold_total(k, sums[k], to))
         return [self._fold_total(k, found, self.places[k].empty(1, WORDS_OF_SUM)) for k, found in enumerate(sums)]
@@ -238,7 +240,7 @@ class DeviceSums:
         to.announce()  # whether anything is to be written is known on the devices alone
         with Uninterrupted():
             for table, made, limits, part in zip(tables, writes, bounds, self.units.by_device, strict=True):
-                table.launch("write_leaves", made, len(made), limits, part.unit)
+                table.launch("write_leaves", made, len(made), table.in_place, limits, part.unit)
             mark(ends)
         to.written()
 

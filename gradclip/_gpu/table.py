@@ -1,8 +1,8 @@
 """The table of leaves that kernels read: where elements are (from `Leaves.described`) and how the work is cut.
 
-Work is cut by size alone. A segment of a unit goes to a thread block; short units and columns, of which 256
-neighbours are read together, go to a thread each. No unit has more segments than SEGMENTS, so that folding
-them stays small beside reading."""
+Work is cut by size alone. A unit's tiles go to its segments in turn, and a segment to a thread block; short units and columns,
+of which 256 neighbours are read together, go to a thread each. No unit has more segments than SEGMENTS, so that folding them
+stays small beside reading."""
 
 from __future__ import annotations
 
@@ -10,29 +10,34 @@ import numpy as np
 
 from .program import THREADS, Remembered
 
-SEGMENT = 16384  # elements at least
-NARROW_SEGMENT = 1024  # of a thread
-SEGMENTS = 4096
+TILE = THREADS * 8 * 16  # bytes: all that a thread block loads at once
+TILES = 4  # of a segment at least
+NARROW_TILE = 1024  # elements of a segment of a thread
+SEGMENTS = 2048
+ITEMSIZE = np.array([2, 2, 4, 8])  # of the dtypes of leaves.cu
 NARROW = 128  # elements of a unit up to which one thread takes it
 FEW = 32  # columns below which they are read one by one
-WORDS = ("size", "units", "first_unit", "unit_ndim", "is_complex", "narrow", "segment", "segments", "first_block", "first_slot")
+WORDS = ("size", "units", "first_unit", "unit_ndim", "is_complex", "narrow", "tile", "segments", "first_block", "first_slot")
 ROW = {name: 8 + k for k, name in enumerate((*WORDS, "origin", "index_ndim", "index_axes"))}  # after two views: see leaves.cu
+ROW |= {"to": 0, "from": 4, "from_dtype": 5}
 
 
 class Table:
     """One table on a device.
 
     place : where
-    args : what kernels take first: the table and the number of leaves
+    args : what kernels take first: the table, the number of leaves, and where in it the leaf of each thread block is told
     which : indices of the leaves
     edges : where the units of each leaf begin among those of the table, and where they end
     numbers : of each unit of the table, among the units of all leaves
+    in_place : 1 if every leaf is written where it is read, else 0
     blocks, slots, units, lanes, partials : thread blocks of a pass, Sums of segments, units, threads that fold a unit,
         thread blocks that fold
     """
 
     def __init__(self, place, which, row, pool, first):
         self.place, self.which = place, which
+        self.in_place = int((row[:, ROW["to"]] == row[:, ROW["from"]]).all())
         units, segments = row[:, ROW["units"]], row[:, ROW["segments"]]
         self.units, self.slots = int(units.sum()), int((units * segments).sum())
         self.edges = np.append(_before(units), self.units)
@@ -41,8 +46,12 @@ class Table:
         while self.lanes < THREADS and self.lanes * 4 < segments.max(initial=1):
             self.lanes *= 2
         self.partials = -(-self.units * self.lanes // THREADS)
-        self.blocks = int(_blocks(row).sum())
-        self.args = (place.upload(np.concatenate([row.ravel(), np.array(pool, np.int64)])), len(row))
+        blocks = _blocks(row)
+        self.blocks = int(blocks.sum())
+        leaf_of = np.zeros(self.blocks + self.blocks % 2, np.uint32)  # of each thread block
+        leaf_of[: self.blocks] = np.repeat(np.arange(len(row), dtype=np.uint32), blocks)
+        words = np.concatenate([row.ravel(), np.array(pool, np.int64)])
+        self.args = (place.upload(np.concatenate([words, leaf_of.view(np.int64)])), len(row), len(words))
 
     def launch(self, name, *args):
         """Begin a pass over all leaves."""
@@ -92,7 +101,7 @@ def _made(place, which, row, pool, arrays):
 def _made_of_samples(place, which, row, pool, arrays):
     row[:, ROW["narrow"]] = 0
     row[:, ROW["units"]] = 1  # of work: each thread takes all samples
-    row[:, ROW["segments"]] = -(-row[:, ROW["size"]] // THREADS)
+    row[:, ROW["segments"]] = -(-row[:, ROW["size"]] * ITEMSIZE[row[:, ROW["from_dtype"]]] // (THREADS * 16))
     row[:, ROW["first_block"]] = _before(_blocks(row))
     return Table(place, which, row, pool, row[:, ROW["first_unit"]])
 
@@ -111,10 +120,9 @@ def _cut(row):
     """Fill in how the work of each leaf is cut. `narrow` comes as: units are columns."""
     size, units, columns = row[:, ROW["size"]], row[:, ROW["units"]], row[:, ROW["narrow"]]
     narrow = (units > 1) & ((columns & (units >= FEW)) | (size <= NARROW))
-    least = np.where(narrow, NARROW_SEGMENT, SEGMENT)
-    segment = np.maximum(-(-size // (SEGMENTS * least)), 1) * least
-    row[:, ROW["narrow"]], row[:, ROW["segment"]] = narrow, segment
-    row[:, ROW["segments"]] = np.maximum(-(-size // segment), 1)
+    tile = np.where(narrow, -(-size // (SEGMENTS * NARROW_TILE)) * NARROW_TILE, TILE // ITEMSIZE[row[:, ROW["from_dtype"]]])
+    row[:, ROW["narrow"]], row[:, ROW["tile"]] = narrow, tile
+    row[:, ROW["segments"]] = np.clip(-(-size // np.maximum(tile * np.where(narrow, 1, TILES), 1)), 1, SEGMENTS)
     row[:, ROW["first_block"]] = _before(_blocks(row))
     row[:, ROW["first_slot"]] = _before(units * row[:, ROW["segments"]])
 

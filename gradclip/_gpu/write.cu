@@ -35,7 +35,7 @@ __device__ typename T::bits clamped(typename T::bits x, double low, double high)
 
 /* A pack as the plan makes it; a step is left to `step`. */
 template <class T>
-APART void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype)
+RARE void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype)
 {
     if (w->zero)
         for (int k = 0; k < T::PACK; k++) {
@@ -67,24 +67,25 @@ __device__ typename T::bits step(typename T::bits y, typename T::bits x, double 
 __device__ bool is_finite(double x) { return fabs(x) < GC_INF; }
 
 /* A step of two dtypes, or by a factor beyond float64: in float64. */
-APART void step_apart(const Job *job, const Write *w, char *from, char *to)
+RARE void step_apart(const Job *job, const Write *w, char *from, char *to)
 {
     const Leaf *leaf = job->leaf;
-    for (i64 i = job->first + job->lane; i < job->end; i += job->lanes) {
-        double x = get(leaf->from.dtype, element(&leaf->from, job->pool, from, i));
-        if (w->zero && leaf->is_complex) {
-            double other = get(leaf->from.dtype, element(&leaf->from, job->pool, from, i ^ 1));
-            x = is_finite(x) && is_finite(other) ? x : 0;
-        } else if (w->zero && !is_finite(x))
-            x = 0;
-        char *p = element(&leaf->to, job->pool, to, i);
-        put(leaf->to.dtype, p, get(leaf->to.dtype, p) - Double::wide(scaled<Double>(Double::narrow(x), w)));
-    }
+    for (i64 tile = job->first; tile < job->end; tile += job->step)
+        for (i64 i = tile + job->lane; i < tile + job->tile && i < job->end; i += job->lanes) {
+            double x = get(leaf->from.dtype, element(&leaf->from, job->pool, from, i));
+            if (w->zero && leaf->is_complex) {
+                double other = get(leaf->from.dtype, element(&leaf->from, job->pool, from, i ^ 1));
+                x = is_finite(x) && is_finite(other) ? x : 0;
+            } else if (w->zero && !is_finite(x))
+                x = 0;
+            char *p = element(&leaf->to, job->pool, to, i);
+            put(leaf->to.dtype, p, get(leaf->to.dtype, p) - Double::wide(scaled<Double>(Double::narrow(x), w)));
+        }
 }
 
 /* Any pack, n of whose elements are there. */
 template <class T>
-APART void write_any(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to, i64 i, int n)
+RARE void write_any(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to, i64 i, int n)
 {
     const Leaf *leaf = job->leaf;
     typename T::bits x[T::PACK], y[T::PACK];
@@ -98,61 +99,153 @@ APART void write_any(const Job *job, const Write *w, const Bounds *bounds, char 
     store<T>(x, &leaf->to, job->pool, to, i, n);
 }
 
-/* AHEAD whole packs of contiguous elements. */
-template <class T, int AHEAD>
-__device__ void write_ahead(const Write *w, double low, double high, const char *from, char *to, i64 i, i64 stride, bool from_aligned,
-                            bool to_aligned)
-{
-    uint4 from_pack[AHEAD], to_pack[AHEAD];
-#pragma unroll
-    for (int j = 0; j < AHEAD; j++) {
-        const i64 offset = (i + j * stride) * sizeof(typename T::bits);
-        from_pack[j] = load_pack<T>(from + offset, from_aligned);
-        if (w->kind == GC_STEP)
-            to_pack[j] = load_pack<T>(to + offset, to_aligned);
+/* What one kind of write makes of an element. By a factor that float32 holds, halves are multiplied there. */
+template <class T, int KIND>
+struct Writer {
+    double factor, least, most;
+    __device__ typename T::bits operator()(typename T::bits x, typename T::bits y) const
+    {
+        if constexpr (KIND == GC_SCALE && T::SHORT)
+            return T::narrowed(times_f32(T::single(x), to_f32(factor)));
+        else if constexpr (KIND == GC_SCALE)
+            return T::narrow(T::wide(x) * factor);
+        else if constexpr (KIND == GC_STEP && T::SHORT)
+            return T::narrowed(minus_f32(T::single(y), times_f32(T::single(x), to_f32(factor))));
+        else if constexpr (KIND == GC_STEP)
+            return T::narrow(T::wide(y) - T::wide(x) * factor);
+        else
+            return KIND == GC_CLAMP ? clamped<T>(x, least, most) : x;
     }
+};
+
+/* What lies of two arrays, walked in step: bytes from one element to the next, and whether packs are aligned. */
+struct Pace {
+    i64 from, to;
+    bool from_aligned, to_aligned;
+};
+
+/* N packs, `apart` elements from one to the next, the last `left` elements away at most: all are loaded before the first is stored. */
+template <class T, int KIND, int N>
+__device__ void write_packs(Writer<T, KIND> writer, const char *from, char *to, i64 apart, i64 left, Pace pace)
+{
+    uint4 from_pack[N], to_pack[N];
 #pragma unroll
-    for (int j = 0; j < AHEAD; j++) {
+    for (int j = 0; j < N; j++)
+        if (left >= j * apart) {
+            from_pack[j] = load_pack<T>(from + j * apart * pace.from, pace.from, pace.from_aligned);
+            if (KIND == GC_STEP)
+                to_pack[j] = load_pack<T>(to + j * apart * pace.to, pace.to, pace.to_aligned);
+        }
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        if (left < j * apart)
+            break;
         typename T::bits x[T::PACK], y[T::PACK];
         unpack(x, from_pack[j]);
-        if (w->kind == GC_STEP)
+        if (KIND == GC_STEP)
             unpack(y, to_pack[j]);
 #pragma unroll
         for (int k = 0; k < T::PACK; k++)
-            x[k] = w->kind == GC_SCALE   ? times<T>(x[k], w->factor.last)
-                   : w->kind == GC_STEP  ? step<T>(y[k], x[k], w->factor.last)
-                   : w->kind == GC_CLAMP ? clamped<T>(x[k], low, high)
-                                      : x[k];
-        store_pack<T>(to + (i + j * stride) * sizeof(typename T::bits), x, to_aligned);
+            x[k] = writer(x[k], KIND == GC_STEP ? y[k] : 0);
+        store_pack<T>(to + j * apart * pace.to, x, pace.to, pace.to_aligned);
     }
+}
+
+/* This thread's part of a segment of elements that lie always as far apart. */
+template <class T, int KIND>
+__device__ void write_tiles(const Job *job, const Write *w, Writer<T, KIND> writer, const Bounds *bounds, char *from, char *to)
+{
+    enum { N = KIND == GC_STEP ? AHEAD / 2 : (int)AHEAD };
+    const Leaf *leaf = job->leaf;
+    const i64 size = sizeof(typename T::bits), mine = (i64)job->lane * T::PACK, last = job->end - T::PACK, rest = rest_of(job, T::PACK);
+    const bool from_aligned = leaf->from.ndim == 0 && (u64)from % sizeof(uint4) == 0;
+    const bool to_aligned = leaf->to.ndim == 0 && (u64)to % sizeof(uint4) == 0;
+    if (from_aligned && to_aligned && job->lanes > 1)
+        for (i64 i = job->first + mine; i <= last; i += job->step)
+#pragma unroll
+            for (int j = 0; j < AHEAD; j += N) {
+                const i64 at = i + j * THREADS * T::PACK;
+                write_packs<T, KIND, N>(writer, from + at * size, to + at * size, THREADS * T::PACK, last - at, {size, size, true, true});
+            }
+    else {
+        const Pace pace = {apart_of(&leaf->from, job->pool), apart_of(&leaf->to, job->pool), from_aligned, to_aligned};
+        const i64 stride = (i64)job->lanes * T::PACK;
+        for (i64 tile = job->first; tile < job->end; tile += job->step) {
+            const i64 stop = tile + job->tile - T::PACK < last ? tile + job->tile - T::PACK : last;
+            for (i64 i = tile + mine; i <= stop; i += 2 * stride)
+                write_packs<T, KIND, 2>(writer, from + i * pace.from, to + i * pace.to, stride, stop - i, pace);
+        }
+    }
+    if (rest < job->end)
+        write_any<T>(job, w, bounds, from, to, rest, (int)(job->end - rest));
 }
 
 template <class T>
-__device__ void write_run(const Job *job, const Write *write, const Bounds *bounds, char *from, char *to)
+__device__ void write_run(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to)
 {
     const Leaf *leaf = job->leaf;
-    const i64 stride = (i64)job->lanes * T::PACK, last = job->end - T::PACK;
-    const Write w = *write;
-    i64 i = job->first + job->lane * T::PACK;
-    if (!w.zero && !w.factor.shift && leaf->from.ndim == 0 && leaf->to.ndim == 0) {
-        const bool from_aligned = (u64)from % 16 == 0, to_aligned = (u64)to % 16 == 0;
-        const double low = bounds ? bounds->low[leaf->from.dtype] : 0, high = bounds ? bounds->high[leaf->from.dtype] : 0;
-        for (; i + stride <= last; i += 2 * stride)
-            write_ahead<T, 2>(&w, low, high, from, to, i, stride, from_aligned, to_aligned);
-        for (; i <= last; i += stride)
-            write_ahead<T, 1>(&w, low, high, from, to, i, stride, from_aligned, to_aligned);
-    }
-    for (; i < job->end; i += stride)
-        write_any<T>(job, write, bounds, from, to, i, job->end - i < T::PACK ? (int)(job->end - i) : (int)T::PACK);
+    const double factor = w->factor.last;
+    if (w->zero || w->factor.shift || leaf->from.ndim > 1 || leaf->to.ndim > 1 || (T::SHORT && !fits_float(factor))) {
+        for (i64 tile = job->first; tile < job->end; tile += job->step) {
+            const i64 stop = tile + job->tile < job->end ? tile + job->tile : job->end;
+            for (i64 i = tile + job->lane * T::PACK; i < stop; i += (i64)job->lanes * T::PACK)
+                write_any<T>(job, w, bounds, from, to, i, stop - i < T::PACK ? (int)(stop - i) : (int)T::PACK);
+        }
+    } else if (w->kind == GC_SCALE)
+        write_tiles<T, GC_SCALE>(job, w, {factor, 0, 0}, bounds, from, to);
+    else if (w->kind == GC_STEP)
+        write_tiles<T, GC_STEP>(job, w, {factor, 0, 0}, bounds, from, to);
+    else if (w->kind == GC_CLAMP)
+        write_tiles<T, GC_CLAMP>(job, w, {0, bounds->low[leaf->from.dtype], bounds->high[leaf->from.dtype]}, bounds, from, to);
+    else
+        write_tiles<T, GC_KEEP>(job, w, {0, 0, 0}, bounds, from, to);
 }
 
-/* writes: one for each unit number modulo so many. unit: the Sums of the read pass where there are,
- * which spare the leaves that hold nothing to be zeroed. */
-extern "C" __global__ __launch_bounds__(THREADS, 3) void write_leaves(const Leaf *leaf, i64 count, const Write *writes,
-                                                                       i64 modulo, const Bounds *bounds, const Sum *unit)
+/* A step of float32 parameters by gradients of 16 bits, both contiguous and aligned: in float64, as `step_apart`. */
+template <class T>
+__device__ void step_mixed(const Job *job, const Write *w, char *from, char *to)
+{
+    const double factor = w->factor.last;
+    const i64 rest = rest_of(job, T::PACK), stride = (i64)job->lanes * T::PACK;
+    for (i64 tile = job->first; tile < job->end; tile += job->step)
+        for (i64 i = tile + job->lane * T::PACK; i < tile + job->tile && i + T::PACK <= job->end; i += stride) {
+            uint4 *p = (uint4 *)(to + i * sizeof(u32)), y[2] = {p[0], p[1]};
+            const uint4 pack = *(const uint4 *)(from + i * sizeof(u16));
+            u16 x[8];
+            unpack(x, pack);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                u32 z[4];
+                unpack(z, y[j]);
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    z[k] = Single::narrow(Single::wide(z[k]) - T::wide(x[4 * j + k]) * factor);
+                p[j] = packed(z);
+            }
+        }
+    for (i64 i = rest; i < job->end; i++) {
+        u32 *p = (u32 *)(to + i * sizeof(u32));
+        *p = Single::narrow(Single::wide(*p) - T::wide(*(const u16 *)(from + i * sizeof(u16))) * factor);
+    }
+}
+
+__device__ bool can_mix(const Leaf *leaf, const Write *w, const char *from, const char *to)
+{
+    return leaf->from.dtype <= BF16 && leaf->to.dtype == F32 && !w->factor.shift && !w->zero && leaf->from.ndim == 0 &&
+           leaf->to.ndim == 0 && ((u64)from | (u64)to) % sizeof(uint4) == 0;
+}
+
+/* writes: one for each unit number modulo so many. all_in_place: whether every leaf is written where it is read. unit: the Sums of
+ * the read pass where there are, which spare the leaves that hold nothing to be zeroed. Blocks come in the opposite order: what was
+ * read last is still in cache. */
+extern "C" __global__ __launch_bounds__(THREADS, 2) void write_leaves(const Leaf *leaf, i64 count, i64 blocks, const Write *writes,
+                                                                       i64 modulo, i64 all_in_place, const Bounds *bounds,
+                                                                       const Sum *unit)
 {
     Job job;
-    if (!find_job(&job, leaf, count))
+    if (modulo == 1 && (writes->kind == GC_LEAVE || (writes->kind == GC_KEEP && all_in_place && !writes->zero)))
+        return;
+    if (!find_job(&job, leaf, count, blocks, gridDim.x - 1 - blockIdx.x))
         return;
     leaf = job.leaf;
     const i64 index = leaf->first_unit + job.unit;
@@ -163,7 +256,12 @@ extern "C" __global__ __launch_bounds__(THREADS, 3) void write_leaves(const Leaf
         return;
     char *from = unit_of(&leaf->from, leaf, job.pool, job.unit);
     char *to = unit_of(&leaf->to, leaf, job.pool, job.unit);
-    if (w->kind == GC_STEP && (leaf->to.dtype != leaf->from.dtype || w->factor.shift))
+    if (w->kind == GC_STEP && can_mix(leaf, w, from, to)) {
+        if (leaf->from.dtype == F16)
+            step_mixed<Half>(&job, w, from, to);
+        else
+            step_mixed<Brain>(&job, w, from, to);
+    } else if (w->kind == GC_STEP && (leaf->to.dtype != leaf->from.dtype || w->factor.shift))
         step_apart(&job, w, from, to);
     else if (leaf->from.dtype == F16)
         write_run<Half>(&job, w, bounds, from, to);
@@ -200,7 +298,7 @@ __device__ double contribution(const Leaf *leaf, double x, const Write *w)
 }
 
 /* The sum of one element over all samples, in a unit in which none of them can overflow. */
-APART double careful_sum(const Leaf *leaf, const char *p, i64 stride, i64 batch, const Write *writes)
+RARE double careful_sum(const Leaf *leaf, const char *p, i64 stride, i64 batch, const Write *writes)
 {
     double high = 0, low = 0;
     for (i64 i = 0; i < batch; i++, p += stride)
@@ -209,37 +307,107 @@ APART double careful_sum(const Leaf *leaf, const char *p, i64 stride, i64 batch,
     return (is_finite(high) ? high + low : high) * 0x1p64;
 }
 
-/* Units are samples; `to` is one sum for all. A thread adds all samples of an element, in order. Under SKIP with an
- * element that is not finite, sums are 0. */
-extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, const Write *writes, i64 batch, const Sum *total, i64 flags)
+/* The sum of an element over all samples, from its pair. */
+__device__ double summed(const Leaf *leaf, const char *p, i64 stride, i64 batch, const Write *writes, double high, double low)
 {
-    enum { AHEAD = 4 }; /* samples that are loaded before the first is added */
-    const i64 *pool = pool_of(leaf, count);
-    leaf = leaf_at(leaf, count, &Leaf::first_block, blockIdx.x);
-    const i64 i = (blockIdx.x - leaf->first_block) * THREADS + threadIdx.x, dtype = leaf->from.dtype;
-    if (i >= leaf->size)
-        return;
-    if (flags & SKIP && total && total->nans + total->infs > 0)
-        batch = 0;
-    const char *p = element(&leaf->from, pool, leaf->from.data, i);
-    const i64 stride = leaf->unit_ndim ? pool[leaf->from.axes + 2 * leaf->from.ndim + 1] : 0;
-    double high = 0, low = 0;
-    for (i64 first = 0; first < batch; first += AHEAD) {
-        double x[AHEAD];
+    if (is_finite(high))
+        return high + low;
+    /* On the way to a total that float64 holds, perhaps. */
+    return leaf->to.dtype == F64 ? careful_sum(leaf, p, stride, batch, writes) : high;
+}
+
+/* Samples that are left out, whatever they hold. */
+__device__ bool is_left_out(const Write *w) { return w->zero && w->factor.last == 0; }
+
+template <class T>
+RARE void scale_apart(typename T::bits *x, const Write *w)
+{
+    for (int k = 0; k < T::PACK; k++)
+        x[k] = scaled<T>(x[k], w);
+}
+
+/* Sums of a pack of elements, which lie side by side, in the dtype of the samples. */
+template <class T>
+__device__ void sum_pack(const Leaf *leaf, const char *p, i64 stride, i64 batch, const Write *writes, char *to)
+{
+    enum { N = 4 }; /* samples that are loaded before the first is added */
+    double high[T::PACK], low[T::PACK];
 #pragma unroll
-        for (int j = 0; j < AHEAD; j++)
-            x[j] = first + j < batch ? get(dtype, p + (first + j) * stride) : 0;
+    for (int k = 0; k < T::PACK; k++)
+        high[k] = low[k] = 0;
+    for (i64 first = 0; first < batch; first += N) {
+        uint4 pack[N];
 #pragma unroll
-        for (int j = 0; j < AHEAD; j++) {
-            if (first + j >= batch)
-                break;
+        for (int j = 0; j < N; j++)
+            if (first + j < batch)
+                pack[j] = *(const uint4 *)(p + (first + j) * stride);
+#pragma unroll
+        for (int j = 0; j < N; j++) {
             const Write *w = writes + first + j;
-            if (!(w->zero && w->factor.last == 0)) /* else left out, whatever it holds */
-                two_sum(&high, &low, contribution(leaf, x[j], w));
+            if (first + j >= batch || is_left_out(w))
+                continue;
+            typename T::bits x[T::PACK];
+            unpack(x, pack[j]);
+            if (w->kind == GC_SCALE) {
+                const Writer<T, GC_SCALE> writer = {w->factor.last, 0, 0};
+                if (w->factor.shift || (T::SHORT && !fits_float(writer.factor))) {
+                    typename T::bits y[T::PACK];
+                    for (int k = 0; k < T::PACK; k++)
+                        y[k] = x[k];
+                    scale_apart<T>(y, w);
+                    for (int k = 0; k < T::PACK; k++)
+                        x[k] = y[k];
+                } else
+#pragma unroll
+                    for (int k = 0; k < T::PACK; k++)
+                        x[k] = writer(x[k], 0);
+            }
+#pragma unroll
+            for (int k = 0; k < T::PACK; k++)
+                two_sum(&high[k], &low[k], T::wide(x[k]));
         }
     }
-    double sum = is_finite(high) ? high + low : high;
-    if (leaf->to.dtype == F64 && !is_finite(high)) /* on the way to a total that float64 holds, perhaps */
-        sum = careful_sum(leaf, p, stride, batch, writes);
-    put(leaf->to.dtype, element(&leaf->to, pool, leaf->to.data, i), sum);
+    typename T::bits sum[T::PACK];
+#pragma unroll
+    for (int k = 0; k < T::PACK; k++)
+        sum[k] = T::narrow(summed(leaf, p + k * sizeof(sum[0]), stride, batch, writes, high[k], low[k]));
+    *(uint4 *)to = packed(sum);
+}
+
+/* The sum of one element, wherever it lies. */
+RARE void sum_one(const Leaf *leaf, const i64 *pool, i64 i, i64 stride, i64 batch, const Write *writes)
+{
+    const char *p = element(&leaf->from, pool, leaf->from.data, i);
+    double high = 0, low = 0;
+    for (i64 k = 0; k < batch; k++)
+        if (!is_left_out(writes + k))
+            two_sum(&high, &low, contribution(leaf, get(leaf->from.dtype, p + k * stride), writes + k));
+    put(leaf->to.dtype, element(&leaf->to, pool, leaf->to.data, i), summed(leaf, p, stride, batch, writes, high, low));
+}
+
+/* Units are samples; `to` is one sum for all. A thread adds all samples of its elements, as many as 16 bytes hold, in order. Under SKIP
+ * with an element that is not finite, sums are 0. */
+extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 batch, const Sum *total,
+                                       i64 flags)
+{
+    const i64 *pool = pool_of(leaf, count);
+    leaf += ((const u32 *)((const i64 *)leaf + blocks))[blockIdx.x];
+    const i64 dtype = leaf->from.dtype, size = size_of(dtype), pack = 16 / size;
+    const i64 i = ((blockIdx.x - leaf->first_block) * THREADS + threadIdx.x) * pack;
+    if (flags & SKIP && total && total->nans + total->infs > 0)
+        batch = 0;
+    const i64 stride = leaf->unit_ndim ? pool[leaf->from.axes + 2 * leaf->from.ndim + 1] : 0;
+    const char *p = leaf->from.data + i * size;
+    char *to = leaf->to.data + i * size;
+    if (i + pack > leaf->size || dtype != leaf->to.dtype || leaf->from.ndim || leaf->to.ndim || ((u64)p | (u64)to | (u64)stride) % 16) {
+        for (i64 k = i; k < i + pack && k < leaf->size; k++)
+            sum_one(leaf, pool, k, stride, batch, writes);
+    } else if (dtype == F16)
+        sum_pack<Half>(leaf, p, stride, batch, writes, to);
+    else if (dtype == BF16)
+        sum_pack<Brain>(leaf, p, stride, batch, writes, to);
+    else if (dtype == F32)
+        sum_pack<Single>(leaf, p, stride, batch, writes, to);
+    else
+        sum_pack<Double>(leaf, p, stride, batch, writes, to);
 }

@@ -15,9 +15,10 @@
 enum { THREADS_OF_BLOCK = 256 };
 struct uint4 { unsigned x, y, z, w; };
 struct Index { unsigned x; };
-static Index blockIdx;
+static Index blockIdx, gridDim;
 
 template <class T> static inline T atomicAdd(T *p, T x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
+static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline double __longlong_as_double(long long x) { double y; memcpy(&y, &x, 8); return y; }
 static inline long long __double_as_longlong(double x) { long long y; memcpy(&y, &x, 8); return y; }
 static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
@@ -62,6 +63,7 @@ static void launch_with(void (*kernel)(A...), unsigned blocks, void **args, std:
     k = kernel;
     a = args;
     body = [] { k(*(A *)a[I]...); };
+    gridDim.x = blocks;
     for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
         run_block();
 }

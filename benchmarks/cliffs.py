@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.common import dtype as dtype_of
 
 import gradclip
-from gradclip.bench import DTYPES, best_in_turns, free_memory
+from gradclip.cli.bench import DTYPES, best_in_turns, free_memory
 
 SIZES = [4**k for k in range(0, 15)] + [10**9]  # bytes
 LENGTH = 10**6  # elements of the awkward cases: beyond the nearest caches

@@ -1,6 +1,6 @@
 """gradclip beside its peers and the memory limit: python benchmarks/compare.py [--threads N] [--rounds N] [row ...]
 
-The rows of the README's table, measured as `gradclip bench` does it (gradclip/bench.py): all contenders of a row run in
+The rows of the README's table, measured as `gradclip bench` does it (gradclip/cli/bench.py): all contenders of a row run in
 turn, round after round, in one process; the fastest call of each counts. Peers that are not installed are left out."""
 
 import argparse
@@ -8,7 +8,7 @@ import argparse
 from benchmarks.common import flat, gpt2_small, gradients, resnet50
 
 import gradclip
-from gradclip import bench
+from gradclip.cli import bench
 
 ROWS = {
     "GPT-2 small, 148 leaves, 124M f32": (gpt2_small(), "float32"),

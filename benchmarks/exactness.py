@@ -27,8 +27,8 @@ import numpy as np
 from benchmarks.common import dtype as dtype_of
 
 import gradclip
-from gradclip import _peers as peers
 from gradclip._cpu import machine
+from gradclip.cli import peers
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from reference import FORMAT, element_error, layouts

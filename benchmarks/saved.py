@@ -10,7 +10,7 @@ import numpy as np
 import gradclip
 from gradclip._cpu.limits import Stream
 from gradclip._leaves import Leaves
-from gradclip.bench import best_in_turns
+from gradclip.cli.bench import best_in_turns
 
 SCALE = 1.001  # so close to 1 that no number of calls leaves the range
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from ._arguments import flag, number, percent, real, whole
-from ._pictures import need_matplotlib, save_picture
-from ._replace import replacing
+from ._saving import need_matplotlib, new_figure, replacing, save_picture
 from .errors import FrequentClippingWarning, VanishingScaleWarning
 from .report import ClipReport
 from .thresholds import ONE_NORM, in_standard_state
@@ -448,10 +447,9 @@ def _vanishing(report, norm, max_norm, scale, nonfinite):
 
 def _draw(numbers, steps, total):
     """The kept `steps`, which have these `numbers`: a matplotlib figure, outside of pyplot's global state."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = new_figure(9, 4.5)
     over, beside = figure.subplots(1, 2, sharey=True, width_ratios=[3.4, 1])
     norms, thresholds = _drawable(steps["norm"]), _drawable(steps["max_norm"])
     log = _choose_axis(over, norms[np.isfinite(norms)], thresholds[np.isfinite(thresholds)])

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import gradclip
-from gradclip import _roofline, bench, cli
+from gradclip import cli
 from gradclip._cpu import machine
 from gradclip._cpu.limits import Stream
 from gradclip._leaves import Leaves
+from gradclip.cli import bench, peers, roofline
 
 
 def run(capsys, *argv):
@@ -24,7 +25,7 @@ def run(capsys, *argv):
 def small(monkeypatch):
     """Sizes that take no time, and gradclip beside NumPy alone."""
     monkeypatch.setattr(bench, "SIZES", (4**6, 4**8))
-    monkeypatch.setattr(bench._peers, "NAMES", ("gradclip", "numpy"))
+    monkeypatch.setattr(peers, "NAMES", ("gradclip", "numpy"))
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_no_number_is_cut_short_where_a_column_is_wide(capsys):
     slow = bench.Result(
         "bfloat16", True, "1000 leaves x 1000", 1000, 10**12, {"limit": 1.0, "gradclip": 1234567.0, "torch": 0.001}
     )
-    _roofline.show([slow])
+    roofline.show([slow])
     out = capsys.readouterr().out
     assert "1234567.00 x limit" in out
     assert "1000000.0" in out

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import gradclip
-from gradclip import cli, demo
+from gradclip import cli
+from gradclip.cli import demo
 
 
 def run(capsys, *argv):

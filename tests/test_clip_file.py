@@ -9,7 +9,8 @@ import pytest
 from gradient_files import SUFFIXES, read, run, same, write
 
 import gradclip
-from gradclip import cli, clip_file
+from gradclip import cli
+from gradclip.cli import clip as clip_file
 
 ONE_ARRAY = (".npy", ".csv", ".txt")
 
@@ -106,7 +107,7 @@ def test_a_file_that_changes_between_the_passes(capsys, file, monkeypatch):
 MEASURE_MEMORY = """
 import re, sys
 from pathlib import Path
-from gradclip import clip_file
+from gradclip.cli import clip as clip_file
 
 def peak():  # of this program alone: getrusage knows of the one that started it
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -12,7 +12,8 @@ import safetensors
 from gradient_files import gradients, read, run, same, write
 
 import gradclip
-from gradclip import cli, files
+from gradclip import cli
+from gradclip.cli import files
 
 # --- what is kept -------------------------------------------------------------------------------------------------
 

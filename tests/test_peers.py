@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gradclip import _peers
+from gradclip.cli import peers
 
 SHAPES = ((8, 6), (8, 3, 2), (8, 40))
 OTHERS = ("numpy", "scipy", "torch", "optax")
@@ -19,7 +19,7 @@ def both(name, operation, *args, dtype="float32", shapes=SHAPES, params=False, *
     found = []
     for who in (name, "gradclip"):
         try:
-            peer = _peers.load(who)
+            peer = peers.load(who)
             grads = leaves(dtype, shapes=shapes)
             prepared = peer.prepare(grads)
             extra = [peer.prepare(leaves(dtype, 1, shapes))] if params else []
@@ -88,7 +88,7 @@ def test_adaptive(unit_axis):
 def test_adaptive_of_optax():
     shapes = ((8, 6), (3, 3, 4, 5), (30,))
     same("optax", "clip_adaptive", 0.5, unit_axis=-1, shapes=shapes, params=True)
-    peer = _peers.load("optax")
+    peer = peers.load("optax")
     with pytest.raises(NotImplementedError):
         peer.clip_adaptive([], [], 0.5, 0)
 
@@ -109,7 +109,7 @@ def test_step(name, max_norm):
     params, grads = zip(*((leaves("float32", 1), leaves("float32")) for _ in range(2)), strict=True)
     for who, p, g in zip((name, "gradclip"), params, grads, strict=True):
         try:
-            _peers.load(who).stepper(p, g, 0.1)(max_norm)
+            peers.load(who).stepper(p, g, 0.1)(max_norm)
         except NotImplementedError as error:
             pytest.skip(str(error))
     for a, b, before in zip(*params, leaves("float32", 1), strict=True):
@@ -118,9 +118,9 @@ def test_step(name, max_norm):
 
 
 def test_what_is_missing_is_said():
-    scipy = _peers.load("scipy")
+    scipy = peers.load("scipy")
     with pytest.raises(NotImplementedError):
         scipy.prepare(leaves("float16"))
     assert not hasattr(scipy, "clip_adaptive_")
     with pytest.raises(NotImplementedError):
-        _peers.module("no_such_package")
+        peers.module("no_such_package")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gradient_files import run, write
 
-from gradclip import ClipMonitor, _replace, cli
-from gradclip._replace import replacing
+from gradclip import ClipMonitor, _saving, cli
+from gradclip._saving import replacing
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links, permissions and signals are others there")
 
@@ -53,7 +53,7 @@ def test_a_planted_link_is_not_followed(capsys, tmp_path, monkeypatch):
     (tmp_path / f".grads.npz.{os.getpid()}").symlink_to(victim)  # where a name can be guessed
     assert run(capsys, path, "--max-norm", "1", "--out", path)[0] == 0
     assert victim.read_bytes() == b"victim"
-    monkeypatch.setattr(_replace, "_token", lambda: "guessed")
+    monkeypatch.setattr(_saving, "_token", lambda: "guessed")
     (tmp_path / ".gradclip-guessed").symlink_to(victim)
     with pytest.raises(FileExistsError), replacing(path):
         pass
@@ -113,7 +113,8 @@ def test_pictures_are_replaced_like_other_files(capsys, tmp_path, monkeypatch):
 WAITING = """
 import sys, time
 import numpy as np
-from gradclip import cli, clip_file
+from gradclip import cli
+from gradclip.cli import clip as clip_file
 
 def wait(values, *args, **norm):
     if isinstance(values, np.ndarray):
@@ -144,7 +145,8 @@ def test_a_signal_ends_the_command_and_leaves_nothing_behind(tmp_path, name):
 
 IN_A_FINALIZER = """
 import os, signal, sys
-from gradclip import cli, clip_file
+from gradclip import cli
+from gradclip.cli import clip as clip_file
 
 class Last:
     def __del__(self):

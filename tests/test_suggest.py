@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from gradclip import cli, suggest
+from gradclip import cli
+from gradclip.cli import suggest
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from gradclip._terminal import progress, show_cursor, show_table
+from gradclip.cli.terminal import progress, show_cursor, show_table
 
 HEADER, ROWS = ("name", "norm", "factor"), [("[red]", "", ""), ("a:smile:" * 30, "1.2345", "1"), ("b", "10", "0.5")]
 

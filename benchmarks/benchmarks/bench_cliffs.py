@@ -5,7 +5,7 @@ A curve that should be flat and is not shows a case that was forgotten."""
 import numpy as np
 
 import gradclip
-from gradclip.bench import Gradient, best_in_turns, free_memory
+from gradclip.cli.bench import Gradient, best_in_turns, free_memory
 
 from .common import DTYPES, SEED, THREADS, dtype, ten_to
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 import gradclip
-from gradclip.bench import best_in_turns
+from gradclip.cli.bench import best_in_turns
 
 from .common import DTYPES, dtype, gradients, peers
 

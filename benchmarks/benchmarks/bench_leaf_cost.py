@@ -1,6 +1,6 @@
 """What one more leaf costs: many small leaves against one leaf of as many elements, in ns per leaf."""
 
-from gradclip.bench import best_in_turns
+from gradclip.cli.bench import best_in_turns
 
 from .common import Bench, flat, peers, ten_to
 

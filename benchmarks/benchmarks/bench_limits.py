@@ -3,7 +3,7 @@
 The limit is a plain read of the gradient and, where it is clipped, a read and a rewrite. All contenders take turns with
 it, in one process, and the best of each counts."""
 
-from gradclip import bench
+from gradclip.cli import bench
 
 from .common import DTYPES, THREADS, peers
 

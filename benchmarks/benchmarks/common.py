@@ -5,7 +5,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from gradclip import _peers as peers
+from gradclip.cli import peers
 
 SEED = 20121
 

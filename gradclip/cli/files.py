@@ -21,7 +21,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 
-from ._npy import CHUNK, read_npy, write_bytes, write_npy
+from .npy import CHUNK, read_npy, write_bytes, write_npy
 
 KEPT = "biuSUmM"  # kinds of dtypes that are no gradients: counters, masks, names, dates
 

@@ -17,13 +17,14 @@ import numpy as np
 
 import gradclip
 
-from . import _peers, _roofline
-from ._arguments import number
-from ._cpu import machine
-from ._cpu.limits import Stream
-from ._leaves import Leaves
-from ._pictures import check_picture, need_matplotlib, save_picture
-from ._terminal import progress, say
+from .._arguments import number
+from .._cpu import machine
+from .._cpu.limits import Stream
+from .._leaves import Leaves
+from .._saving import check_picture, need_matplotlib, save_picture
+from . import peers as known_peers
+from . import roofline
+from .terminal import progress, say
 
 SIZES = tuple(4**k for k in range(6, 15))  # bytes of one leaf: 4 KiB to 256 MiB
 MANY = ("1000 leaves x 1000", 1000), ("6 leaves x 1000", 6)  # leaves of 1000 elements
@@ -78,9 +79,9 @@ class Gradient:
 def installed_peers():
     """name -> peer, those whose packages are installed; PyTorch on as many threads as gradclip."""
     found = {}
-    for name in _peers.NAMES:
+    for name in known_peers.NAMES:
         with suppress(NotImplementedError):
-            found[name] = _peers.load(name)
+            found[name] = known_peers.load(name)
     if "torch" in found:
         found["torch"].set_threads(machine.team())
     return found
@@ -176,13 +177,13 @@ def run(seconds=50.0, *, threads=None, dtypes=("float32",), plot=None):
             if "torch" in peers:  # its setting is OpenMP's, and so bounds gradclip's too
                 peers["torch"].restore_threads()
         for dtype in kinds:
-            print(f"memory limit      {_roofline.limits([r for r in results if r.dtype == dtype])}")
+            print(f"memory limit      {roofline.limits([r for r in results if r.dtype == dtype])}")
         print("GB of gradient per second (clipping reads it twice and writes it once):\n")
-        _roofline.show(results)
+        roofline.show(results)
         if any(r.ratio < 0.95 for r in results):
             print("Below 1 x limit: cores, cache and memory were not this run's alone. Measure again.")
         if plot is not None:
-            save_picture(_roofline.draw(results), plot)
+            save_picture(roofline.draw(results), plot)
             say(f"Picture saved as {plot}")
     return results
 

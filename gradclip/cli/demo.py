@@ -24,9 +24,9 @@ import numpy as np
 
 import gradclip
 
-from ._arguments import number
-from ._pictures import check_picture, need_matplotlib, save_picture
-from ._terminal import show_table, shown
+from .._arguments import number
+from .._saving import check_picture, need_matplotlib, new_figure, save_picture
+from .terminal import show_table, shown
 
 # Real text that comes with Python itself: some 450,000 characters of its standard library.
 SOURCES = "argparse", "csv", "difflib", "inspect", "json/decoder", "shutil", "statistics", "textwrap"
@@ -244,10 +244,9 @@ def _rows(without, clipped):
 
 def _draw(without, clipped, max_norm, network):
     """Loss and gradient norm of both trainings: a matplotlib figure, outside of pyplot's global state."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
-    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    figure = new_figure(9, 7.5)
     loss, norm = figure.subplots(2, sharex=True)
     for run, name, color in (without, "without clipping", "#D55E00"), (clipped, "with clipping", "#0072B2"):
         for axes, values in (loss, run.losses), (norm, run.norms):

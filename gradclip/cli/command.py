@@ -6,12 +6,13 @@ import signal
 import sys
 from contextlib import contextmanager
 
-from . import _replace, _terminal
-from ._terminal import say, shown
-from ._version import __version__
-from .config import show_config
-from .errors import NonFiniteGradientError
-from .threads import get_num_threads
+from .. import _saving
+from .._version import __version__
+from ..config import show_config
+from ..errors import NonFiniteGradientError
+from ..threads import get_num_threads
+from . import terminal
+from .terminal import say, shown
 
 
 class OptionError(Exception):
@@ -79,8 +80,8 @@ def _cleaning_up():
 
     def end(number, frame):
         # No exception: where it came up within a __del__, Python would print it and go on.
-        _replace.remove_unfinished()
-        _terminal.show_cursor()
+        _saving.remove_unfinished()
+        terminal.show_cursor()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
@@ -172,11 +173,11 @@ def _demo(arguments):
 
 
 def _clip(arguments):
-    from . import clip_file
+    from . import clip
 
     if arguments.out is not None and arguments.max_norm is None and not arguments.dry_run:
         arguments.parser.error("the following arguments are required to write --out: --max-norm")
-    clip_file.run(
+    clip.run(
         arguments.file,
         arguments.max_norm,
         arguments.out,

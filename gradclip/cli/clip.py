@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import _replace
-from ._arguments import NormOptions, Rule, Unpack, flag, number, whole
-from ._terminal import progress, say, show_table
-from .errors import NonFiniteGradientError
+from .._arguments import NormOptions, Rule, Unpack, flag, number, whole
+from .._saving import check_writable, replacing
+from ..errors import NonFiniteGradientError
+from ..measure import Measure, apply_clip_, measure
 from .files import Piped, file_format, is_gradient
-from .measure import Measure, apply_clip_, measure
+from .terminal import progress, say, show_table
 
 LARGE = 2**27  # bytes: with less there is no time to look at a progress bar
 
@@ -100,7 +100,7 @@ def run(
         raise NonFiniteGradientError(f"{source}: {error.path}", error.index, error.count, error.value) from None
 
     if target is not None and not report.skipped:
-        with _replace.replacing(target) as file, _unchanged(source, stamp):
+        with replacing(target) as file, _unchanged(source, stamp):
             if report.scale == 1.0 and not (report.nonfinite and rule.nonfinite == "zero"):
                 with source.open("rb") as old:
                     shutil.copyfileobj(old, file)  # nothing changes
@@ -120,7 +120,7 @@ def _check_target(target, path):
     if target.suffix.lower() not in suffixes:
         kind = "text" if isinstance(path, Piped) else f"a {path.suffix} file"
         raise ValueError(f"{target}: clipped gradients of {kind} are written to a {' or '.join(suffixes)} file")
-    _replace.check(target)
+    check_writable(target)
 
 
 class Stamp(NamedTuple):

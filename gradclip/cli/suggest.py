@@ -12,10 +12,10 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ._pictures import check_picture, need_matplotlib, save_picture
-from ._terminal import say, show_table, shown
+from .._saving import check_picture, need_matplotlib, new_figure, save_picture
+from ..thresholds import clip_rate
 from .files import delimiter_of, is_data, is_number, standard_input
-from .thresholds import clip_rate
+from .terminal import say, show_table, shown
 
 PERCENTILES = {
     0: "the smallest",
@@ -207,9 +207,7 @@ def _joined(names):
 
 def _draw(norms, thresholds, path):
     """Histogram of the norms > 0 on a logarithmic axis: a matplotlib figure, outside of pyplot's global state."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = new_figure(9, 5)
     axes = figure.subplots()
     positive = norms[norms > 0]
     exponents = np.log10(positive) if positive.size else np.zeros(1)

@@ -1,8 +1,9 @@
 """What ``gradclip bench`` shows of its results: a table, and a picture of speed over size."""
 
-from ._cpu import machine
-from ._terminal import show_table
-from ._version import __version__
+from .._cpu import machine
+from .._saving import new_figure
+from .._version import __version__
+from .terminal import show_table
 
 NAMES = {"limit": "limit", "gradclip": "gradclip", "numpy": "NumPy", "scipy": "SciPy", "torch": "PyTorch"}
 COLORS = {"gradclip": "#0072B2", "numpy": "#D55E00", "scipy": "#009E73", "torch": "#CC79A7"}
@@ -34,11 +35,9 @@ def show(results):
 
 def draw(results):
     """The rooflines, a row of two per dtype: a matplotlib figure, outside of pyplot's global state."""
-    from matplotlib.figure import Figure
-
     lines = [r for r in results if r.leaves == 1]
     kinds = list(dict.fromkeys(r.kind for r in lines))
-    figure = Figure(figsize=(10, 1.5 + 1.75 * len(kinds)), layout="constrained")
+    figure = new_figure(10, 1.5 + 1.75 * len(kinds))
     panels = figure.subplots(len(kinds) // 2, 2, sharex=True, sharey=True, squeeze=False)
     for axes, kind in zip(panels.flat, kinds, strict=True):
         shown = [r for r in lines if r.kind == kind]

@@ -19,7 +19,7 @@ import pytest
 
 import gradclip
 from gradclip import ClipMonitor, FrequentClippingWarning, VanishingScaleWarning
-from gradclip.monitor import COLUMNS
+from gradclip.monitor.state import COLUMNS
 
 
 def report(norm, max_norm=1.0, scale=1.0, clipped=False, skipped=False, nonfinite=0, **more):

@@ -1,0 +1,6 @@
+"""`ClipMonitor` records what clipping does over a training, in bounded memory, and draws it."""
+
+from ..errors import FrequentClippingWarning, VanishingScaleWarning
+from .recording import ClipMonitor
+
+__all__ = ["ClipMonitor", "FrequentClippingWarning", "VanishingScaleWarning"]

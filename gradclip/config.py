@@ -1,4 +1,4 @@
-"""What this installation is and runs on."""
+"""`show_config`: what is installed, and what it runs on."""
 
 from __future__ import annotations
 
@@ -8,18 +8,24 @@ from ._cpu import machine
 from ._version import __version__
 from .threads import describe
 
-CUPY = ("cupy", "cupy-cuda12x", "cupy-cuda13x")  # the same package, built from source or for a CUDA
+CUPY = ("cupy", "cupy-cuda12x", "cupy-cuda13x")  # one package: built from source, or for one version of CUDA
 OPTIONAL = ("ml_dtypes", "scipy", "torch", "jax", *CUPY, "mpi4py", "matplotlib", "rich", "safetensors")
 
 
 def show_config() -> str:
-    """Version, instruction set, threads, OpenMP and the optional packages that are installed, as text.
+    """Return the version, the instruction set, the threads, OpenMP and the installed optional packages as text.
 
-    The number of threads is that of a large call made now, with what bounds it; to find out, they are started once.
+    The number of threads is the one that a large call would use now, and beside it stands everything that bounds it. To find
+    it out, so many threads are started and ended once.
 
     Returns
     -------
     str
+        A text of six lines.
+
+    See Also
+    --------
+    set_num_threads : Change the number of threads.
 
     Examples
     --------
@@ -41,8 +47,9 @@ def show_config() -> str:
     )
 
 
-def _installed(name):
-    from importlib import metadata  # dear to import, and seldom needed
+def _installed(name: str) -> str | None:
+    """Return the name and the version of a package, or None if it is not installed."""
+    from importlib import metadata  # slow to import, and seldom needed
 
     try:
         return f"{name} {metadata.version(name)}"

@@ -1,4 +1,4 @@
-"""How many threads the passes use: this library alone, never the OpenMP runtime's own setting."""
+"""The number of threads of this library. The setting of the OpenMP runtime, which others share, is never changed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ._cpu import machine
 
-MOST = 2**31 - 1  # a C int
+MOST = 2**31 - 1  # the largest int of C
 
 
-def _quota(root=Path("/sys/fs/cgroup")):
-    """The CPUs that the container's quota allows, rounded up; None without a quota."""
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Return the number of CPUs that the container's quota allows, rounded up; None if there is no quota."""
     for folder, names in ((root, ["cpu.max"]), (root / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"])):
         try:
             quota, period = " ".join((folder / name).read_text() for name in names).split()
@@ -24,8 +25,8 @@ def _quota(root=Path("/sys/fs/cgroup")):
     return None
 
 
-def _from_environment():
-    """GRADCLIP_NUM_THREADS, or 0 where it is not set."""
+def _from_environment() -> int:
+    """Return the number in GRADCLIP_NUM_THREADS; 0 if that is not set."""
     wanted = os.environ.get("GRADCLIP_NUM_THREADS")
     if not wanted:
         return 0
@@ -34,26 +35,37 @@ def _from_environment():
     return _checked(int(wanted))
 
 
-def _checked(n):
+def _checked(n: Any) -> int:
+    """Return a number of threads as an int of C; raise an error if it is no whole number above 0."""
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"the number of threads must be an integer, not {n!r}")
-    n = n.__index__()
-    if n < 1:
-        raise ValueError(f"the number of threads must be at least 1, not {n}")
-    return min(n, MOST)
+    count: int = n.__index__()
+    if count < 1:
+        raise ValueError(f"the number of threads must be at least 1, not {count}")
+    return min(count, MOST)
 
 
 def set_num_threads(n: int) -> None:
-    """Let the passes use up to `n` threads, from now on, in the whole process.
+    """Set how many threads a call may use, from now on, in the whole process.
 
-    A call never uses more than OpenMP itself would at that moment (``OMP_NUM_THREADS``, threadpoolctl, PyTorch's
-    ``torch.set_num_threads`` where it shares the runtime), nor more than the processors that the process may run on; and
-    one thread in a forked process. Results do not depend on it.
+    A call never uses more threads than OpenMP would at that moment. That is set by ``OMP_NUM_THREADS``, by threadpoolctl,
+    and by ``torch.set_num_threads`` if PyTorch shares the runtime. Nor does it use more than the processors that the process
+    may run on, and in a forked process it uses one. Results do not depend on the number.
 
     Parameters
     ----------
     n : int
-        At least 1. Inside a `num_threads` block that block's number goes first.
+        The number, at least 1. In a ``with num_threads(...)`` block the number of that block holds instead.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `n` is no whole number, or is below 1.
+
+    See Also
+    --------
+    num_threads : Set the number for a ``with`` block.
+    get_num_threads : The number that is set.
 
     Examples
     --------
@@ -68,7 +80,17 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number of threads that was set, or else what a large call would use now.
+    """Return the number of threads that was set; if none was, the number that a large call would use now.
+
+    Returns
+    -------
+    int
+        The number, at least 1.
+
+    See Also
+    --------
+    set_num_threads : Set the number for the process.
+    show_config : The number and everything that bounds it, as text.
 
     Examples
     --------
@@ -81,15 +103,29 @@ def get_num_threads() -> int:
 
 @contextmanager
 def num_threads(n: int) -> Iterator[None]:
-    """Let the calls of a ``with`` block use up to `n` threads.
+    """Set how many threads the calls in a ``with`` block may use.
 
-    The number is a context variable: it holds for the running thread or asyncio task alone. A thread that is started
-    in the block has the number of the process, unless it is given a copy of the context, as `asyncio.to_thread` does.
+    The number holds for the running thread or asyncio task alone, because it is a context variable. A thread that is started
+    in the block uses the number of the process, unless it is given a copy of the context, as `asyncio.to_thread` does.
 
     Parameters
     ----------
     n : int
-        At least 1; bounded as in `set_num_threads`.
+        The number, at least 1. A call uses fewer threads for the reasons that `set_num_threads` names.
+
+    Yields
+    ------
+    None
+        There is nothing to be taken by ``as``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `n` is no whole number, or is below 1.
+
+    See Also
+    --------
+    set_num_threads : Set the number for the process.
 
     Examples
     --------
@@ -103,12 +139,12 @@ def num_threads(n: int) -> Iterator[None]:
     try:
         yield
     finally:
-        machine.chosen.set(before)  # not reset(): a generator may be closed in another context
+        machine.chosen.set(before)  # not reset(), which fails if a generator is closed in another context
 
 
 def describe() -> str:
-    """How many threads a large call uses now, and every number that bounds it."""
-    used = machine.team()  # first: it finds out whether the system refuses them
+    """Return as text how many threads a large call uses now, and every number that bounds it."""
+    used = machine.team()  # first, because it finds out whether the system refuses threads
     bounds = [f"{machine.wanted()} set" if machine.wanted() else "none set"]
     if not machine.wanted() and _limit:
         bounds.append(f"container's quota {_limit}")

@@ -1,17 +1,21 @@
-"""How fast this machine clips: gradclip beside the memory limit and the installed ones of NumPy, SciPy and PyTorch.
+"""``gradclip bench``: how fast this machine clips, beside its memory limit and the installed peers of gradclip.
 
-The limit is the time of a plain read of the gradient and, where it is clipped, of a read and a rewrite of every
-word in place: nothing that has to see each element can be faster. Speeds are GB of gradient per second, for
-the limit as for the others, so that one look at the picture (a roofline: speed over size) tells how much is left.
+The peers are NumPy, SciPy and PyTorch. The memory limit is the time of a plain read of the gradient; for clipping, that of a
+read and of a rewrite of every word in place. Nothing that looks at each element can be faster. All speeds are in GB of
+gradient per second, those of the limit too, so that they can be compared directly.
 """
+
+from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -21,64 +25,71 @@ from .._arguments import number
 from .._cpu import machine
 from .._cpu.limits import Stream
 from .._leaves import Leaves
-from .._saving import check_picture, need_matplotlib, save_picture
+from .._saving import Name, check_picture, need_matplotlib, save_picture
 from . import peers as known_peers
 from . import roofline
+from .npy import Array
 from .terminal import progress, say
 
 SIZES = tuple(4**k for k in range(6, 15))  # bytes of one leaf: 4 KiB to 256 MiB
 MANY = ("1000 leaves x 1000", 1000), ("6 leaves x 1000", 6)  # leaves of 1000 elements
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
-TURN = 5e-3  # seconds of one contender's turn: threads that wait for more work by spinning have stopped by its end
-BATCH = 1e-4  # seconds of what is timed at once, far above the clock's resolution
+TURN = 5e-3  # seconds of one turn: by its end, the threads of the one before no longer spin
+BATCH = 1e-4  # seconds that are timed at once, far above the clock's resolution
 
 
 @dataclass
 class Result:
-    """What one case took: seconds of the fastest call by contender, "limit" among them."""
+    """The result of one case: the seconds of the fastest call by contender; one contender is "limit"."""
 
     dtype: str
     clips: bool
     name: str
     leaves: int
     bytes: int
-    seconds: dict
+    seconds: dict[str, float]
 
-    def speed(self, contender):
-        """GB of gradient per second, NaN where the contender does not know the dtype."""
+    def speed(self, contender: str) -> float:
+        """Return GB of gradient per second; NaN if the contender does not know the dtype."""
         return self.bytes / self.seconds.get(contender, math.nan) / 1e9
 
     @property
-    def kind(self):
+    def kind(self) -> str:
+        """The dtype, and whether the case clips, as text."""
         return f"{self.dtype}, {'clipping' if self.clips else 'norm only'}"
 
     @property
-    def ratio(self):
+    def ratio(self) -> float:
+        """The time of gradclip divided by that of the limit."""
         return self.seconds["gradclip"] / self.seconds["limit"]
 
 
 class Gradient:
-    """Leaves to be clipped again and again: thresholds fall by 2 %, more than any contender's norm can be wrong,
-    so that every call has something to write. `refill` brings back the leaves and the first threshold."""
+    """Leaves that are clipped again and again, so that every call has something to write.
 
-    def __init__(self, leaves):
+    Each threshold is 2 % below the one before, which is more than the error of any contender's norm.
+    """
+
+    def __init__(self, leaves: Sequence[Any]) -> None:
         self.leaves, self.fresh = leaves, [leaf.copy() for leaf in leaves]
-        self.norm = self.threshold = gradclip.measure(leaves).norm  # of the finite elements
+        self.norm = self.threshold = gradclip.measure(leaves).norm
 
-    def refill(self):
+    def refill(self) -> None:
+        """Give the leaves their first values, and start with the first threshold again."""
         self.threshold = self.norm
         for leaf, fresh in zip(self.leaves, self.fresh, strict=True):
             leaf[...] = fresh
 
-    def next_threshold(self):
+    def next_threshold(self) -> float:
+        """Return a threshold 2 % below the last one."""
         self.threshold *= 0.98
         return self.threshold
 
 
-def installed_peers():
-    """name -> peer, those whose packages are installed; PyTorch on as many threads as gradclip."""
-    found = {}
+def installed_peers() -> dict[str, Any]:
+    """Return those peers by name whose packages are installed; PyTorch is set to as many threads as gradclip."""
+    found: dict[str, Any] = {}
     for name in known_peers.NAMES:
         with suppress(NotImplementedError):
             found[name] = known_peers.load(name)
@@ -87,34 +98,42 @@ def installed_peers():
     return found
 
 
-def fastest(peers, leaves, clips, **budget):
-    """Seconds of the fastest call that clips `leaves` (without `clips`: finds nothing to clip), by contender.
+def fastest(peers: Mapping[str, Any], leaves: Sequence[Any], clips: bool, **budget: Any) -> dict[str, float]:
+    """Return the seconds of the fastest call by contender, of a call that clips `leaves` or finds nothing to clip.
 
-    The limit is taken on one thread and on all: for small leaves, waking the others costs more than it saves.
+    The limit is measured on one thread and on all, and the faster one is taken: with small leaves, it costs more to wake the
+    other threads than they save. `budget` is that of `best_in_turns`.
     """
     stream = Stream(Leaves(leaves))
-    refill, max_norm = None, lambda: math.inf
+    refill: Callable[[], None] | None = None
+    max_norm: Callable[[], float] = lambda: math.inf  # noqa: E731
     if clips:
         gradient = Gradient(leaves)
         refill, max_norm = gradient.refill, gradient.next_threshold
 
-    def limit(team):
+    def limit(team: int) -> None:
+        """Read the leaves on so many threads, and rewrite them if the call clips."""
         stream.read(team)
         if clips:
             stream.rewrite(team)
 
     teams = {1, machine.team()}
-    calls = {team: partial(limit, team) for team in teams}
+    calls: dict[Any, Callable[[], Any]] = {team: partial(limit, team) for team in teams}
     for name, peer in peers.items():
-        with suppress(NotImplementedError):  # of this dtype
+        with suppress(NotImplementedError):  # the peer does not know this dtype
             calls[name] = partial(lambda clip, grads: clip(grads, max_norm()), peer.clip_by_global_norm_, peer.prepare(leaves))
     best = best_in_turns(calls, refill, **budget)
     return {"limit": min(best.pop(team) for team in teams), **best}
 
 
-def best_in_turns(calls, refill=None, rounds=2, seconds=0.0):
-    """Seconds of the fastest call of each. They take turns, so that a busy moment meets them all: `rounds` rounds, and
-    as many more as begin within `seconds`. `refill` is called, untimed, before each batch of at most 100 calls."""
+def best_in_turns(
+    calls: Mapping[Any, Callable[[], Any]], refill: Callable[[], None] | None = None, rounds: int = 2, seconds: float = 0.0
+) -> dict[Any, float]:
+    """Return the seconds of the fastest call of each contender, who take turns so that a busy moment meets them all.
+
+    There are `rounds` rounds, and as many more as begin within `seconds`. Before each batch of at most 100 calls `refill` is
+    called, and not timed.
+    """
     best = dict.fromkeys(calls, math.inf)
     end, done = perf_counter() + seconds, 0
     while done < rounds or perf_counter() < end:
@@ -135,28 +154,32 @@ def best_in_turns(calls, refill=None, rounds=2, seconds=0.0):
     return best
 
 
-def run(seconds=50.0, *, threads=None, dtypes=("float32",), plot=None):
+def run(
+    seconds: float = 50.0, *, threads: int | None = None, dtypes: Sequence[str] = ("float32",), plot: Name | None = None
+) -> list[Result]:
     """Measure every case, print a table and save a picture.
 
     Parameters
     ----------
     seconds : float, default 50
-        About what it all may take; every case gets two rounds at least.
+        How long it may take, about. Every case gets two rounds at least.
     threads : int, optional
-        Of gradclip, the limit and PyTorch (default: what gradclip is set to); NumPy and SciPy have no call for it.
+        The number of threads of gradclip, of the limit and of PyTorch; by default the one that gradclip is set to. NumPy and
+        SciPy have no function for it.
     dtypes : sequence of str
-        Of the leaves: "float16", "bfloat16", "float32", "float64".
+        The dtypes of the leaves, among "float16", "bfloat16", "float32" and "float64".
     plot : path, optional
-        Where the picture is saved; the suffix chooses its format (none: PNG).
+        Where the picture is saved. The suffix chooses its format, PNG if there is none.
 
     Returns
     -------
     list of Result
+        One result per case, in the order of the table.
 
     Raises
     ------
     ImportError, OSError, ValueError
-        Matplotlib or ml_dtypes is missing, or an argument cannot be used: before anything is measured.
+        Matplotlib or ml_dtypes is missing, or an argument cannot be used. Nothing was measured.
     """
     if not 0 < number("seconds", seconds) < math.inf:
         raise ValueError(f"seconds must be positive and finite, not {seconds}")
@@ -174,7 +197,7 @@ def run(seconds=50.0, *, threads=None, dtypes=("float32",), plot=None):
         try:
             results = _measure(peers, kinds, end)
         finally:
-            if "torch" in peers:  # its setting is OpenMP's, and so bounds gradclip's too
+            if "torch" in peers:  # it sets the number of OpenMP, which bounds gradclip too
                 peers["torch"].restore_threads()
         for dtype in kinds:
             print(f"memory limit      {roofline.limits([r for r in results if r.dtype == dtype])}")
@@ -188,7 +211,8 @@ def run(seconds=50.0, *, threads=None, dtypes=("float32",), plot=None):
     return results
 
 
-def _dtype(name):
+def _dtype(name: str) -> np.dtype[Any]:
+    """Return the dtype of this name; raise an error if it is not known, or if its package is missing."""
     if name not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {name!r}")
     if name != "bfloat16":
@@ -197,23 +221,25 @@ def _dtype(name):
         import ml_dtypes
     except ImportError as error:
         raise ImportError(f'bfloat16 needs ml_dtypes: pip install "gradclip[bfloat16]" ({error})') from error
-    return np.dtype(ml_dtypes.bfloat16)
+    kind: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return kind
 
 
-def _measure(peers, kinds, end):
-    """The results of all cases, which share the time that is left until `end`."""
-    room, cases = free_memory() / 4, []
+def _measure(peers: Mapping[str, Any], kinds: Mapping[str, np.dtype[Any]], end: float) -> list[Result]:
+    """Return the results of all cases, which share the time that is left until `end`."""
+    room = free_memory() / 4
+    cases: list[tuple[str, bool, str, int, int]] = []
     for dtype, kind in kinds.items():
         one = [(_size(n), 1, n // kind.itemsize) for n in SIZES if n <= room or n == SIZES[0]]
         some = [(name, count, 1000) for name, count in MANY]
         cases += [(dtype, clips, *case) for clips in (False, True) for case in one + some]
-    # A call on a large leaf takes long, and cache and memory are shared with others: it gets more of the time.
+    # A call on a large leaf takes long, and meets other users of cache and memory: it gets more of the time.
     weights = [1 + count * elements * kinds[dtype].itemsize / 2**25 for dtype, _, _, count, elements in cases]
     results = []
     with progress("measuring", len(cases)) as advance:
         for i, (dtype, clips, name, count, elements) in enumerate(cases):
             tile = np.random.default_rng(i).standard_normal(2**18, np.float32).astype(kinds[dtype])
-            leaves = [np.resize(tile[:elements], elements) for _ in range(count)]
+            leaves: list[Array] = [np.resize(tile[:elements], elements) for _ in range(count)]
             share = (end - perf_counter()) * weights[i] / sum(weights[i:])
             seconds = fastest(peers, leaves, clips, seconds=share)
             results.append(Result(dtype, clips, name, count, sum(leaf.nbytes for leaf in leaves), seconds))
@@ -221,18 +247,19 @@ def _measure(peers, kinds, end):
     return results
 
 
-def free_memory(meminfo=Path("/proc/meminfo"), group=Path("/sys/fs/cgroup")):
-    """Bytes that the system and the container's limit leave; infinity where neither can be asked."""
+def free_memory(meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return the bytes that the system and the container's limit leave free; infinity if neither tells."""
     free = math.inf
     try:
         line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
         free = int(line.split()[1]) * 1024
         free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, StopIteration, ValueError):  # no Linux, no container, "max"
+    except (OSError, StopIteration, ValueError):  # not Linux, no container, or no limit ("max")
         pass
     return free
 
 
-def _size(nbytes):
+def _size(nbytes: int) -> str:
+    """Return a number of bytes as text, in bytes, KiB or MiB."""
     k = int(math.log2(nbytes)) // 10
     return f"{nbytes >> 10 * k} {('bytes', 'KiB', 'MiB')[k]}"

@@ -1,10 +1,16 @@
-"""The command ``gradclip``: what the library does, without writing Python."""
+"""The command ``gradclip``: its options, its exit status, and what is cleaned up when it ends early."""
+
+from __future__ import annotations
 
 import argparse
 import os
 import signal
 import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
 
 from .. import _saving
 from .._version import __version__
@@ -16,24 +22,37 @@ from .terminal import say, shown
 
 
 class OptionError(Exception):
-    """An option's value cannot be read. Not a ValueError: argparse would print its usage before the message."""
+    """The value of an option cannot be read. It is no ValueError, before which argparse would print its usage."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Argparse's, whose errors repeat arguments: names of files among them, where a shell filled in a pattern."""
+    """A parser that prints errors without control characters: they repeat arguments, which may be names of any files."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and end with status 2."""
         super().error(shown(message))
 
 
-def main(argv=None):
-    """Run the command; return its exit status: 0, 1 where NaN or Inf is an error, 2 after any other error of the user's
-    input, 130 after Ctrl-C, 141 where the reader of standard output has left. Without a command, print the help."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments, by default those of the process. Without any, the help is printed.
+
+    Returns
+    -------
+    int
+        0 after success; 1 if NaN or Inf is an error; 2 after any other error of the input; 130 after Ctrl-C; 141 if the
+        reader of standard output has left.
+    """
     with _output():
         return _main(argv)
 
 
-def _main(argv):
+def _main(argv: Sequence[str] | None) -> int:
+    """Run the command, print its error as one line, and return its exit status."""
     try:
         with _cleaning_up():
             try:
@@ -42,13 +61,14 @@ def _main(argv):
                 if arguments.run is None:
                     parser.print_help()
                     return 0
-                return arguments.run(arguments)
+                arguments.run(arguments)
+                return 0
             finally:
-                print(end="", flush=True)  # so that a reader who has left is noticed here, and not at exit
+                print(end="", flush=True)  # if the reader has left, the error comes here and not at exit
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        return 141  # what a shell tells of a program that SIGPIPE ended
+        return 141  # the status that a shell gives to a program that SIGPIPE has ended
     except (ImportError, MemoryError, NonFiniteGradientError, OptionError, OSError, ValueError) as error:
         message = str(error).strip("\n") or type(error).__name__
         print(f"gradclip: error: {shown(message)}", file=sys.stderr)
@@ -56,10 +76,10 @@ def _main(argv):
 
 
 @contextmanager
-def _output():
-    """Standard output shows as escapes what its encoding lacks, as standard error does; what nobody takes is dropped."""
-    stream = sys.stdout
-    if not hasattr(stream, "reconfigure"):  # somebody's own
+def _output() -> Iterator[None]:
+    """Let standard output show characters that its encoding lacks as escapes, and drop what it cannot write at the end."""
+    stream: Any = sys.stdout
+    if not hasattr(stream, "reconfigure"):  # some other object has taken its place
         yield
         return
     errors = stream.errors
@@ -69,29 +89,29 @@ def _output():
     finally:
         try:
             stream.reconfigure(errors=errors)  # flushes it
-        except OSError:  # which was told already; Python would tell it again at exit
+        except OSError:  # it was printed already, and Python would print it again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             stream.reconfigure(errors=errors)
 
 
 @contextmanager
-def _cleaning_up():
-    """While SIGTERM or SIGHUP end this program, no half file and no hidden cursor stays behind."""
+def _cleaning_up() -> Iterator[None]:
+    """Leave no temporary file and no hidden cursor behind if SIGTERM or SIGHUP end the program in the ``with`` block."""
 
-    def end(number, frame):
-        # No exception: where it came up within a __del__, Python would print it and go on.
+    def end(number: int, frame: FrameType | None) -> None:
+        # Not by an exception: if it were raised within a __del__, Python would print it and go on.
         _saving.remove_unfinished()
         terminal.show_cursor()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    names = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # no SIGHUP on Windows
-    replaced = [number for number in names if number is not None and signal.getsignal(number) is signal.SIG_DFL]
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # no SIGHUP on Windows
+    replaced = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
     try:
         try:
             for number in replaced:
                 signal.signal(number, end)
-        except ValueError:  # not the main thread, to which signals belong
+        except ValueError:  # only the main thread may set handlers
             replaced = []
         yield
     finally:
@@ -99,7 +119,8 @@ def _cleaning_up():
             signal.signal(number, signal.SIG_DFL)
 
 
-def _parser():
+def _parser() -> Parser:
+    """Return the parser of all commands; it sets `run` to the function that runs the command."""
     parser = Parser("gradclip", description="Fast, exact and safe gradient clipping.")
     parser.set_defaults(run=None)
     parser.add_argument("--version", action="version", version=f"gradclip {__version__}")
@@ -151,10 +172,12 @@ def _parser():
     return parser
 
 
-def _add_number(parser, name, metavar, kind, default, text):
-    """Add an option whose value is an int or a float."""
+def _add_number(
+    parser: argparse.ArgumentParser, name: str, metavar: str, kind: type[int | float], default: float | None, text: str
+) -> None:
+    """Add an option whose value is an int or a float, as `kind` says."""
 
-    def read(value):
+    def read(value: str) -> float:
         try:
             return kind(value)
         except ValueError:
@@ -165,14 +188,15 @@ def _add_number(parser, name, metavar, kind, default, text):
     parser.add_argument(name, metavar=metavar, type=read, default=default, help=text + shown_default)
 
 
-def _demo(arguments):
+def _demo(arguments: Namespace) -> None:
+    """Run ``gradclip demo``."""
     from . import demo
 
     demo.run(arguments.plot, steps=arguments.steps, max_norm=arguments.max_norm, seed=arguments.seed)
-    return 0
 
 
-def _clip(arguments):
+def _clip(arguments: Namespace) -> None:
+    """Run ``gradclip clip``."""
     from . import clip
 
     if arguments.out is not None and arguments.max_norm is None and not arguments.dry_run:
@@ -189,24 +213,23 @@ def _clip(arguments):
         grad_scale=arguments.grad_scale,
         nonfinite=arguments.nonfinite,
     )
-    return 0
 
 
-def _suggest(arguments):
+def _suggest(arguments: Namespace) -> None:
+    """Run ``gradclip suggest``."""
     from . import suggest
 
     suggest.run(arguments.file, arguments.column, arguments.plot)
-    return 0
 
 
-def _bench(arguments):
+def _bench(arguments: Namespace) -> None:
+    """Run ``gradclip bench``."""
     from . import bench
 
     bench.run(arguments.seconds, threads=arguments.threads, dtypes=arguments.dtype, plot=arguments.plot)
-    return 0
 
 
-def _info(arguments):
+def _info(arguments: Namespace) -> None:
+    """Run ``gradclip info``."""
     for line in show_config().split("\n"):
         say(line)
-    return 0

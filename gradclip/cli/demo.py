@@ -1,52 +1,58 @@
-"""What clipping is for: a small recurrent network, trained once without and once with it.
+"""``gradclip demo``: a small recurrent network, trained once without clipping and once with it.
 
-A recurrent network multiplies by one matrix at every time step, so the gradient that flows back through T
-steps holds products of T Jacobians. Where singular values of that matrix exceed 1 the products can grow
-exponentially with T: seen over the weights, the loss has cliffs. One plain gradient step at a cliff lands
-far away, where the network is worse than at first and does not recover. Clipping by the global norm keeps
-the direction of that step and bounds its length (Pascanu, Mikolov, Bengio, "On the difficulty of training
-recurrent neural networks", ICML 2013).
+A recurrent network multiplies by the same matrix at every time step, so the gradient that flows back through T steps holds
+products of T Jacobians. If singular values of that matrix exceed 1, these products can grow exponentially with T: the loss,
+as a function of the weights, has cliffs. One plain gradient step at a cliff goes so far that the network is worse than at the
+start, and it does not recover. Clipping by the global norm keeps the direction of that step and bounds its length (Pascanu,
+Mikolov, Bengio, "On the difficulty of training recurrent neural networks", ICML 2013).
 
-Nothing is staged: both networks start from the same weights, read the same text in the same order and take
-plain SGD steps of the same learning rate. Nor is that rate too large in itself: with `d_later` held at 0,
-so that no gradient flows through time, the network learns without clipping too, but less.
+Nothing is staged: both networks start from the same weights, read the same text in the same order and take plain SGD steps
+with the same learning rate. Nor is that rate too large in itself: if `d_later` is kept at 0, so that no gradient flows through
+time, the network learns without clipping too, but less.
 """
+
+from __future__ import annotations
 
 import contextlib
 import math
 import operator
 import sysconfig
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import gradclip
 
 from .._arguments import number
-from .._saving import check_picture, need_matplotlib, new_figure, save_picture
+from .._saving import Figure, Name, check_picture, need_matplotlib, new_figure, save_picture
+from .npy import Array
 from .terminal import show_table, shown
 
-# Real text that comes with Python itself: some 450,000 characters of its standard library.
+# Real text that comes with Python: some 450,000 characters of its standard library.
 SOURCES = "argparse", "csv", "difflib", "inspect", "json/decoder", "shutil", "statistics", "textwrap"
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 
-# At 16 x 128 the products of one time step are too small for OpenBLAS to wake its threads, which would wait
-# for each other longer than they work, on a busy machine much longer.
+# At 16 x 128 the products of one time step are too small for OpenBLAS to use several threads, which would wait for each other
+# longer than they work, and on a busy machine much longer.
 BATCH, UNITS, LENGTH = 16, 128, 100
 LEARNING_RATE = 1.0
-AVERAGED = 50  # steps: the final loss is their mean
+AVERAGED = 50  # the final loss is the mean of so many steps
 
 
 class Network:
     """A vanilla recurrent network: h[t] = tanh(W_in[x[t]] + h[t-1] W_rec + b), logits[t] = h[t] W_out + c.
 
-    W_rec starts as a random orthogonal matrix times 1.5: all of its singular values are 1.5. The others start
-    small, so that the first guess is nearly uniform.
+    W_rec starts as 1.5 times a random orthogonal matrix, so all of its singular values are 1.5. The other weights start small,
+    so that all characters are predicted with nearly the same probability at first.
     """
 
-    def __init__(self, rng, characters=CHARACTERS, units=UNITS, dtype=np.float32):
+    def __init__(
+        self, rng: np.random.Generator, characters: str = CHARACTERS, units: int = UNITS, dtype: Any = np.float32
+    ) -> None:
         orthogonal, _ = np.linalg.qr(rng.standard_normal((units, units)))
         weights = {
             "input": 0.1 * rng.standard_normal((len(characters), units)),
@@ -55,14 +61,19 @@ class Network:
             "output": 0.1 / math.sqrt(units) * rng.standard_normal((units, len(characters))),
             "output_bias": np.zeros(len(characters)),
         }
-        self.weights = {name: values.astype(dtype) for name, values in weights.items()}
+        self.weights: dict[str, Array] = {name: values.astype(dtype) for name, values in weights.items()}
 
-    def next_state(self, state, character):
+    def next_state(self, state: Array, character: Any) -> Array:
+        """Return the state after reading one more character, given by its position in `CHARACTERS`."""
         w = self.weights
-        return np.tanh(w["input"][character] + state @ w["recurrent"] + w["bias"])
+        new: Array = np.tanh(w["input"][character] + state @ w["recurrent"] + w["bias"])
+        return new
 
-    def loss_and_gradients(self, x, y):
-        """Mean cross-entropy (nats per character) of predicting `y` from `x`, (time, batch) both, and its gradients."""
+    def loss_and_gradients(self, x: Array, y: Array) -> tuple[float, dict[str, Array]]:
+        """Return the mean cross-entropy (nats per character) of predicting `y` from `x`, and its gradients by weight.
+
+        `x` and `y` are positions of characters, with the shape (time, batch).
+        """
         w = self.weights
         states = np.zeros((len(x) + 1, x.shape[1], len(w["bias"])), w["bias"].dtype)
         for t, character in enumerate(x):
@@ -74,7 +85,7 @@ class Network:
         log_chances = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         loss = -np.take_along_axis(log_chances, y[..., None], axis=-1).mean()
 
-        # Back-propagation through time: what a state owes to its own output, and to all later ones.
+        # Back-propagation through time: the derivative by a state, through its own output and through all later ones.
         one_hot = np.eye(logits.shape[-1], dtype=logits.dtype)
         d_logits = (np.exp(log_chances) - one_hot[y]) / y.size
         d_state, d_later = d_logits @ w["output"].T, 0
@@ -91,8 +102,8 @@ class Network:
         }
 
     @np.errstate(over="ignore", invalid="ignore")
-    def sample(self, rng, count, temperature=0.8):
-        """A line break, and `count` characters that the network writes after it."""
+    def sample(self, rng: np.random.Generator, count: int, temperature: float = 0.8) -> str:
+        """Return a line break and the `count` characters that the network writes after it."""
         text, state = "\n", np.zeros_like(self.weights["bias"])
         for _ in range(count):
             state = self.next_state(state, CHARACTERS.index(text[-1]))
@@ -101,30 +112,38 @@ class Network:
         return text
 
 
-def _sum_of_products(a, b):
-    """Sum over time of a[t].T @ b[t]: like the products of one step, small enough for one thread."""
-    return (a.swapaxes(1, 2) @ b).sum(axis=0)
+def _sum_of_products(a: Array, b: Array) -> Array:
+    """Return the sum over time of a[t].T @ b[t], products that are small enough for one thread."""
+    products: Array = a.swapaxes(1, 2) @ b
+    total: Array = products.sum(axis=0)
+    return total
 
 
 @dataclass
 class Training:
-    """What one training saw, step by step: to its end, or to the first gradient that is not finite."""
+    """The losses, norms and times of one training, to its end or to the first gradient that is not finite."""
 
     network: Network
-    losses: list = field(default_factory=list)
-    norms: list = field(default_factory=list)
-    clipped: list = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    clipped: list[bool] = field(default_factory=list)
     seconds: float = 0.0
     clipping_seconds: float = 0.0
 
     @property
-    def final_loss(self):
+    def final_loss(self) -> Any:
+        """The mean of the last losses; NaN if the training ended early."""
         return np.mean(self.losses[-AVERAGED:]) if math.isfinite(self.norms[-1]) else math.nan
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a diverging network may overflow: that is its result
-def train(text, steps, max_norm, seed, watch=lambda loss: None):
-    """Plain SGD on random stretches of `text`; without clipping where `max_norm` is None."""
+def train(
+    text: Array, steps: int, max_norm: float | None, seed: int, watch: Callable[[float], None] = lambda loss: None
+) -> Training:
+    """Return a training by plain SGD on random stretches of `text`, without clipping if `max_norm` is None.
+
+    `watch` is called with the loss of each step.
+    """
     rng = np.random.default_rng(seed)
     run = Training(Network(rng))
     started = time.perf_counter()
@@ -139,24 +158,24 @@ def train(text, steps, max_norm, seed, watch=lambda loss: None):
         run.clipped.append(clipped)
         watch(loss)
         if not math.isfinite(norm):
-            break  # this step would make the weights NaN, and with them all that follows
+            break  # this step would make all weights NaN
         for name, gradient in gradients.items():
             run.network.weights[name] -= LEARNING_RATE * gradient
     run.seconds = time.perf_counter() - started
     return run
 
 
-def _clip(gradients, max_norm):
-    """The one difference between the two trainings; returns the norm, and whether it was clipped."""
+def _clip(gradients: dict[str, Array], max_norm: float | None) -> tuple[float, bool]:
+    """Clip, which is the one difference between the two trainings; return the norm and whether it was above `max_norm`."""
     if max_norm is not None:
-        with contextlib.suppress(gradclip.NonFiniteGradientError):  # no threshold helps there: train() ends
+        with contextlib.suppress(gradclip.NonFiniteGradientError):  # no threshold helps: train() ends
             report = gradclip.clip_by_global_norm_(gradients, max_norm)
             return report.norm, report.clipped
     return gradclip.global_norm(gradients), False
 
 
-def standard_library():
-    """The text, as positions in `CHARACTERS`; the few other characters are left out."""
+def standard_library() -> Array:
+    """Return the text as positions in `CHARACTERS`, without the few characters that are not in it."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     try:
         text = "\n".join((folder / f"{name}.py").read_text(encoding="utf-8") for name in SOURCES)
@@ -166,24 +185,26 @@ def standard_library():
     return np.array([position[character] for character in text if character in position])
 
 
-def run(plot="gradclip_demo.png", *, steps=1500, max_norm=0.75, seed=0):
+def run(
+    plot: Name = "gradclip_demo.png", *, steps: int = 1500, max_norm: float = 0.75, seed: int = 0
+) -> tuple[Training, Training]:
     """Train the network without and with clipping, print a table and save a picture.
 
     Parameters
     ----------
     plot : path, default "gradclip_demo.png"
-        Where the picture is saved; the suffix chooses its format (none: PNG).
+        Where the picture is saved. The suffix chooses its format, PNG if there is none.
     steps : int, default 1500
-        Steps of each training, at least 1.
+        The number of steps of each training, at least 1.
     max_norm : float, default 0.75
         The threshold of the training with clipping.
     seed : int, default 0
-        Of the first weights, the order of the text and the sample.
+        The seed of the first weights, of the order of the text and of the sample.
 
     Returns
     -------
     without, clipped : Training
-        Losses (nats per character), gradient norms and times (seconds) of both trainings.
+        The losses (nats per character), the gradient norms and the times (seconds) of both trainings.
 
     Raises
     ------
@@ -213,8 +234,8 @@ def run(plot="gradclip_demo.png", *, steps=1500, max_norm=0.75, seed=0):
     return without, clipped
 
 
-def _train_both(console, text, steps, max_norm, seed):
-    """The two trainings, with a progress bar where somebody looks."""
+def _train_both(console: Any, text: Array, steps: int, max_norm: float, seed: int) -> tuple[Training, Training]:
+    """Return the two trainings, without and with clipping, and show progress bars on a terminal."""
     from rich.progress import Progress, TextColumn
 
     columns = *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.2f}")
@@ -222,13 +243,19 @@ def _train_both(console, text, steps, max_norm, seed):
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         for name, threshold in ("without clipping", None), ("with clipping", max_norm):
             task = progress.add_task(name, total=steps, loss=math.nan)
-            runs.append(train(text, steps, threshold, seed, lambda loss, t=task: progress.update(t, advance=1, loss=loss)))
-    return runs
+
+            def watch(loss: float, task: Any = task) -> None:
+                """Move the progress bar of this training by one step."""
+                progress.update(task, advance=1, loss=loss)
+
+            runs.append(train(text, steps, threshold, seed, watch))
+    without, clipped = runs
+    return without, clipped
 
 
-def _rows(without, clipped):
-    """Of the table: what is compared, and of both trainings what came of it."""
-    cells = {
+def _rows(without: Training, clipped: Training) -> list[tuple[str, str, str]]:
+    """Return the rows of the table: what is compared, and its value in each of the two trainings."""
+    cells: dict[str, Callable[[Training], str]] = {
         "first loss, nats per character": lambda run: f"{run.losses[0]:.2f}",
         f"final loss, mean of last {min(AVERAGED, len(clipped.losses))} steps": lambda run: f"{run.final_loss:.2f}",
         "gradient norm, median": lambda run: f"{np.median(run.norms):.3g}",
@@ -242,8 +269,8 @@ def _rows(without, clipped):
     return [(name, cell(without), cell(clipped)) for name, cell in cells.items()]
 
 
-def _draw(without, clipped, max_norm, network):
-    """Loss and gradient norm of both trainings: a matplotlib figure, outside of pyplot's global state."""
+def _draw(without: Training, clipped: Training, max_norm: float, network: str) -> Figure:
+    """Return a figure with the loss and the gradient norm of both trainings."""
     from matplotlib.ticker import LogLocator
 
     figure = new_figure(9, 7.5)

@@ -1,4 +1,4 @@
-"""Arrays in NumPy's .npy format, read from streams: first the header, whose promise is checked before memory is taken."""
+"""Arrays in NumPy's .npy format, read from streams. The header is checked against the file before memory is taken."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import io
 import math
 import warnings
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 CHUNK = 2**20  # bytes that are read or written at once
-LONGEST = 10_000  # bytes of a header: what NumPy takes
+LONGEST = 10_000  # bytes of a header, as in NumPy
 
-_READERS = {  # Version 3 differs from 2 in the encoding of field names alone.
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_READERS: dict[tuple[int, int], Any] = {  # version 3 differs from 2 only in the encoding of field names
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
     (3, 0): np.lib.format.read_array_header_2_0,
 }
 
 
-def read_npy(stream: BinaryIO, size: int) -> tuple[bytes, np.ndarray]:
-    """The header as it stands in a stream of `size` bytes, and the array; anything but a whole array is an error."""
+def read_npy(stream: BinaryIO, size: int) -> tuple[bytes, Array]:
+    """Return the header, unchanged, and the array of a stream of `size` bytes; raise an error if it holds anything else."""
     head, shape, fortran_order, dtype = _read_head(stream)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded: what they hold is not known before it runs")
@@ -36,21 +38,21 @@ def read_npy(stream: BinaryIO, size: int) -> tuple[bytes, np.ndarray]:
     return head, np.ndarray(shape, dtype, raw, order="F" if fortran_order else "C")
 
 
-def write_npy(stream: BinaryIO, head: bytes, values: np.ndarray) -> None:
-    """Write what `read_npy` returned, and whatever was done to the array in place."""
+def write_npy(stream: BinaryIO, head: bytes, values: Array) -> None:
+    """Write the header and the array that `read_npy` returned; the array's elements may have been changed in place."""
     stream.write(head)
     write_bytes(stream, values if values.flags.c_contiguous else values.T)
 
 
-def write_bytes(stream: BinaryIO, values: np.ndarray) -> None:
-    """The bytes of a contiguous array, in chunks: compressors copy what they are given at once."""
+def write_bytes(stream: BinaryIO, values: Array) -> None:
+    """Write the bytes of a contiguous array in chunks, because a compressor copies all that it is given at once."""
     raw = values.reshape(-1).view(np.uint8).data
     for start in range(0, len(raw), CHUNK):
         stream.write(raw[start : start + CHUNK])
 
 
-def _read_head(stream):
-    """The bytes of the header, and the shape, the order and the dtype that it tells of."""
+def _read_head(stream: BinaryIO) -> tuple[bytes, tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the bytes of the header, and the shape, whether the order is Fortran's, and the dtype that it gives."""
     head = stream.read(8)
     version = np.lib.format.read_magic(io.BytesIO(head))
     if version not in _READERS:
@@ -62,22 +64,25 @@ def _read_head(stream):
     return head + rest, *_parsed(version, rest)
 
 
-@lru_cache(4096)  # arrays of one shape have one header, and rewriting reads each again
-def _parsed(version, header):
+@lru_cache(4096)  # arrays of one shape have the same header, and rewriting reads each a second time
+def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return the shape, whether the order is Fortran's, and the dtype that the bytes of a header give."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files that Python 2 wrote, and of what odd headers hold
+        warnings.simplefilter("ignore")  # of files that Python 2 wrote, and of odd headers
         try:
-            return _READERS[version](io.BytesIO(header))
+            shape, fortran_order, dtype = _READERS[version](io.BytesIO(header))
+            return shape, fortran_order, dtype
         except Exception as error:
             if isinstance(error, ValueError) and not str(error).startswith(("Cannot parse header", "malformed node")):
-                raise  # NumPy's words about what the header holds
-            raise ValueError("the header cannot be read") from None  # not those of Python's parser
+                raise  # NumPy's message, which says what is wrong
+            raise ValueError("the header cannot be read") from None  # instead of a message of Python's parser
 
 
-def _fill(stream, buffer):
+def _fill(stream: Any, buffer: memoryview) -> None:
+    """Read a buffer full of bytes; raise an error if the stream has fewer or more."""
     for start in range(0, len(buffer), CHUNK):
         part = buffer[start : start + CHUNK]
         if stream.readinto(part) != len(part):
             raise ValueError("the array is cut short")
-    if stream.read(1):  # at the end zipfile checks the CRC
+    if stream.read(1):  # reading to the end lets zipfile check the CRC
         raise ValueError("bytes after the array")

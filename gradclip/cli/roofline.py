@@ -1,30 +1,41 @@
-"""What ``gradclip bench`` shows of its results: a table, and a picture of speed over size."""
+"""The table and the picture (a roofline: speed over size) of the results of ``gradclip bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from .._cpu import machine
-from .._saving import new_figure
+from .._saving import Figure, new_figure
 from .._version import __version__
 from .terminal import show_table
+
+if TYPE_CHECKING:
+    from .bench import Result
+else:
+    Result = Any  # `bench` imports this file
 
 NAMES = {"limit": "limit", "gradclip": "gradclip", "numpy": "NumPy", "scipy": "SciPy", "torch": "PyTorch"}
 COLORS = {"gradclip": "#0072B2", "numpy": "#D55E00", "scipy": "#009E73", "torch": "#CC79A7"}
 
 
-def limits(results):
-    """The limits at the largest size, in words."""
+def limits(results: Sequence[Result]) -> str:
+    """Return the memory limits at the largest size as text."""
     read, rewrite = (max((r for r in results if r.clips == c and r.leaves == 1), key=lambda r: r.bytes) for c in (False, True))
     speeds = f"read {read.speed('limit'):.1f} GB/s, read and rewrite {rewrite.speed('limit'):.1f} GB/s"
     return f"{speeds} ({read.name} of {read.dtype})"
 
 
-def _contenders(results):
+def _contenders(results: Sequence[Result]) -> list[str]:
+    """Return the names of those that were measured, in the order of the table."""
     return [name for name in NAMES if any(name in r.seconds for r in results)]
 
 
-def show(results):
-    """The table."""
+def show(results: Sequence[Result]) -> None:
+    """Print the table of speeds."""
     names = _contenders(results)
     header = ["", *(NAMES[name] for name in names), "gradclip takes"]
-    rows = []
+    rows: list[list[str]] = []
     for r in results:
         if [r.kind] not in (row[:1] for row in rows):
             rows.append([r.kind, *[""] * (len(names) + 1)])
@@ -33,8 +44,8 @@ def show(results):
     show_table(header, rows, bold=("gradclip", "gradclip takes"))
 
 
-def draw(results):
-    """The rooflines, a row of two per dtype: a matplotlib figure, outside of pyplot's global state."""
+def draw(results: Sequence[Result]) -> Figure:
+    """Return a figure with the rooflines: a row of two per dtype, without and with clipping."""
     lines = [r for r in results if r.leaves == 1]
     kinds = list(dict.fromkeys(r.kind for r in lines))
     figure = new_figure(10, 1.5 + 1.75 * len(kinds))

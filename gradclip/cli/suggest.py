@@ -1,4 +1,4 @@
-"""``gradclip suggest``: from a file of logged norms to thresholds worth trying."""
+"""``gradclip suggest``: thresholds worth trying, from a file of logged norms."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import io
 import math
 import os
 from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
+from typing import TextIO
 
 import numpy as np
 
-from .._saving import check_picture, need_matplotlib, new_figure, save_picture
+from .._arguments import Floats
+from .._saving import Figure, Name, check_picture, need_matplotlib, new_figure, save_picture
 from ..thresholds import clip_rate
 from .files import delimiter_of, is_data, is_number, standard_input
 from .terminal import say, show_table, shown
@@ -27,20 +30,20 @@ PERCENTILES = {
     99.9: "",
     100: "the largest",
 }
-LISTED = 20  # names of columns in an error
-FEW = 20  # norms: with fewer, the 95th percentile says next to nothing beyond the largest
+LISTED = 20  # so many names of columns are listed in an error
+FEW = 20  # norms: the 95th percentile of fewer says hardly more than the largest
 SUGGESTED = {percent: words for percent, words in PERCENTILES.items() if percent in (90, 95, 99)}
 
 
-def run(path: str | os.PathLike[str], column: str | None = None, plot: str | os.PathLike[str] | None = None) -> None:
-    """Print percentiles of logged norms, as thresholds with their clip rates; save a picture of them.
+def run(path: Name, column: str | None = None, plot: Name | None = None) -> None:
+    """Print percentiles of logged norms with the clip rate that each would give as a threshold.
 
     Parameters
     ----------
     path, column
         As for `read_norms`.
     plot : path, optional
-        Where the histogram is saved; the suffix chooses its format (none: PNG).
+        Where a histogram of the norms is saved. The suffix chooses its format, PNG if there is none.
 
     Raises
     ------
@@ -75,32 +78,32 @@ def run(path: str | os.PathLike[str], column: str | None = None, plot: str | os.
         say(f"Picture saved as {plot}")
 
 
-def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple[np.ndarray, str]:
-    """One column of a CSV or text file of any length, line by line.
+def read_norms(path: Name, column: str | None = None) -> tuple[Floats, str]:
+    """Return the norms in one column of a CSV or text file, which may be of any length.
 
-    The fields of a line are separated by commas, else semicolons, else tabs, else blanks, whichever the first
-    line has. Empty lines and lines that begin with ``#`` are left out; so is a header where it is repeated.
+    The fields of a line are separated by commas if the first line has any, else by semicolons, else by tabs, else by blanks.
+    Empty lines and lines that begin with ``#`` are left out. So is a header, also where it is repeated.
 
     Parameters
     ----------
     path : path
         The file, in UTF-8; ``-`` is standard input.
     column : str, optional
-        A name in the header; without a header, the number of the column, from 1. By default ``norm``, else the one
-        column of numbers whose name contains "norm" in small or capital letters, else, without a header, the only
-        column of numbers.
+        A name in the header, or the number of the column, from 1, if there is no header. By default it is ``norm``; if
+        there is no such column, the only column of numbers whose name contains "norm" in small or capital letters; if there
+        is no header, the only column of numbers.
 
     Returns
     -------
     norms : numpy.ndarray
-        Float64, NaN and Inf included; an empty field is NaN.
+        Float64, in the order of the lines, NaN and Inf included; an empty field is NaN.
     name : str
-        Which column that was.
+        The column, as messages call it.
 
     Raises
     ------
     OSError, ValueError
-        The file cannot be read, the column is not there or not clear, or a field is no norm; the message names the line.
+        The file cannot be read, the column does not exist or is not clear, or a field is no norm. The message names the line.
     """
     norms = array("d")
     with _opened(path) as (path, file):
@@ -133,8 +136,8 @@ def read_norms(path: str | os.PathLike[str], column: str | None = None) -> tuple
 
 
 @contextmanager
-def _opened(path):
-    """The name of a file, and its lines."""
+def _opened(path: Name) -> Iterator[tuple[Name, TextIO]]:
+    """Yield what messages call a file, and the file itself, opened as text."""
     if os.fspath(path) != "-":
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             yield path, file
@@ -147,7 +150,8 @@ def _opened(path):
             text.detach()  # standard input stays open
 
 
-def _fields(line, delimiter):
+def _fields(line: str, delimiter: str | None) -> list[str]:
+    """Return the fields of a line, without the quotes and blanks around them."""
     if '"' in line:
         try:
             line_fields = next(csv.reader([line], delimiter=delimiter or " ", skipinitialspace=True))
@@ -157,14 +161,18 @@ def _fields(line, delimiter):
     return [field.strip() for field in line.split(delimiter)]
 
 
-def _is_header(fields, column):
-    if column in fields and not is_number(column):  # a number may be meant for the column's place
+def _is_header(fields: Sequence[str], column: str | None) -> bool:
+    """Return whether the fields of the first line are names of columns."""
+    if column is not None and column in fields and not is_number(column):  # a number may stand for a column's place
         return True
     return any("norm" in field.lower() for field in fields) or not any(map(is_number, fields))
 
 
-def _column(path, column, header, first, delimiter):
-    """Which field of a line is the norm."""
+def _column(path: Name, column: str | None, header: list[str], first: tuple[int, str], delimiter: str | None) -> int:
+    """Return the index of the field that holds the norm; raise a ValueError if it is not clear.
+
+    `first` is the number and the text of the first line of data.
+    """
     n, line = first
     fields = _fields(line, delimiter)
     names = _names(header, len(fields))
@@ -190,29 +198,31 @@ def _column(path, column, header, first, delimiter):
     raise ValueError(f"{path}: no column of numbers is named norm: choose one with --column; {_listed(header, names)}")
 
 
-def _names(header, count):
-    """Of columns: those of the header, else their numbers from 1."""
+def _names(header: list[str], count: int) -> list[str]:
+    """Return names of `count` columns: those in the header, and for all others their numbers from 1."""
     return header + [str(i + 1) for i in range(len(header), count)]
 
 
-def _listed(header, names):
+def _listed(header: list[str], names: list[str]) -> str:
+    """Return text that tells which columns a file has."""
     known = f"the columns are {_joined(names)}"
     return known if header else f"the file has no header, {known}"
 
 
-def _joined(names):
+def _joined(names: list[str]) -> str:
+    """Return the names of columns as one text, cut short after so many."""
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return ", ".join(name or "(unnamed)" for name in names[:LISTED]) + more
 
 
-def _draw(norms, thresholds, path):
-    """Histogram of the norms > 0 on a logarithmic axis: a matplotlib figure, outside of pyplot's global state."""
+def _draw(norms: Floats, thresholds: Mapping[float, float], path: Name) -> Figure:
+    """Return a figure with the histogram of the norms above 0 on a logarithmic axis, and the thresholds by percentile."""
     figure = new_figure(9, 5)
     axes = figure.subplots()
     positive = norms[norms > 0]
     exponents = np.log10(positive) if positive.size else np.zeros(1)
     low, high = exponents.min(), exponents.max()
-    if high - low < 0.01:  # all alike
+    if high - low < 0.01:  # the norms are all alike
         low, high = low - 0.1, high + 0.1
     counts, edges = np.histogram(exponents if positive.size else [], bins=80, range=(low, high))
     axes.stairs(counts, edges, fill=True, color="#0072B2", alpha=0.6)

@@ -363,7 +363,7 @@ class ClipMonitor:
 
     def _finite_norms(self) -> Floats:
         """Return the finite norms of the kept steps, in no particular order."""
-        norms = self._ring["norm"][: self._kept]
+        norms: Floats = self._ring["norm"][: self._kept]
         return norms[np.isfinite(norms)]
 
 

@@ -416,16 +416,16 @@ class Schedule(Threshold):
 
 def _checked(norm: Any) -> float:
     """Return a norm as a float that is >= 0, NaN or inf; raise an error for anything else."""
-    norm = real("norm", norm)
-    return number("norm", norm, 0.0) if math.isfinite(norm) else norm
+    checked = real("norm", norm)
+    return number("norm", checked, 0.0) if math.isfinite(checked) else checked
 
 
 def _finite(name: str, value: Any) -> float:
     """Return a number of a state as a float that is >= 0 and finite; raise an error for anything else."""
-    value = number(name, value, 0.0)
-    if value == math.inf:
+    checked = number(name, value, 0.0)
+    if checked == math.inf:
         raise ValueError(f"{name} must be finite")
-    return value
+    return checked
 
 
 def _finite_list(name: str, values: Any) -> list[float]:

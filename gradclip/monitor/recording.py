@@ -232,8 +232,6 @@ class ClipMonitor:
         Returns
         -------
         dict
-            None stands for a value that does not exist yet, for thresholds by leaf, and for an infinite threshold.
-
             ============================================ ==================================================
             ``steps``                                    steps recorded
             ``clipped``, ``skipped``                     how many of them were clipped, skipped
@@ -245,6 +243,8 @@ class ClipMonitor:
             ``max_norm``                                 threshold of the last step
             ``smallest_scale``                           smallest ``report.scale`` of all steps, unscaling included
             ============================================ ==================================================
+
+            None stands for a value that does not exist yet, for thresholds by leaf, and for an infinite threshold.
         """
         t = self._totals
         found = {

@@ -5,4 +5,4 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpyd
 html_theme = "furo"
 exclude_patterns = ["_build"]
 numpydoc_show_class_members = False
-autodoc_typehints = "none"  # the sections below a signature say it in words, and `**norm` stays spelled out
+autodoc_typehints = "none"  # types are in the sections below a signature; there `**norm` stays spelled out

@@ -1,7 +1,8 @@
-"""One small network, one heavy-tailed data set, every technique: ``python docs/tutorial.py`` draws the tutorial's pictures.
+"""The trainings of the tutorial: ``python docs/tutorial.py`` runs them and draws the pictures.
 
-It trains ten times 2000 steps, in some ten seconds on one core. Each training starts from the same weights and sees
-the same batches."""
+There are ten trainings of 2000 steps, which take about ten seconds on one core. All start from the same weights and see the
+same batches.
+"""
 
 import argparse
 import io
@@ -19,17 +20,18 @@ BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "0.7"
 
 
 def truth(x):
-    """What is to be learned."""
+    """Return the function that is to be learned, at the rows of `x`."""
     return np.sin(x[:, 0]) + x[:, 1] * np.tanh(x[:, 2])
 
 
 def batch(rng):
-    """Inputs, and labels with noise from Student's t of 1.5 degrees: most of it is small, its variance is infinite."""
+    """Return inputs and noisy labels; the noise is Student's t of 1.5 degrees: mostly small, with infinite variance."""
     x = rng.standard_normal((BATCH, INPUTS))
     return x, truth(x) + 0.5 * rng.standard_t(1.5, BATCH)
 
 
 def first_weights(rng):
+    """Return the weights that every training starts from."""
     return {
         "hidden/weight": rng.standard_normal((INPUTS, HIDDEN)) / math.sqrt(INPUTS),
         "hidden/bias": np.zeros(HIDDEN),
@@ -38,11 +40,12 @@ def first_weights(rng):
 
 
 def predict(weights, x):
+    """Return the outputs of the network for the rows of `x`."""
     return np.tanh(x @ weights["hidden/weight"] + weights["hidden/bias"]) @ weights["output/weight"]
 
 
 def per_sample_gradients(weights, x, y):
-    """Gradients of half the squared error, sample by sample: leaves of shape (batch, ...)."""
+    """Return the gradients of half the squared error of each sample, as leaves of shape (batch, ...)."""
     hidden = np.tanh(x @ weights["hidden/weight"] + weights["hidden/bias"])
     error = hidden @ weights["output/weight"] - y
     inner = error[:, None] * weights["output/weight"] * (1 - hidden**2)
@@ -54,58 +57,66 @@ def per_sample_gradients(weights, x, y):
 
 
 def mean(samples):
+    """Return the mean of the gradients of all samples."""
     return {path: leaf.mean(axis=0) for path, leaf in samples.items()}
 
 
-# A technique takes the gradients of the samples and the weights. It returns the gradient of the step, the report, and
-# what it compares with its threshold (where that is many numbers: the largest).
+# A technique takes the gradients of the samples and the weights. It returns the gradient of the step, the report, and the
+# number that it compares with its threshold (the largest, if there are several).
 
 
 def no_clipping(samples, weights):
+    """Measure only."""
     grads = mean(samples)
     report = gradclip.clip_by_global_norm_(grads, math.inf)  # measures only
     return grads, report, report.norm
 
 
 def by_value(samples, weights, c=0.2):
+    """Clip each element."""
     grads = mean(samples)
     report = gradclip.clip_by_value_(grads, c)
     return grads, report, report.max_abs
 
 
 def by_norm(samples, weights, max_norm=0.5):
+    """Clip each leaf by its own norm."""
     grads = mean(samples)
     report = gradclip.clip_by_norm_(grads, max_norm)
     return grads, report, report.norms.max()
 
 
 def by_global_norm(samples, weights, max_norm=2.0):
+    """Clip all leaves by one norm."""
     grads = mean(samples)
     report = gradclip.clip_by_global_norm_(grads, max_norm)
     return grads, report, report.norm
 
 
 def normalized(samples, weights, target=0.5):
+    """Scale the gradient to one norm."""
     grads = mean(samples)
     report = gradclip.normalize_(grads, target)
     return grads, report, report.norm
 
 
 def adaptive(samples, weights, clip_factor=0.2, eps=0.3):
+    """Clip each unit by the norm of its weights."""
     grads = mean(samples)
     report = gradclip.clip_adaptive_(grads, weights, clip_factor, eps=eps, unit_axis=-1)  # weights: (inputs, outputs)
-    units = [np.linalg.norm(weights["hidden/weight"], axis=0)]  # for the picture alone; the leaves of 1-d are one unit
+    units = [np.linalg.norm(weights["hidden/weight"], axis=0)]  # only for the picture; each 1-d leaf is one unit
     units += [[np.linalg.norm(weights[path])] for path in ("hidden/bias", "output/weight")]
     return grads, report, (report.norms / np.maximum(np.concatenate(units), eps)).max()
 
 
 def per_sample(samples, weights, max_norm=4.0):
+    """Clip each sample by its own norm, and take the mean."""
     sums, report = gradclip.per_sample_clip_sum(samples, max_norm)
     return {path: leaf / BATCH for path, leaf in sums.items()}, report, report.norms.max()
 
 
 def techniques():
-    """By name: the technique, what it compares with its threshold, and what it clips. The rules are new ones."""
+    """Return for each name a technique with new rules, what it compares with its threshold, and what it clips."""
     quantile, zscore = Quantile(q=0.9, warmup=20), ZScore()
     return {
         "no clipping": (no_clipping, "global norm", "steps"),
@@ -121,7 +132,7 @@ def techniques():
 
 
 class Training:
-    """Losses after each step (without the noise of labels), and what the reports said of it."""
+    """The losses after each step, without the noise of labels, and the numbers in the reports."""
 
     def __init__(self, technique, steps, learning_rate=LEARNING_RATE):
         rng = np.random.default_rng(0)
@@ -138,15 +149,16 @@ class Training:
             self.shares.append(report.clipped_count / report.size)
 
     def final_loss(self):
+        """Return the median of the last 300 losses."""
         return np.median(self.losses[-300:])
 
     def worst_loss(self):
-        """Of the second half."""
+        """Return the largest loss of the second half."""
         return np.max(self.losses[len(self.losses) // 2 :])
 
 
 def grid(title, ylabel):
-    """A figure of nine panels, outside of pyplot's global state."""
+    """Return a figure of nine panels, which is not part of pyplot's global state, and the panels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
@@ -164,6 +176,7 @@ def grid(title, ylabel):
 
 
 def draw_losses(runs, slow):
+    """Return the figure of losses; `slow` is the training with a tenth of the learning rate."""
     figure, panels = grid("Loss on unseen data: median of the last 300 steps, and worst of the second half", "loss")
     without = runs["no clipping"]
     for axes, (name, run) in zip(panels, runs.items(), strict=True):
@@ -180,6 +193,7 @@ def draw_losses(runs, slow):
 
 
 def draw_norms(runs):
+    """Return the figure of the numbers that are compared with thresholds."""
     figure, panels = grid("What each technique compares with its threshold, step by step", None)
     for axes, (name, run) in zip(panels, runs.items(), strict=True):
         _, compared, what = techniques()[name]
@@ -194,7 +208,7 @@ def draw_norms(runs):
 
 
 def save(figure, path):
-    """As a PNG of 128 colours, less than half of the usual size."""
+    """Save a figure as a PNG of 128 colours, which has less than half of the usual size."""
     from PIL import Image
 
     picture = io.BytesIO()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Measured(Protocol):
-        """What a report asks of the sums of an engine."""
+        """The sums of an engine, as far as a report uses them."""
 
         @property
         def first_nonfinite(self) -> tuple[str, int] | None:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
             """Return the largest finite magnitude."""
 
     class Decided(Protocol):
-        """What a report asks of the plan of an engine."""
+        """The plan of an engine, as far as a report uses it."""
 
         @property
         def count(self) -> int:

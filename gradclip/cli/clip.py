@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._arguments import NormOptions, Rule, Unpack, flag, number, whole
 from .._saving import check_writable, replacing
 from ..errors import NonFiniteGradientError
 from ..measure import Measure, apply_clip_, measure
 from ..report import ClipReport
-from .files import Piped, Read, Source, file_format, is_gradient
+from .files import Piped, Read, Rewrite, Source, file_format, is_gradient
 from .npy import Array
 from .terminal import progress, say, show_table
 
@@ -27,7 +27,7 @@ LARGE = 2**27  # bytes: a smaller file takes too little time for a progress bar
 
 @dataclass
 class Leaf:
-    """What the table and the messages tell of one array: its name, shape, dtype, bytes and measure."""
+    """Name, shape, dtype, bytes and measure of one array of gradients."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class Leaf:
 
 @dataclass
 class Content:
-    """What a file holds: the arrays of gradients, and the names of all else, which is kept as it is."""
+    """The arrays of gradients in a file, and the names of everything else, which is kept as it is."""
 
     leaves: list[Leaf]
     kept: list[tuple[str, str]]  # names, and dtypes or "no array"
@@ -89,15 +89,11 @@ def run(
         max_norm = number("max_norm", max_norm, 0.0)
     elif target is not None:
         raise ValueError(f"{target}: clipped gradients cannot be written without max_norm")
-    source: Source = Piped() if os.fspath(path) == "-" else Path(path)
-    read, rewrite = file_format(source)
-    stamp = _stamp(source)
+    file = _input(path, expand)
     if target is not None:
-        _check_target(target, source)
+        _check_target(target, file.source)
 
-    large = stamp is not None and stamp.st_size > LARGE
-    with progress("measuring", stamp.st_size if stamp is not None and large else 0, large) as advance:
-        content = _measured(source, read, options, expand, advance)
+    content = _measured(file, options)
     total = sum(
         (leaf.measure for leaf in content.leaves), measure([], ord=options.ord or math.inf, grad_scale=options.grad_scale)
     )
@@ -105,25 +101,45 @@ def run(
     try:
         report = apply_clip_([], total, threshold, **norm)  # decides, and raises the error that NaN or Inf may be
     except NonFiniteGradientError as error:
-        raise NonFiniteGradientError(f"{source}: {error.path}", error.index, error.count, error.value) from None
+        raise NonFiniteGradientError(f"{file.source}: {error.path}", error.index, error.count, error.value) from None
 
     if target is not None and not report.skipped:
-        with replacing(target) as file, _unchanged(source, stamp):
-            if report.scale == 1.0 and not (report.nonfinite and options.nonfinite == "zero"):
-                with source.open("rb") as old:
-                    shutil.copyfileobj(old, file)  # no element changes
-            else:
-                with progress("clipping", sum(leaf.nbytes for leaf in content.leaves), large) as advance:
-
-                    def change(name: str, values: Array) -> None:
-                        """Clip one array in place, and move the progress bar."""
-                        apply_clip_(values, total, threshold, **norm)
-                        advance(values.nbytes)
-
-                    rewrite(source, file, change, expand)
+        unchanged = report.scale == 1.0 and not (report.nonfinite and options.nonfinite == "zero")
+        _write(file, target, None if unchanged else lambda values: apply_clip_(values, total, threshold, **norm), content)
     _show_table(content.leaves, report, max_norm is not None, top)
-    _show_rest(source, content.kept, report, options)
-    _show_result(source, report, max_norm is not None, None if report.skipped else target)
+    _show_rest(content.kept, report, options)
+    _show_result(file.source, report, max_norm is not None, None if report.skipped else target)
+
+
+class Stamp(NamedTuple):
+    """Numbers of a file, one of which changes when its content does."""
+
+    st_ino: int
+    st_size: int
+    st_mtime_ns: int
+
+
+@dataclass
+class Input:
+    """The file that is read, the functions of its format, and what is known about it before it is read."""
+
+    source: Source
+    read: Read
+    rewrite: Rewrite
+    stamp: Stamp | None
+    expand: bool
+
+    @property
+    def large(self) -> bool:
+        """Whether it is worth a progress bar."""
+        return self.stamp is not None and self.stamp.st_size > LARGE
+
+
+def _input(path: str | os.PathLike[str], expand: bool) -> Input:
+    """Return the file of this name, or standard input for ``-``; raise an error if it cannot be read twice."""
+    source: Source = Piped() if os.fspath(path) == "-" else Path(path)
+    read, rewrite = file_format(source)
+    return Input(source, read, rewrite, _stamp(source), expand)
 
 
 def _check_target(target: Path, source: Source) -> None:
@@ -133,14 +149,6 @@ def _check_target(target: Path, source: Source) -> None:
         kind = "text" if isinstance(source, Piped) else f"a {source.suffix} file"
         raise ValueError(f"{target}: clipped gradients of {kind} are written to a {' or '.join(suffixes)} file")
     check_writable(target)
-
-
-class Stamp(NamedTuple):
-    """Numbers of a file, one of which changes when its content does."""
-
-    st_ino: int
-    st_size: int
-    st_mtime_ns: int
 
 
 def _stamp(source: Source) -> Stamp | None:
@@ -167,27 +175,46 @@ def _unchanged(source: Source, stamp: Stamp | None) -> Iterator[None]:
         raise failed
 
 
-def _measured(source: Source, read: Read, options: Rule, expand: bool, advance: Callable[..., None]) -> Content:
+def _measured(file: Input, options: Rule) -> Content:
     """Return the content of a file, each array of gradients measured; raise a ValueError if there is none."""
     content = Content([], [])
-    for name, values in read(source, expand):
-        if values is None:
-            content.kept.append((name, "no array"))
-            continue
-        if is_gradient(values):
-            try:
-                found = measure({name: values}, ord=options.ord or math.inf, grad_scale=options.grad_scale)
-            except TypeError as error:
-                raise ValueError(f"{source}: {error}") from None
-            content.leaves.append(Leaf(name, values.shape, values.dtype.name, values.nbytes, found))
-        else:
-            content.kept.append((name, values.dtype.name))
-        advance(values.nbytes)
-        del values  # its memory is free before the next array is read
+    size = file.stamp.st_size if file.stamp is not None and file.large else 0
+    with progress("measuring", size, file.large) as advance:
+        for name, values in file.read(file.source, file.expand):
+            if values is None:
+                content.kept.append((name, "no array"))
+                continue
+            if is_gradient(values):
+                try:
+                    found = measure({name: values}, ord=options.ord or math.inf, grad_scale=options.grad_scale)
+                except TypeError as error:
+                    raise ValueError(f"{file.source}: {error}") from None
+                content.leaves.append(Leaf(name, values.shape, values.dtype.name, values.nbytes, found))
+            else:
+                content.kept.append((name, values.dtype.name))
+            advance(values.nbytes)
+            del values  # its memory is free before the next array is read
     if not content.leaves:
         kinds = ", ".join(sorted({dtype for _, dtype in content.kept})) or "nothing"
-        raise ValueError(f"{source}: no gradients: it holds {kinds}")
+        raise ValueError(f"{file.source}: no gradients: it holds {kinds}")
     return content
+
+
+def _write(file: Input, target: Path, clip: Callable[[Array], Any] | None, content: Content) -> None:
+    """Write a file to `target` after `clip` has changed each array of gradients in place; copy it if `clip` is None."""
+    with replacing(target) as new, _unchanged(file.source, file.stamp):
+        if clip is None:
+            with file.source.open("rb") as old:
+                shutil.copyfileobj(old, new)
+            return
+        with progress("clipping", sum(leaf.nbytes for leaf in content.leaves), file.large) as advance:
+
+            def change(name: str, values: Array) -> None:
+                """Clip one array in place, and move the progress bar."""
+                clip(values)
+                advance(values.nbytes)
+
+            file.rewrite(file.source, new, change, file.expand)
 
 
 def _show_table(leaves: list[Leaf], report: ClipReport, clipping: bool, top: int) -> None:
@@ -214,7 +241,7 @@ def _show_table(leaves: list[Leaf], report: ClipReport, clipping: bool, top: int
         say()
 
 
-def _show_rest(source: Source, kept: list[tuple[str, str]], report: ClipReport, options: Rule) -> None:
+def _show_rest(kept: list[tuple[str, str]], report: ClipReport, options: Rule) -> None:
     """Print what was not measured, and where NaN or Inf was found."""
     if kept:
         more = f" and {len(kept) - 5:,} more" if len(kept) > 5 else ""

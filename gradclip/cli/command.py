@@ -99,6 +99,7 @@ def _cleaning_up() -> Iterator[None]:
     """Leave no temporary file and no hidden cursor behind if SIGTERM or SIGHUP end the program in the ``with`` block."""
 
     def end(number: int, frame: FrameType | None) -> None:
+        """Clean up, and end the program by the same signal."""
         # Not by an exception: if it were raised within a __del__, Python would print it and go on.
         _saving.remove_unfinished()
         terminal.show_cursor()
@@ -178,6 +179,7 @@ def _add_number(
     """Add an option whose value is an int or a float, as `kind` says."""
 
     def read(value: str) -> float:
+        """Return the number that the text of an option stands for."""
         try:
             return kind(value)
         except ValueError:

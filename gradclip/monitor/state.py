@@ -1,4 +1,4 @@
-"""What a monitor remembers: the steps of its window as one array, and totals over all steps. Both can be checkpointed."""
+"""The memory of a monitor: the steps of its window as one array, and totals over all steps. Both go into a checkpoint."""
 
 from __future__ import annotations
 

@@ -217,9 +217,11 @@ class Quantile(Threshold):
         self._seen += 1
 
     def _history(self) -> dict[str, Any]:
+        """Return what `state_dict` holds beyond the parameters."""
         return {"seen": self._seen, "norms": list(self._norms)}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that has the right keys; raise an error and change nothing if its values are wrong."""
         fresh = Quantile(**{name: state[name] for name in self._parameters})
         fresh._seen = whole("seen", state["seen"], 0)
         fresh._norms.extend(_finite_list("norms", state["norms"]))
@@ -336,9 +338,11 @@ class ZScore(Threshold):
         return threshold
 
     def _history(self) -> dict[str, Any]:
+        """Return what `state_dict` holds beyond the parameters."""
         return {"norms": list(self._norms), "mean": self._mean, "std": self._std}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that has the right keys; raise an error and change nothing if its values are wrong."""
         fresh = ZScore(**{name: state[name] for name in self._parameters})
         fresh._norms = _finite_list("norms", state["norms"])
         fresh._mean = None if state["mean"] is None else _finite("mean", state["mean"])
@@ -404,9 +408,11 @@ class Schedule(Threshold):
         return threshold
 
     def _history(self) -> dict[str, Any]:
+        """Return what `state_dict` holds beyond the parameters."""
         return {"step": self._step}
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that has the right keys; raise an error and change nothing if its values are wrong."""
         self._step = whole("step", state["step"], 0)
 
     def __repr__(self) -> str:

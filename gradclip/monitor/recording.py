@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 import operator
@@ -279,6 +278,8 @@ class ClipMonitor:
         OSError
             The file cannot be written.
         """
+        import csv
+
         from .._saving import replacing
 
         with replacing(path) as file:

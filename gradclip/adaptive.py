@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, overload
 
-from ._arguments import Grads, OptionsWithoutEps, Rule, Unpack, number, spelled_out, whole
+from ._core.arguments import Grads, number, whole
+from ._core.decide import decide
+from ._core.options import Options, OptionsWithoutEps, Unpack, spelled_out
 from ._cpu.passes import measure
-from ._decide import decide
 from ._leaves import Leaves
 from .norm import result
 from .report import ClipReport
@@ -140,7 +141,7 @@ def _checked(clip_factor, eps, unit_axis, norm):
         raise ValueError(f"clip_factor must be positive and finite, not {clip_factor!r}")
     if eps == math.inf:
         raise ValueError("eps must be finite")
-    return Rule.of(norm), clip_factor, eps, whole("unit_axis", unit_axis)
+    return Options.of(norm), clip_factor, eps, whole("unit_axis", unit_axis)
 
 
 def _measured(leaves, params, clip_factor, eps, unit_axis, rule):

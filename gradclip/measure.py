@@ -10,11 +10,12 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from ._arguments import Floats, Grads, NormOptions, Number, Rule, Unpack, number, spelled_out
+from ._core.arguments import Floats, Grads, Number, number
+from ._core.decide import decide
+from ._core.options import NormOptions, Options, Unpack, spelled_out
 from ._cpu.passes import measure as measure_leaves
 from ._cpu.plan import StandardState
 from ._cpu.sums import Sums
-from ._decide import decide
 from ._leaves import Leaves
 from .norm import result, threshold
 from .report import ClipReport
@@ -208,7 +209,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
     >>> found.norm, found.max_abs, found.nonfinite, found.first_nonfinite
     (5.0, 4.0, 1, ('0', 1))
     """
-    rule = Rule(ord=ord, grad_scale=grad_scale)
+    rule = Options(ord=ord, grad_scale=grad_scale)
     sums = measure_leaves(Leaves(grads), rule.ord, rule.grad_scale)
     sums.finite_only = True
     return Measure(
@@ -289,7 +290,7 @@ def _application(measure, max_norm, norm):
     for name, value in own.items():
         if name in norm and number(name, norm[name]) != value:
             raise ValueError(f"{name} is {norm[name]!r} here, but {value!r} in the measure")
-    return Rule.of({**norm, **own}), threshold(max_norm)
+    return Options.of({**norm, **own}), threshold(max_norm)
 
 
 def _apply(leaves, to, measure, rule, max_norm, out):

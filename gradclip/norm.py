@@ -10,9 +10,10 @@ from typing import Any, overload
 
 import numpy as np
 
-from ._arguments import ByLeaf, Grads, NormOptions, Number, OptionsWithoutEps, Rule, Unpack, number, spelled_out, whole
+from ._core.arguments import ByLeaf, Grads, Number, number, whole
+from ._core.decide import decide
+from ._core.options import NormOptions, Options, OptionsWithoutEps, Unpack, spelled_out
 from ._cpu.passes import measure
-from ._decide import decide
 from ._leaves import Leaves
 from .report import ClipReport
 from .thresholds import Threshold
@@ -80,7 +81,7 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
     >>> grads["b"]
     array([0.8])
     """
-    rule = Rule.of(norm)
+    rule = Options.of(norm)
     max_norm = threshold(max_norm)
     leaves = Leaves(grads, True)
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, max_norm)
@@ -126,7 +127,7 @@ def clip_by_global_norm(
     >>> clipped, report.norm
     ([array([0.6, 0.8])], 5.0)
     """
-    rule = Rule.of(norm)
+    rule = Options.of(norm)
     max_norm = threshold(max_norm)
     leaves = Leaves(grads, anew=out is None)
     to = leaves.target(out)
@@ -182,7 +183,7 @@ def clip_by_norm_(
     >>> gradclip.clip_by_norm_(rows, 1.0, axis=1).norms
     array([5. , 0.5])
     """
-    rule = Rule.of(norm)
+    rule = Options.of(norm)
     leaves = Leaves(grads, True)
     goals = _goals(leaves, max_norm, axis)
     return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, goals, max_norm)
@@ -214,7 +215,7 @@ def clip_by_norm(
     >>> clipped
     array([0.6, 0.8])
     """
-    rule = Rule.of(norm)
+    rule = Options.of(norm)
     leaves = Leaves(grads, anew=out is None)
     goals = _goals(leaves, max_norm, axis)
     to = leaves.target(out)
@@ -398,7 +399,7 @@ def global_norm(grads: Any, ord: float = 2) -> float:
     >>> gradclip.global_norm([np.full(4, 1e200), np.full(5, 1e200)])
     3e+200
     """
-    return measure(Leaves(grads), Rule.of({"ord": ord}).ord).norm()
+    return measure(Leaves(grads), Options.of({"ord": ord}).ord).norm()
 
 
 def threshold(max_norm):
@@ -413,7 +414,7 @@ def threshold(max_norm):
 def _normalization(target, eps, per_leaf, norm):
     if not isinstance(per_leaf, bool | np.bool_):
         raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
-    rule = Rule.of({**norm, "eps": eps})
+    rule = Options.of({**norm, "eps": eps})
     target = number("target", target, 0.0)
     if target == math.inf:
         raise ValueError("target must be finite")

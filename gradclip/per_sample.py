@@ -8,14 +8,15 @@ from typing import Any, overload
 
 import numpy as np
 
-from ._arguments import Grads, NormOptions, Number, Rule, Unpack, number, spelled_out
+from ._core.arguments import Grads, Number, number
+from ._core.decide import acts, decide, refused
+from ._core.options import NormOptions, Options, Unpack, spelled_out
+from ._core.rounding import Room, exact_order, unit_of
 from ._cpu.accumulate import sum_samples
 from ._cpu.passes import measure
 from ._cpu.plan import Plan, StandardState
 from ._cpu.sums import Sums
-from ._decide import acts, decide, refused
 from ._leaves import Leaves
-from ._rounding import Room, exact_order, unit_of
 from .norm import result
 from .report import ClipReport, answer
 from .thresholds import Threshold
@@ -61,7 +62,7 @@ def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[NormOptions]) 
     >>> grads["b"]
     array([0.8, 0.4])
     """
-    rule, max_norm = Rule.of(norm), _threshold(max_norm)
+    rule, max_norm = Options.of(norm), _threshold(max_norm)
     leaves = Leaves(grads, True)
     sums, owners = _by_sample(leaves, rule)
     return decide(sums, leaves, rule, np.full(sums.count, max_norm), max_norm, owners=owners)
@@ -85,7 +86,7 @@ def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Un
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
-    rule, max_norm = Rule.of(norm), _threshold(max_norm)
+    rule, max_norm = Options.of(norm), _threshold(max_norm)
     leaves = Leaves(grads, anew=out is None)
     sums, owners = _by_sample(leaves, rule)
     to = leaves.target(out)
@@ -149,7 +150,7 @@ def per_sample_clip_sum(
     >>> report.clipped_count, report.size
     (1, 2)
     """
-    rule, max_norm = Rule.of(norm), _threshold(max_norm)
+    rule, max_norm = Options.of(norm), _threshold(max_norm)
     leaves = Leaves(grads, anew=out is None)
     sums, owners = _by_sample(leaves, rule)
     to = _sums_like(leaves, out)

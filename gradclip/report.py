@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._arguments import Floats
+from ._core.arguments import Floats
 
 if TYPE_CHECKING:
     from typing import Protocol

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ._arguments import NormOptions, Number, Rule, Unpack, number, spelled_out
+from ._core.arguments import Number, number
+from ._core.decide import decide
+from ._core.options import NormOptions, Options, Unpack, spelled_out
 from ._cpu.passes import measure
-from ._decide import decide
 from ._leaves import Leaves
 from .norm import threshold
 from .report import ClipReport
@@ -62,7 +63,7 @@ def sgd_step_(
     >>> params
     [array([0.7, 1.6])]
     """
-    rule = Rule.of(norm)
+    rule = Options.of(norm)
     lr = number("lr", lr)
     if math.isinf(lr):
         raise ValueError(f"lr must be finite, not {lr!r}")

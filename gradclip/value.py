@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-from ._arguments import Grads, Number, number
+from ._core.arguments import Grads, Number, number
 from ._cpu.passes import measure, write
 from ._cpu.plan import Plan
 from ._cpu.sums import Sums

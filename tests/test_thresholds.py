@@ -501,15 +501,15 @@ def test_gaussian_exceedance(size, max_norm, sigma, expected):
 
 def test_methods_meet_where_they_change():
     special = pytest.importorskip("scipy.special")
-    from gradclip import _chi
+    from gradclip._core import chi
 
     for deviations in (-4, -2.1, -1.9, -1, -0.01, 0, 0.01, 1, 1.9, 2.1, 4, 9):  # by Temme's expansion and by SciPy
-        x = _chi.UNIFORM * (1 + deviations / math.sqrt(_chi.UNIFORM))
-        below = math.nextafter(_chi.UNIFORM, 0)
-        assert _chi.log_upper(special, _chi.UNIFORM, x) == pytest.approx(_chi.log_upper(special, below, x), rel=3e-12)
+        x = chi.UNIFORM * (1 + deviations / math.sqrt(chi.UNIFORM))
+        below = math.nextafter(chi.UNIFORM, 0)
+        assert chi.log_upper(special, chi.UNIFORM, x) == pytest.approx(chi.log_upper(special, below, x), rel=3e-12)
     for a in (0.5, 3.0, 500.0, 9999.0):  # by the continued fraction and by SciPy
         x = a + 20 * math.sqrt(a) + 150
-        assert _chi._fraction(a, x) == pytest.approx(math.log(special.gammaincc(a, x)), rel=1e-10)
+        assert chi._fraction(a, x) == pytest.approx(math.log(special.gammaincc(a, x)), rel=1e-10)
 
 
 def test_gaussian_exceedance_at_the_edges():

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import gradclip
-from gradclip import _arguments
+from gradclip._core import options
 
 TYPED = Path(__file__).parent / "typed"
 FILES = "good.py", "bad.py"
@@ -42,7 +42,7 @@ def test_type_hints_can_be_resolved():
 
 
 def test_options_of_type_checkers_are_those_that_are_checked():
-    assert typing.get_type_hints(_arguments.NormOptions).keys() == _arguments.KEYWORDS.keys()
+    assert typing.get_type_hints(options.NormOptions).keys() == options.KEYWORDS.keys()
 
 
 def test_good_py_uses_every_public_name():

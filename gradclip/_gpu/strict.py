@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._rounding import ROUNDS, Room, safety, typical
+from .._core.rounding import ROUNDS, Room, safety, typical
 from .program import THREADS
 from .reading import read
 from .table import table_of

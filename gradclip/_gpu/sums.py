@@ -6,9 +6,9 @@ from functools import cached_property
 
 import numpy as np
 
-from .._arguments import DEFAULT
+from .._core.options import DEFAULT
+from .._core.rounding import exact_order, safety
 from .._cpu.sums import Sums
-from .._rounding import exact_order, safety
 from ..report import ClipReport, Factors, answer
 from .gather import delivered, gathered
 from .program import THREADS, Uninterrupted

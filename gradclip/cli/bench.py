@@ -21,7 +21,7 @@ import numpy as np
 
 import gradclip
 
-from .._arguments import number
+from .._core.arguments import number
 from .._cpu import machine
 from .._cpu.limits import Stream
 from .._leaves import Leaves

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._arguments import NormOptions, Rule, Unpack, flag, number, whole
+from .._core.arguments import flag, number, whole
+from .._core.options import NormOptions, Options, Unpack
 from .._saving import check_writable, replacing
 from ..errors import NonFiniteGradientError
 from ..measure import Measure, apply_clip_, measure
@@ -83,7 +84,7 @@ def run(
     ImportError, OSError, TypeError, ValueError
         Safetensors or ml_dtypes is missing, or a file or an argument cannot be used. Nothing is written after any error.
     """
-    options, top, expand = Rule.of(norm), whole("top", top, 0), flag("expand", expand)
+    options, top, expand = Options.of(norm), whole("top", top, 0), flag("expand", expand)
     target = None if out is None or dry_run else Path(out)
     if max_norm is not None:
         max_norm = number("max_norm", max_norm, 0.0)

@@ -27,7 +27,7 @@ import numpy as np
 
 import gradclip
 
-from .._arguments import number
+from .._core.arguments import number
 from .._saving import Figure, Name, check_picture, need_matplotlib, new_figure, save_picture
 from .npy import Array
 from .terminal import show_table, shown

@@ -14,7 +14,7 @@ from typing import TextIO
 
 import numpy as np
 
-from .._arguments import Floats
+from .._core.arguments import Floats
 from .._saving import Figure, Name, check_picture, need_matplotlib, new_figure, save_picture
 from ..thresholds import clip_rate
 from .files import delimiter_of, is_data, is_number, standard_input

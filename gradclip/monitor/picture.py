@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import Floats
+from .._core.arguments import Floats
 from .._saving import Axes, Figure, new_figure
 from .state import Steps
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import Floats, number, percent
+from .._core.arguments import Floats, number, percent
 from ..errors import FrequentClippingWarning, VanishingScaleWarning
 from ..report import ClipReport
 from ..thresholds.constant import ONE_NORM

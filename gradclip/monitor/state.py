@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._arguments import flag, number, real, whole
+from .._core.arguments import flag, number, real, whole
 
 # What is kept of one step. Bools are kept as integers, so that a CSV file holds numbers only.
 COLUMNS = {"norm": "f8", "max_norm": "f8", "scale": "f8", "clipped": "u1", "skipped": "u1", "nonfinite": "i8"}

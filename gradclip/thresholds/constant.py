@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import _chi
-from .._arguments import Floats, Number, flag, number, percent, real, whole
+from .._core import chi
+from .._core.arguments import Floats, Number, flag, number, percent, real, whole
 from .standard_state import in_standard_state
 
 ONE_NORM = "a threshold suggested from one norm says little: log some hundred steps"
@@ -163,7 +163,7 @@ def gaussian_exceedance(max_norm: Number, size: int, sigma: float, *, log: bool 
         raise ImportError(f'gaussian_exceedance needs SciPy: pip install "gradclip[stats]" ({error})') from error
     ratio = max_norm / sigma if size and sigma else math.inf
     x = ratio * ratio / 2
-    value: float = -math.inf if x == math.inf else _chi.log_upper(special, size / 2, x)
+    value: float = -math.inf if x == math.inf else chi.log_upper(special, size / 2, x)
     return value + 0.0 if log else math.exp(value)  # + 0.0: no negative zero
 
 

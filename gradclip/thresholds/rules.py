@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from .._arguments import flag, number, real, whole
-from .._ranked import Ranked
+from .._core.arguments import flag, number, real, whole
+from .._core.ranked import Ranked
 from .standard_state import in_standard_state
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any, cast
 
-from .._arguments import Function
+from .._core.arguments import Function
 from .._cpu.plan import StandardState
 
 

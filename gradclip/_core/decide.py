@@ -12,14 +12,14 @@ from fractions import Fraction
 
 import numpy as np
 
-from ._arguments import number
-from ._cpu.passes import measure_written, write
-from ._cpu.plan import Plan, StandardState
-from ._cpu.sums import Sums
-from ._rounding import RATIONAL, ROUNDS, Room, exact_order, safety, typical
-from .errors import NonFiniteGradientError
-from .report import ClipReport, answer
-from .thresholds import Threshold
+from .._cpu.passes import measure_written, write
+from .._cpu.plan import Plan, StandardState
+from .._cpu.sums import Sums
+from ..errors import NonFiniteGradientError
+from ..report import ClipReport, answer
+from ..thresholds import Threshold
+from .arguments import number
+from .rounding import RATIONAL, ROUNDS, Room, exact_order, safety, typical
 
 # Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
 # in exact arithmetic.

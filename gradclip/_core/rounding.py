@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ._cpu.plan import safe_threshold
+from .._cpu.plan import safe_threshold
 
 # Orders (0: inf) whose sums are compared in rational arithmetic.
 RATIONAL = (0.0, 1.0, 2.0)

@@ -1,0 +1,1 @@
+"""What every call goes through, whichever engine serves it: options, requests, decisions."""

@@ -1,0 +1,104 @@
+"""The options of a call: the keywords that every norm-based function shares, checked."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from .arguments import Function, flag, number
+
+if sys.version_info >= (3, 11):
+    from typing import Unpack
+elif TYPE_CHECKING:
+    from typing_extensions import Unpack
+else:
+
+    class Unpack:
+        """A stand-in, so that `typing.get_type_hints` works under Python 3.10 too."""
+
+        def __class_getitem__(cls, options):
+            return options
+
+
+POLICIES = ("raise", "skip", "zero", "propagate")
+
+
+class OptionsWithoutEps(TypedDict, total=False):
+    """What ``**norm`` stands for where `eps` is a parameter of its own."""
+
+    ord: float
+    nonfinite: Literal["raise", "skip", "zero", "propagate"]
+    grad_scale: float
+    strict: bool
+
+
+class NormOptions(OptionsWithoutEps, total=False):
+    """What ``**norm`` stands for; `clip_by_global_norm_` explains each."""
+
+    eps: float
+
+
+class Options:
+    """The keyword arguments that every norm-based function shares, checked."""
+
+    __slots__ = ("eps", "grad_scale", "nonfinite", "ord", "plain", "strict")
+
+    def __init__(
+        self, ord: float = 2, eps: float = 0.0, nonfinite: str = "raise", grad_scale: float = 1.0, strict: bool = False
+    ):
+        self.ord = _order(ord)
+        self.eps = number("eps", eps, 0.0)
+        if self.eps == math.inf:
+            raise ValueError("eps must be finite")
+        if not isinstance(nonfinite, str):
+            raise TypeError(f"nonfinite must be one of {', '.join(map(repr, POLICIES))}, not {nonfinite!r}")
+        if nonfinite not in POLICIES:
+            raise ValueError(f"nonfinite must be one of {', '.join(map(repr, POLICIES))}, not {nonfinite!r}")
+        self.nonfinite = nonfinite
+        self.grad_scale = number("grad_scale", grad_scale)
+        if not 0.0 < self.grad_scale < math.inf:
+            raise ValueError(f"grad_scale must be positive and finite, not {grad_scale!r}")
+        self.strict = flag("strict", strict)
+        self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
+
+    @staticmethod
+    def of(norm):
+        """The Options that the ``**norm`` of a call stands for."""
+        if not norm:
+            return DEFAULT
+        if _UNCHANGING.issuperset(map(type, norm.values())):
+            try:
+                return _remembered(**norm)
+            except TypeError:  # wrong
+                pass
+        unknown = norm.keys() - KEYWORDS.keys()
+        if unknown:
+            raise TypeError(f"unexpected keyword argument {min(unknown)!r}; the keywords of norms are {', '.join(KEYWORDS)}")
+        return Options(**norm)
+
+
+def spelled_out(function: Function) -> Function:
+    """Show the keywords that ``**norm`` stands for in `help` and to completion."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    shared = [p for name, p in KEYWORDS.items() if name not in signature.parameters]
+    shared = [p.replace(kind=p.KEYWORD_ONLY) for p in shared]
+    function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    return function
+
+
+def _order(ord):
+    """As it is, but inf as 0: the passes' name for the maximum."""
+    value = number("ord", ord)
+    if not value > 0:
+        raise ValueError(f"ord must be above 0, not {ord!r}")
+    return 0.0 if value == math.inf else value
+
+
+DEFAULT = Options()
+KEYWORDS = inspect.signature(Options).parameters
+_UNCHANGING = {float, int, str, bool}  # a tensor is hashable too, but may hold another number the next time
+_remembered = lru_cache(64, typed=True)(Options)  # checking costs more than clipping a small leaf

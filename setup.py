@@ -142,6 +142,7 @@ def described():
 
 setup(
     ext_modules=[
+        extension("gradclip._core.call"),
         extension("gradclip._layout"),
         extension("gradclip._leaves"),
         extension("gradclip._overlap"),

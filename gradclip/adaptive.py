@@ -6,11 +6,8 @@ import math
 from typing import Any, overload
 
 from ._core.arguments import Grads, number, whole
-from ._core.decide import decide
+from ._core.call import Request, functional, in_place
 from ._core.options import Options, OptionsWithoutEps, Unpack, spelled_out
-from ._cpu.passes import measure
-from ._leaves import Leaves
-from .norm import result
 from .report import ClipReport
 
 
@@ -80,10 +77,7 @@ def clip_adaptive_(
     >>> report.scales
     array([1.e+00, 2.e-05])
     """
-    rule, clip_factor, eps, unit_axis = _checked(clip_factor, eps, unit_axis, norm)
-    leaves = Leaves(grads, True)
-    sums, goals = _measured(leaves, params, clip_factor, eps, unit_axis, rule)
-    return decide(sums, leaves, rule, goals, clip_factor)
+    return in_place(grads, _adaptive(params, clip_factor, eps, unit_axis, norm))
 
 
 @overload
@@ -128,31 +122,37 @@ def clip_adaptive(
     >>> clipped
     array([0.6, 0.8])
     """
-    rule, clip_factor, eps, unit_axis = _checked(clip_factor, eps, unit_axis, norm)
-    leaves = Leaves(grads, anew=out is None)
-    sums, goals = _measured(leaves, params, clip_factor, eps, unit_axis, rule)
-    to = leaves.target(out)
-    return result(leaves, to, out, decide(sums, to, rule, goals, clip_factor, out=out))
+    return functional(grads, _adaptive(params, clip_factor, eps, unit_axis, norm), out)
 
 
-def _checked(clip_factor, eps, unit_axis, norm):
+def _adaptive(params, clip_factor, eps, unit_axis, norm):
+    """What the pair asks for."""
     clip_factor, eps = number("clip_factor", clip_factor), number("eps", eps, 0.0)
     if not 0.0 < clip_factor < math.inf:
         raise ValueError(f"clip_factor must be positive and finite, not {clip_factor!r}")
     if eps == math.inf:
         raise ValueError("eps must be finite")
-    return Options.of(norm), clip_factor, eps, whole("unit_axis", unit_axis)
+    request = _Adaptive(Options.of(norm), clip_factor)
+    request.params, request.eps, request.unit_axis = params, eps, whole("unit_axis", unit_axis)
+    return request
 
 
-def _measured(leaves, params, clip_factor, eps, unit_axis, rule):
-    """Sums of the gradients by unit, and the bound of each."""
-    leaves.cut([_unit_axes(leaves, i, unit_axis) for i in range(leaves.count)])
-    both = measure(leaves.beside(params), rule.ord)
-    sums = both.of_units(0, leaves.units, rule.grad_scale)
-    return sums, both.weigh(leaves.units, clip_factor, eps)
+class _Adaptive(Request):
+    """Each unit of the gradients to a fraction of the norm of its parameters, which are read beside them."""
+
+    def prepare(self, leaves):
+        leaves.cut([_unit_axes(leaves, i, self.unit_axis) for i in range(leaves.count)])
+        return leaves.beside(self.params)
+
+    def measure(self, engine, read):
+        options, units = self.options, self.to.units
+        both = engine.measure(read, options.ord, finite_only=options.finite_only)
+        self.threshold = both.weigh(units, self.shown, self.eps)
+        return both.of_units(0, units, options.grad_scale)
 
 
 def _unit_axes(leaves, i, unit_axis):
+    """The axes along which units of a leaf lie: one, or none where it is a single unit."""
     ndim = leaves.arrays[i].ndim
     if ndim < 2:
         return ()

@@ -11,13 +11,10 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from ._core.arguments import Floats, Grads, Number, number
-from ._core.decide import decide
+from ._core.call import Request, functional, in_place, measured, total_threshold
 from ._core.options import NormOptions, Options, Unpack, spelled_out
-from ._cpu.passes import measure as measure_leaves
 from ._cpu.plan import StandardState
 from ._cpu.sums import Sums
-from ._leaves import Leaves
-from .norm import result, threshold
 from .report import ClipReport
 from .thresholds import Threshold
 
@@ -78,9 +75,7 @@ class Measure:
     @property
     def norm(self) -> float:
         if self.ord not in (1.0, 2.0, math.inf):
-            sums = self.sums()
-            sums.finite_only = True
-            return sums.norm()
+            return self.sums(True).norm()
         power = 1 if self.ord == math.inf else int(self.ord)
         with StandardState():
             return root(self.exact() / Fraction(self.grad_scale) ** power, power)
@@ -143,11 +138,10 @@ class Measure:
     def __radd__(self, other: int) -> Measure:
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
-    def sums(self):
-        """As the total of a read pass, for `decide`."""
-        ord = 0.0 if self.ord == math.inf else self.ord
+    def sums(self, finite_only):
+        """The Sums of a read pass that found this. finite_only: whether their norm leaves NaN and Inf out."""
         found = self._nans, self._infs, self.first_nonfinite
-        return Sums.from_exact(self._sum, self._exponent, ord, self.grad_scale, self.max_abs, *found)
+        return Sums.from_exact(self._sum, self._exponent, self.ord, self.grad_scale, finite_only, self.max_abs, found)
 
 
 def _in_order(parts):
@@ -209,12 +203,11 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
     >>> found.norm, found.max_abs, found.nonfinite, found.first_nonfinite
     (5.0, 4.0, 1, ('0', 1))
     """
-    rule = Options(ord=ord, grad_scale=grad_scale)
-    sums = measure_leaves(Leaves(grads), rule.ord, rule.grad_scale)
-    sums.finite_only = True
+    options = Options(ord=ord, grad_scale=grad_scale, nonfinite="zero")
+    sums = measured(grads, options)
     return Measure(
-        float(rule.ord or math.inf),
-        rule.grad_scale,
+        options.ord,
+        options.grad_scale,
         sums.size,
         sums.max_abs(),
         (sums.norms(),),
@@ -251,9 +244,7 @@ def apply_clip_(
     >>> gradclip.apply_clip_(here, both, 1.0).scale, here
     (0.2, array([0.6]))
     """
-    rule, max_norm = _application(measure, max_norm, norm)
-    leaves = Leaves(grads, True)
-    return _apply(leaves, leaves, measure, rule, max_norm, None)
+    return in_place(grads, _application(measure, max_norm, norm))
 
 
 @overload
@@ -277,27 +268,30 @@ def apply_clip(
     >>> gradclip.apply_clip(grad, gradclip.measure(grad), 1.0)[0]
     array([0.6, 0.8])
     """
-    rule, max_norm = _application(measure, max_norm, norm)
-    leaves = Leaves(grads, anew=out is None)
-    to = leaves.target(out)
-    return result(leaves, to, out, _apply(leaves, to, measure, rule, max_norm, out))
+    return functional(grads, _application(measure, max_norm, norm), out)
 
 
 def _application(measure, max_norm, norm):
+    """What the pair asks for."""
     if not isinstance(measure, Measure):
         raise TypeError(f"measure must be a Measure, not {type(measure).__name__}")
     own = {"ord": measure.ord, "grad_scale": measure.grad_scale}
     for name, value in own.items():
         if name in norm and number(name, norm[name]) != value:
             raise ValueError(f"{name} is {norm[name]!r} here, but {value!r} in the measure")
-    return Options.of({**norm, **own}), threshold(max_norm)
+    request = _Application(Options.of({**norm, **own}), total_threshold(max_norm))
+    request.whole, request.norms, request.elsewhere = measure, measure.norms, True
+    return request
 
 
-def _apply(leaves, to, measure, rule, max_norm, out):
-    with StandardState():
-        sums, share = measure.sums(), 1
-        if rule.strict and rule.ord in (1.0, 2.0) and measure.exact():
-            share = measure_leaves(leaves, rule.ord).exact() / measure.exact()
-        elif rule.strict and rule.ord and measure.norm:
-            share = measure_leaves(leaves, rule.ord, rule.grad_scale).norm() / measure.norm
-    return decide(sums, to, rule, max_norm, out=out, share=share, norms=measure.norms)
+class _Application(Request):
+    """All leaves to a threshold of the norm of a Measure, which they are a part of."""
+
+    def measure(self, engine, read):
+        options, whole = self.options, self.whole
+        with StandardState():
+            if options.strict and options.ord in (1.0, 2.0) and whole.exact():
+                self.share = super().measure(engine, read).exact() / whole.exact()
+            elif options.strict and options.ord != math.inf and whole.norm:
+                self.share = super().measure(engine, read).norm() / whole.norm
+            return whole.sums(options.finite_only)

@@ -11,10 +11,9 @@ from typing import Any, overload
 import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Number, number, whole
-from ._core.decide import decide
+from ._core.call import Request, functional, in_place, measured, total_threshold
+from ._core.mode import NORMALIZE
 from ._core.options import NormOptions, Options, OptionsWithoutEps, Unpack, spelled_out
-from ._cpu.passes import measure
-from ._leaves import Leaves
 from .report import ClipReport
 from .thresholds import Threshold
 
@@ -81,10 +80,7 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
     >>> grads["b"]
     array([0.8])
     """
-    rule = Options.of(norm)
-    max_norm = threshold(max_norm)
-    leaves = Leaves(grads, True)
-    return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, max_norm)
+    return in_place(grads, Request(Options.of(norm), total_threshold(max_norm)))
 
 
 @overload
@@ -127,12 +123,7 @@ def clip_by_global_norm(
     >>> clipped, report.norm
     ([array([0.6, 0.8])], 5.0)
     """
-    rule = Options.of(norm)
-    max_norm = threshold(max_norm)
-    leaves = Leaves(grads, anew=out is None)
-    to = leaves.target(out)
-    found = decide(measure(leaves, rule.ord, rule.grad_scale), to, rule, max_norm, out=out)
-    return result(leaves, to, out, found)
+    return functional(grads, Request(Options.of(norm), total_threshold(max_norm)), out)
 
 
 @spelled_out
@@ -183,10 +174,7 @@ def clip_by_norm_(
     >>> gradclip.clip_by_norm_(rows, 1.0, axis=1).norms
     array([5. , 0.5])
     """
-    rule = Options.of(norm)
-    leaves = Leaves(grads, True)
-    goals = _goals(leaves, max_norm, axis)
-    return decide(measure(leaves, rule.ord, rule.grad_scale), leaves, rule, goals, max_norm)
+    return in_place(grads, _by_norm(norm, max_norm, axis))
 
 
 @overload
@@ -215,25 +203,29 @@ def clip_by_norm(
     >>> clipped
     array([0.6, 0.8])
     """
-    rule = Options.of(norm)
-    leaves = Leaves(grads, anew=out is None)
-    goals = _goals(leaves, max_norm, axis)
-    to = leaves.target(out)
-    sums = measure(leaves, rule.ord, rule.grad_scale)
-    return result(leaves, to, out, decide(sums, to, rule, goals, max_norm, out=out))
+    return functional(grads, _by_norm(norm, max_norm, axis), out)
 
 
-def _goals(leaves, max_norm, axis):
-    """The threshold of each unit, after the leaves were cut into units."""
-    goals = by_leaf(leaves, max_norm)
-    if axis is None:
-        return goals
-    axes = axis if isinstance(axis, tuple | list) else (axis,)
-    axes = [whole("axis", a) for a in axes]
-    if not axes:
-        raise ValueError("axis must name at least one axis")
-    leaves.cut([_others(leaves, i, axes) for i in range(leaves.count)])
-    return np.repeat(goals, leaves.leaf_units())
+def _by_norm(norm, max_norm, axis):
+    """What the pair asks for."""
+    request = _ByNorm(Options.of(norm), max_norm)
+    request.axis = axis
+    return request
+
+
+class _ByNorm(Request):
+    """Each leaf, or each slice along some axes, to a threshold of its own."""
+
+    def prepare(self, leaves):
+        self.threshold = _by_leaf(leaves, self.shown)
+        if self.axis is not None:
+            axes = self.axis if isinstance(self.axis, tuple | list) else (self.axis,)
+            axes = [whole("axis", a) for a in axes]
+            if not axes:
+                raise ValueError("axis must name at least one axis")
+            leaves.cut([_others(leaves, i, axes) for i in range(leaves.count)])
+            self.threshold = np.repeat(self.threshold, leaves.leaf_units())
+        return leaves
 
 
 def _others(leaves, i, axes):
@@ -248,8 +240,10 @@ def _others(leaves, i, axes):
     return tuple(d for d in range(ndim) if d not in inner)
 
 
-def by_leaf(leaves, max_norm):
-    """float64 of one threshold per leaf, from a number, a nesting like the leaves or patterns over their paths."""
+def _by_leaf(leaves, max_norm):
+    """The threshold of each leaf, float64, from a number, a nesting like the leaves or patterns over their paths."""
+    if type(max_norm) is float:
+        return np.full(leaves.count, number("max_norm", max_norm, 0.0))
     if isinstance(max_norm, Threshold) or hasattr(max_norm, "next_threshold"):
         raise TypeError("max_norm: a threshold object sees the global norm; clip by leaf with numbers")
     if isinstance(max_norm, Mapping):
@@ -324,10 +318,7 @@ def normalize_(
     >>> grad
     array([0.6, 0.8])
     """
-    rule, target = _normalization(target, eps, per_leaf, norm)
-    leaves = Leaves(grads, True)
-    sums = measure(leaves, rule.ord, rule.grad_scale)
-    return decide(sums, leaves, rule, np.full(leaves.count, target) if per_leaf else target, target, normalize=True)
+    return in_place(grads, _normalization(target, eps, per_leaf, norm))
 
 
 @overload
@@ -369,12 +360,25 @@ def normalize(
     >>> unit
     array([0., 1.])
     """
-    rule, target = _normalization(target, eps, per_leaf, norm)
-    leaves = Leaves(grads, anew=out is None)
-    to = leaves.target(out)
-    sums = measure(leaves, rule.ord, rule.grad_scale)
-    goal = np.full(leaves.count, target) if per_leaf else target
-    return result(leaves, to, out, decide(sums, to, rule, goal, target, normalize=True, out=out))
+    return functional(grads, _normalization(target, eps, per_leaf, norm), out)
+
+
+def _normalization(target, eps, per_leaf, norm):
+    """What the pair asks for."""
+    if not isinstance(per_leaf, bool | np.bool_):
+        raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
+    options, target = Options.of({**norm, "eps": eps}), number("target", target, 0.0)
+    if target == math.inf:
+        raise ValueError("target must be finite")
+    return (_EachLeaf if per_leaf else Request)(options, target, mode=NORMALIZE)
+
+
+class _EachLeaf(Request):
+    """Each leaf to the same threshold."""
+
+    def prepare(self, leaves):
+        self.threshold = np.full(leaves.count, self.threshold)
+        return leaves
 
 
 def global_norm(grads: Any, ord: float = 2) -> float:
@@ -399,28 +403,4 @@ def global_norm(grads: Any, ord: float = 2) -> float:
     >>> gradclip.global_norm([np.full(4, 1e200), np.full(5, 1e200)])
     3e+200
     """
-    return measure(Leaves(grads), Options.of({"ord": ord}).ord).norm()
-
-
-def threshold(max_norm):
-    """A threshold of the global norm: a float, or the rule itself."""
-    if type(max_norm) is float and max_norm > 0.0:
-        return max_norm
-    if isinstance(max_norm, Threshold):
-        return max_norm
-    return number("max_norm", max_norm, 0.0)
-
-
-def _normalization(target, eps, per_leaf, norm):
-    if not isinstance(per_leaf, bool | np.bool_):
-        raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
-    rule = Options.of({**norm, "eps": eps})
-    target = number("target", target, 0.0)
-    if target == math.inf:
-        raise ValueError("target must be finite")
-    return rule, target
-
-
-def result(leaves, to, out, found):
-    """What a functional form returns, once it has the `answer` of a report."""
-    return (leaves.rebuild(to.arrays), found) if out is None else found
+    return measured(grads, Options.of({"ord": ord})).norm()

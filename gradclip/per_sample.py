@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from typing import Any, overload
 
 import numpy as np
 
 from ._core.arguments import Grads, Number, number
-from ._core.decide import acts, decide, refused
+from ._core.call import Request, functional, in_place
 from ._core.options import NormOptions, Options, Unpack, spelled_out
-from ._core.rounding import Room, exact_order, unit_of
-from ._cpu.accumulate import sum_samples
-from ._cpu.passes import measure
-from ._cpu.plan import Plan, StandardState
-from ._cpu.sums import Sums
 from ._leaves import Leaves
-from .norm import result
-from .report import ClipReport, answer
+from .report import ClipReport
 from .thresholds import Threshold
-
-# What rounds to float64 without overflow after two more roundings.
-MOST = sys.float_info.max * (1.0 - 2.0**-51)
 
 
 @spelled_out
@@ -62,10 +51,7 @@ def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[NormOptions]) 
     >>> grads["b"]
     array([0.8, 0.4])
     """
-    rule, max_norm = Options.of(norm), _threshold(max_norm)
-    leaves = Leaves(grads, True)
-    sums, owners = _by_sample(leaves, rule)
-    return decide(sums, leaves, rule, np.full(sums.count, max_norm), max_norm, owners=owners)
+    return in_place(grads, _PerSample(Options.of(norm), _threshold(max_norm)))
 
 
 @overload
@@ -86,12 +72,7 @@ def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Un
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
-    rule, max_norm = Options.of(norm), _threshold(max_norm)
-    leaves = Leaves(grads, anew=out is None)
-    sums, owners = _by_sample(leaves, rule)
-    to = leaves.target(out)
-    goals = np.full(sums.count, max_norm)
-    return result(leaves, to, out, decide(sums, to, rule, goals, max_norm, out=out, owners=owners))
+    return functional(grads, _PerSample(Options.of(norm), _threshold(max_norm)), out)
 
 
 @spelled_out
@@ -150,36 +131,50 @@ def per_sample_clip_sum(
     >>> report.clipped_count, report.size
     (1, 2)
     """
-    rule, max_norm = Options.of(norm), _threshold(max_norm)
-    leaves = Leaves(grads, anew=out is None)
-    sums, owners = _by_sample(leaves, rule)
-    to = _sums_like(leaves, out)
-    if type(sums) is not Sums:  # on a GPU
-        goal, kept, most = _goal(leaves, to, rule, max_norm), _kept(leaves, to, rule), _most(leaves, to, rule, max_norm)
-        found = sums.add_up(leaves, to, rule, goal, max_norm, kept, most, out)
-        if found is not None:
-            return result(leaves, to, out, found)
-        sums = sums.host(leaves.arrays)
-    with StandardState():
-        if sums.nonfinite() and refused(sums, rule):
-            report, plan, batch = ClipReport(sums, max_norm, sums.count, skipped=True), Plan(0), 0
-        else:
-            plan, batch = _bounded(sums, leaves, to, rule, max_norm), sums.count
-            report = ClipReport(sums, max_norm, sums.count, plan, plan.acting())
-            plan = plan.by_owner(owners)
-    found = answer(report, out)
-    sum_samples(leaves, to, plan, batch, out is None)
-    return result(leaves, to, out, found)
+    return functional(grads, _SampleSum(Options.of(norm), _threshold(max_norm)), out)
+
+
+class _PerSample(Request):
+    """Each sample of a batch to the same threshold."""
+
+    def prepare(self, leaves):
+        self.batch, self.by_sample = _cut(leaves), True
+        self.threshold = np.full(self.batch, self.shown)
+        return leaves
+
+    def measure(self, engine, read):
+        return super().measure(engine, read).by_sample(self.batch)
+
+
+class _SampleSum(Request):
+    """The sum of all samples, each brought to a threshold that its rounding keeps."""
+
+    def prepare(self, leaves):
+        self.samples, self.batch = leaves, _cut(leaves)
+        return leaves
+
+    def target(self, leaves, out):
+        return _sums_like(leaves, out)
+
+    def measure(self, engine, read):
+        return super().measure(engine, read).by_sample(self.batch)
+
+    def decide(self, engine, read):
+        return engine.decide_samples(self, self.measure(engine, read))
+
+    def write(self, engine, plan):
+        engine.sum_samples(self, plan)
 
 
 def _threshold(max_norm):
+    """The threshold of each sample."""
     if isinstance(max_norm, Threshold):
         raise TypeError("max_norm: a threshold object sees the global norm; clip samples with a number")
     return number("max_norm", max_norm, 0.0)
 
 
-def _by_sample(leaves, rule):
-    """Sums by sample, and for each leaf and sample in order the index of the sample."""
+def _cut(leaves):
+    """Cut leaves into samples; returns how many there are."""
     batch = 0
     for i, array in enumerate(leaves.arrays):
         if array.ndim == 0:
@@ -188,12 +183,11 @@ def _by_sample(leaves, rule):
             raise ValueError(f"{leaves.path(i)}: a batch of {len(array)}, but {leaves.path(0)} has one of {batch}")
         batch = len(array)
     leaves.cut([(0,)] * leaves.count)
-    owners = np.tile(np.arange(batch), leaves.count)
-    return measure(leaves, rule.ord, rule.grad_scale).by_owner(owners, batch), owners
+    return batch
 
 
 def _sums_like(leaves, out):
-    """Leaves for the sums: new ones, or those of `out`."""
+    """The leaves of the sums of samples: new ones, or those of `out`."""
     if out is None:
         return Leaves([leaves.empty_like(i, a.shape[1:]) for i, a in enumerate(leaves.arrays)])
     to = Leaves(leaves.matched(leaves.tree, out, "out", (), write=True), True, "out")
@@ -208,45 +202,3 @@ def _sums_like(leaves, out):
     leaves.check_devices(to)
     to.check_overlap(leaves, False)
     return to
-
-
-def _bounded(sums, leaves, to, rule, max_norm):
-    """Factors by sample, such that contributions keep the bound after their rounding."""
-    goal = _goal(leaves, to, rule, max_norm)
-    if _kept(leaves, to, rule):
-        over = acts(sums, leaves, rule, np.full(sums.count, max_norm), True) != 0
-    else:
-        over = ~(sums.norms() <= goal)
-    plan = Plan(sums.count)
-    plan.settle(sums, np.full(sums.count, goal), rule.eps, False, True, (over & (goal < math.inf)).astype(np.uint8))
-    most = _most(leaves, to, rule, max_norm)
-    if most is not None:
-        plan.keep_finite(sums.units, most)
-    if sums.nonfinite() and rule.nonfinite == "zero":
-        plan.leave_out(sums)
-    return plan
-
-
-def _kept(leaves, to, rule):
-    """Whether samples that are not clipped are added as they are, so that it can be decided exactly which may be."""
-    return rule.grad_scale == 1.0 and _holds(to, leaves) and exact_order(rule.ord, leaves.arrays)
-
-
-def _holds(to, leaves):
-    """Whether the sums' dtypes hold every number of the leaves'."""
-    return all(np.can_cast(a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True))
-
-
-def _most(leaves, to, rule, max_norm):
-    """The largest magnitude of what a sample may add to each leaf, which is not Inf; None where no element comes near."""
-    if max_norm == math.inf or (rule.grad_scale >= 1.0 and _holds(to, leaves)):
-        return None
-    return np.array([min(unit_of(b.dtype).most, MOST) for b in to.arrays])
-
-
-def _goal(leaves, to, rule, max_norm):
-    """The norm that stays within `max_norm` when each element is rounded up."""
-    if max_norm == math.inf:
-        return math.inf
-    parts = [(a[:1].size, a.dtype, b.dtype) for a, b in zip(leaves.arrays, to.arrays, strict=True)]
-    return Room.of(parts, rule.ord, rule.grad_scale).goal(max_norm)

@@ -232,14 +232,6 @@ class ClipReport:
         return f"ClipReport({text})"
 
 
-def answer(report: ClipReport, out: Any) -> Any:
-    """Return what a call returns: the report, or the leaves `out` and the report.
-
-    It is made before the write pass: once leaves are written, no call may fail.
-    """
-    return report if out is None else (out, report)
-
-
 class Found:
     """The numbers that a pickled report keeps in place of its sums; it answers the same questions."""
 

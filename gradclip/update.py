@@ -6,11 +6,9 @@ import math
 from typing import Any
 
 from ._core.arguments import Number, number
-from ._core.decide import decide
+from ._core.call import Request, onto, total_threshold
+from ._core.mode import STEP
 from ._core.options import NormOptions, Options, Unpack, spelled_out
-from ._cpu.passes import measure
-from ._leaves import Leaves
-from .norm import threshold
 from .report import ClipReport
 from .thresholds import Threshold
 
@@ -63,11 +61,9 @@ def sgd_step_(
     >>> params
     [array([0.7, 1.6])]
     """
-    rule = Options.of(norm)
-    lr = number("lr", lr)
+    options, lr = Options.of(norm), number("lr", lr)
     if math.isinf(lr):
         raise ValueError(f"lr must be finite, not {lr!r}")
-    max_norm = threshold(max_norm)
-    leaves = Leaves(grads)
-    to = leaves.onto(params)
-    return decide(measure(leaves, rule.ord, rule.grad_scale), to, rule, max_norm, lr=lr)
+    request = Request(options, total_threshold(max_norm), mode=STEP)
+    request.lr = lr
+    return onto(params, grads, request)

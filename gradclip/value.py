@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any, overload
 
 from ._core.arguments import Grads, Number, number
-from ._cpu.passes import measure, write
-from ._cpu.plan import Plan
-from ._cpu.sums import Sums
-from ._leaves import Leaves
-from .norm import result
-from .report import ClipReport, answer
+from ._core.call import Request, functional, in_place
+from ._core.options import DEFAULT
+from .report import ClipReport
 
 
 def clip_by_value_(grads: Any, clip_min: Number, clip_max: Number | None = None) -> ClipReport:
@@ -48,9 +45,7 @@ def clip_by_value_(grads: Any, clip_min: Number, clip_max: Number | None = None)
     >>> grad, report.clipped_count, report.size
     (array([-1. ,  0.5,  1. ]), 2, 3)
     """
-    low, high = _bounds(clip_min, clip_max)
-    leaves = Leaves(grads, True)
-    return _clip(leaves, leaves, low, high, None)
+    return in_place(grads, _by_value(clip_min, clip_max))
 
 
 @overload
@@ -69,13 +64,32 @@ def clip_by_value(grads: Any, clip_min: Number, clip_max: Number | None = None, 
     >>> clipped
     [array([-2.,  0.])]
     """
+    return functional(grads, _by_value(clip_min, clip_max), out)
+
+
+def _by_value(clip_min, clip_max):
+    """What the pair asks for."""
     low, high = _bounds(clip_min, clip_max)
-    leaves = Leaves(grads, anew=out is None)
-    to = leaves.target(out)
-    return result(leaves, to, out, _clip(leaves, to, low, high, out))
+    request = _ByValue(DEFAULT, high)
+    request.low = low
+    return request
+
+
+class _ByValue(Request):
+    """Every element into [low, threshold]."""
+
+    def prepare(self, leaves):
+        for i, array in enumerate(leaves.arrays):
+            if array.dtype.kind == "c":
+                raise TypeError(f"{leaves.path(i)}: complex numbers have no order; clip by norm instead")
+        return leaves
+
+    def decide(self, engine, read):
+        return engine.clamp(read, self.to, self.low, self.threshold)
 
 
 def _bounds(clip_min, clip_max):
+    """The lower and the upper bound; one number alone is both."""
     if clip_max is None:
         high = number("clip_min, a single bound,", clip_min, 0.0)
         return -high, high
@@ -83,23 +97,3 @@ def _bounds(clip_min, clip_max):
     if low > high:
         raise ValueError(f"clip_min {low!r} is above clip_max {high!r}")
     return low, high
-
-
-def _clip(leaves, to, low, high, out):
-    for i, array in enumerate(leaves.arrays):
-        if array.dtype.kind == "c":
-            raise TypeError(f"{leaves.path(i)}: complex numbers have no order; clip by norm instead")
-    bounds = Plan(1)
-    bounds.clamp(0, low, high)
-    sums = measure(leaves, 2, bounds=bounds)
-    if type(sums) is not Sums:
-        return sums.clamp(to, bounds, high, out)
-    plan = Plan(leaves.count)
-    for i in range(leaves.count):
-        if sums.outside(i):
-            plan.clamp(i, low, high)
-    outside = sums.outside()
-    found = answer(ClipReport(sums, high, sums.size, clipped_count=outside), out)
-    if outside or to.is_target:
-        write(to, plan)
-    return found

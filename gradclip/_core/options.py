@@ -44,7 +44,7 @@ class NormOptions(OptionsWithoutEps, total=False):
 class Options:
     """The keyword arguments that every norm-based function shares, checked."""
 
-    __slots__ = ("eps", "grad_scale", "nonfinite", "ord", "plain", "strict")
+    __slots__ = ("eps", "finite_only", "grad_scale", "nonfinite", "ord", "plain", "strict")
 
     def __init__(
         self, ord: float = 2, eps: float = 0.0, nonfinite: str = "raise", grad_scale: float = 1.0, strict: bool = False
@@ -62,6 +62,7 @@ class Options:
         if not 0.0 < self.grad_scale < math.inf:
             raise ValueError(f"grad_scale must be positive and finite, not {grad_scale!r}")
         self.strict = flag("strict", strict)
+        self.finite_only = nonfinite == "zero"  # norms leave NaN and Inf out
         self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
 
     @staticmethod
@@ -91,11 +92,11 @@ def spelled_out(function: Function) -> Function:
 
 
 def _order(ord):
-    """As it is, but inf as 0: the passes' name for the maximum."""
+    """The order of a norm as a float above 0, which may be inf."""
     value = number("ord", ord)
     if not value > 0:
         raise ValueError(f"ord must be above 0, not {ord!r}")
-    return 0.0 if value == math.inf else value
+    return value
 
 
 DEFAULT = Options()

@@ -9,8 +9,8 @@ import numpy as np
 
 from .._cpu.plan import safe_threshold
 
-# Orders (0: inf) whose sums are compared in rational arithmetic.
-RATIONAL = (0.0, 1.0, 2.0)
+# Orders whose sums are compared in rational arithmetic.
+RATIONAL = (1.0, 2.0, math.inf)
 
 # How often `strict` measures what would be written before it takes a factor that is safe without.
 ROUNDS = 4
@@ -46,7 +46,7 @@ def typical(arrays):
 
 def safety(ord):
     """Of a norm of an order that is not RATIONAL: within 4 ulp of the exact one (below 1: 4 / ord); twice that is taken off."""
-    return 1 - 2.0**-49 / min(ord or 1.0, 1.0)
+    return 1 - 2.0**-49 / min(ord, 1.0)
 
 
 def exact_order(ord, arrays):
@@ -55,9 +55,9 @@ def exact_order(ord, arrays):
 
 
 class Room(NamedTuple):
-    """A norm stays within a bound when it is brought to `goal(bound)` and each element rounded up: by a relative part, and by
-    a subnormal part, whose norm over all elements is taken off (below order 1, where norms do not add, its power). Or when it
-    is brought to `floor` of the bound: what is at most half the least number becomes 0, so nothing is more than doubled."""
+    """A norm stays within a bound when it is brought to `threshold(bound)` and each element rounded up: by a relative part, and
+    by a subnormal part, whose norm over all elements is taken off (below order 1, where norms do not add, its power). Or when
+    it is brought to `floor` of the bound: what is at most half the least number becomes 0, so nothing is more than doubled."""
 
     lost: float
     slope: float
@@ -75,24 +75,24 @@ class Room(NamedTuple):
             (n, 1.5 * unit.least + 2.0**-1073 / grad_scale if dtype.kind == "c" else unit.least)
             for (n, dtype, _), unit in zip(parts, units, strict=True)
         ]
-        power = min(ord or 1.0, 1.0)
+        power = min(ord, 1.0)
         most = max((least for _, least in absolute), default=0.0)
-        count = sum(n * (least / most) ** ord for n, least in absolute)
-        lost = most**power * (count ** (power / ord) if ord else 1.0) * _ROOM
+        count = 1.0 if ord == math.inf else sum(n * (least / most) ** ord for n, least in absolute) ** (power / ord)
+        lost = most**power * count * _ROOM
         slope = 1.0 + relative * _ROOM + 2.0**-48 / power
         floor = 0.5 if all(to.name in _UNITS for _, _, to in parts) else 0.25  # bounds or moduli are rounded too
         filled = [unit.most for unit, (n, _, _) in zip(units, parts, strict=True) if n]
         return cls(lost, slope, power, floor, min(filled, default=math.inf))
 
     @classmethod
-    def of_leaves(cls, to, rule, together):
-        """Of what is written to leaves: of one unit of each where these share a norm, else of the largest."""
+    def of_leaves(cls, to, options, together):
+        """The Room of what is written to leaves: to one unit of each where these share a norm, else to the largest."""
         parts = [(a.size // max(n, 1), a.dtype, a.dtype) for a, n in zip(to.arrays, to.leaf_units(), strict=True)]
-        room = cls.of(parts, rule.ord, rule.grad_scale)
+        room = cls.of(parts, options.ord, options.grad_scale)
         if together:
             return room
-        return room._replace(lost=max((cls.of([part], rule.ord, rule.grad_scale).lost for part in parts), default=0.0))
+        return room._replace(lost=max((cls.of([part], options.ord, options.grad_scale).lost for part in parts), default=0.0))
 
-    def goal(self, bound):
-        """A norm that keeps a bound."""
+    def threshold(self, bound):
+        """The norm that keeps a bound when it is brought there."""
         return safe_threshold(bound, self)

@@ -15,8 +15,9 @@ import numpy as np
 from gradclip._layout cimport gc_leaf, gc_move, lay_out
 from gradclip._leaves cimport Leaves
 from gradclip._cpu.blocks cimport alter, fetch
+from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, give_scratch, kernels, take_scratch, team_size, GC_F64
-from gradclip._cpu.plan cimport Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport GC_SCALE
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 
@@ -164,8 +165,8 @@ cdef void sum_strips(const Batch *table, Py_ssize_t count, ptrdiff_t batch, Py_s
 
 
 def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh=False):
-    """to = sum over the batch of what the plan (one Write per leaf and sample) makes of each sample; a batch of none: 0.
-    Everything that may fail comes before the first sum is written.
+    """Write to `to` the sum over the batch of what the plan (one Write per leaf and sample) makes of each sample; a batch of
+    none: 0. Everything that may fail comes before the first sum is written.
 
     fresh: `to` is memory that nobody has seen yet, so that Ctrl-C may end the pass half-way."""
     cdef Batch *table = <Batch *>PyMem_Calloc(max(leaves.count, 1), sizeof(Batch))
@@ -196,19 +197,10 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh
         team = team_size(strips) if bytes >= SERIAL_BYTES else 1
         take_scratch(&scratch, team)
         to.announce()
-        if not leaves.on_device:
-            with nogil:
-                sum_strips(table, count, batch, strips, team, scratch.room, &watch)
-            if watch.stopped:
-                gc_raise()
-        else:
-            from gradclip import _gpu
-
-            watch.due = INFINITY        # launches are begun after it, and all of them
-            begin = _gpu.prepared_sums(leaves, to, plan, batch)
-            with _gpu.Uninterrupted():
-                sum_strips(table, count, batch, strips, team, scratch.room, &watch)
-                begin()
+        with nogil:
+            sum_strips(table, count, batch, strips, team, scratch.room, &watch)
+        if watch.stopped:
+            gc_raise()
     finally:
         if scratch.memory != NULL:
             give_scratch(&scratch)

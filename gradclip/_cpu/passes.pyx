@@ -27,9 +27,10 @@ from gradclip._layout cimport gc_leaf, gc_unit, gc_unit_data, lay_out
 from gradclip._leaves cimport Leaves
 from gradclip._cpu.blocks cimport add, fetch, fold_usual, measure_segment, nothing, sum_at_once, write_segment
 from gradclip._cpu.columns cimport Columns, columns_of, settle_columns, write_panel
+from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.fold cimport Sum, clear, merge, settle
 from gradclip._cpu.machine cimport ROOM, Scratch, gc_sum, give_scratch, kernels, take_scratch, GC_F64
-from gradclip._cpu.plan cimport Plan, Write, gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport GC_HUGE, GC_KEEP, GC_TINY, gc_measured
 from gradclip._cpu.sums cimport Sums
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
@@ -203,9 +204,11 @@ cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
     gc_fp_leave(saved)
 
 
-cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double grad_scale, const Write *bounds, Plan made):
+cdef int run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, const Write *bounds, Plan made) except -1:
+    """Fill Sums by one read pass over the leaves that lie on the host: as they are, or as `made` would make them. Units that
+    lie elsewhere stay empty."""
+    cdef double ord = sums.order
     cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
-    cdef Sums sums = Sums(leaves.units, 0, ord, grad_scale)     # the largest: it fails first
     cdef Work work = cut(leaf, leaf, leaves.count, simple)
     cdef Scratch scratch
     cdef Task task
@@ -226,7 +229,7 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
         PyMem_Free(work.group)
         raise
     task.room = scratch.room
-    if leaves.on_device:        # whose Sums are taken in afterwards
+    if work.elsewhere:
         memset(sums.unit, 0, sums.count * sizeof(gc_measured))
     with nogil:
         run(&task, &work, False)
@@ -238,43 +241,35 @@ cdef Sums run_measure(const gc_leaf *leaf, Leaves leaves, double ord, double gra
     if task.watch.stopped:
         gc_raise()
     PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
+    return 0
+
+
+def measure(Leaves leaves, double ord, double grad_scale=1.0, bint finite_only=False):
+    """The Sums of all leaves, by one read pass.
+
+    grad_scale: the leaves hold the true gradient times this.
+    finite_only: whether norms leave NaN and Inf out."""
+    cdef Sums sums = Sums(leaves.units, 0, ord, grad_scale, finite_only)    # the largest: it fails first
+    run_measure(sums, leaves.leaf, leaves, NULL, None)
+    if sums.total.nans + sums.total.infs:
+        find_nonfinite(sums, leaves)
     return sums
 
 
-def measure(Leaves leaves, double ord, double grad_scale=1.0, Plan bounds=None):
-    """One read pass over all leaves. `bounds`: a clamping Plan whose bounds are counted against."""
-    if leaves.on_device:
-        return gpu().measure(leaves, ord, grad_scale, bounds)
-    return measure_here(leaves, ord, grad_scale, bounds)
-
-
-cpdef Sums measure_here(Leaves leaves, double ord, double grad_scale=1.0, Plan bounds=None):
-    """The same of the leaves that the processor can read."""
-    cdef Sums sums = run_measure(leaves.leaf, leaves, ord, grad_scale, NULL if bounds is None else bounds.write, None)
+def measure_outside(Leaves leaves, Plan bounds):
+    """The Sums of all leaves of order 2, in which elements outside the bounds of a clamping Plan are counted."""
+    cdef Sums sums = Sums(leaves.units, 0, 2, 1)
+    run_measure(sums, leaves.leaf, leaves, bounds.write, None)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
     return sums
 
 
 def measure_written(Leaves leaves, Plan plan, double ord):
-    """What `measure` would say of the elements that `write` would write; nothing is written."""
-    return gpu().measure_written(leaves, plan, ord) if leaves.on_device else measure_written_here(leaves, plan, ord)
-
-
-def measure_written_here(Leaves leaves, Plan plan, double ord):
-    """The same of the leaves that the processor can read."""
-    return run_measure(leaves.leaf if leaves.source == NULL else leaves.source, leaves, ord, 1.0, NULL, plan)
-
-
-def write(Leaves leaves, Plan plan):
-    """One write pass, backwards: every leaf becomes what the plan makes of its source."""
-    if not leaves.on_device:
-        write_here(leaves, plan)
-    else:
-        begin = gpu().prepared(leaves, plan)
-        with gpu().Uninterrupted():
-            write_here(leaves, plan)
-            begin()
+    """The Sums of the elements that `write` would write; nothing is written."""
+    cdef Sums sums = Sums(leaves.units, 0, ord, 1)
+    run_measure(sums, leaves.leaf if leaves.source == NULL else leaves.source, leaves, NULL, plan)
+    return sums
 
 
 cdef list changed(Leaves leaves, Plan plan):
@@ -294,9 +289,9 @@ cdef list changed(Leaves leaves, Plan plan):
     return found
 
 
-cdef int write_here(Leaves leaves, Plan plan) except -1:
-    """The same of the leaves that the processor can write: all of it or, with an error, nothing. No bytecode runs between
-    the first element and the last, nor does anything need memory."""
+def write(Leaves leaves, Plan plan):
+    """One write pass, backwards: every leaf becomes what the plan makes of its source; with an error, none does. No bytecode
+    runs between the first element and the last, nor does anything need memory."""
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
     cdef Work work = cut(leaves.leaf, source, leaves.count, True)
     cdef Scratch scratch
@@ -318,18 +313,10 @@ cdef int write_here(Leaves leaves, Plan plan) except -1:
     give_scratch(&scratch)
     PyMem_Free(work.group)
     leaves.written()
-    return 0
-
-
-cdef object gpu():
-    """The other engine, imported when a first leaf needs it."""
-    from gradclip import _gpu
-
-    return _gpu
 
 
 cdef object find_nonfinite(Sums sums, Leaves leaves):
-    """Note (path, flat index) and value of the first element, in index order, that is not finite."""
+    """Note path, flat index and value of the first element, in index order, that is not finite."""
     cdef gc_leaf leaf
     cdef ptrdiff_t i = 0, unit = 0, j
     while sums.unit[unit].nans + sums.unit[unit].infs == 0:

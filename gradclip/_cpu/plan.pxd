@@ -1,15 +1,8 @@
 from gradclip._cpu.scalar cimport gc_factor
 
-cdef extern from "fpenv.h" nogil:
-    ctypedef struct gc_fpenv:
-        pass
-    gc_fpenv gc_fp_enter()
-    void gc_fp_leave(gc_fpenv saved)
-
-
 cdef struct Write:
     int kind            # GC_KEEP, ...
-    bint acts           # whether the unit is brought to its goal
+    bint acts           # whether the unit is brought to its threshold
     bint zero           # first bring elements that are not finite to 0
     gc_factor factor    # of GC_SCALE and GC_STEP
     double low[4]       # of GC_CLAMP: the bounds, rounded to each dtype

@@ -8,11 +8,12 @@ from fractions import Fraction
 
 import numpy as np
 
+from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport GC_F16, kernels
 from gradclip._cpu.scalar cimport (
     GC_CLAMP, GC_KEEP, GC_SCALE, GC_STEP, gc_exceeds, gc_keep_finite, gc_limited_factor, gc_measured, gc_multiply,
     gc_plain_factor, gc_question, gc_room, gc_safe_threshold, gc_settle, gc_shrink)
-from gradclip._cpu.sums cimport Sums
+from gradclip._cpu.sums cimport ALL, Sums, index_of
 
 
 cdef class StandardState:
@@ -48,11 +49,11 @@ cdef double rounded(double x, int dtype) noexcept:
 
 cdef gc_question question(Sums sums, double eps, bint normalize, bint held) noexcept:
     """What `gc_settle` is asked of units of these sums."""
-    return gc_question(sums.ord, eps, sums.grad_scale, sums.finite_only, normalize, held)
+    return gc_question(sums.order, eps, sums.grad_scale, sums.finite_only, normalize, held)
 
 
 def safe_threshold(double threshold, room):
-    """A norm that keeps a threshold when each element is rounded up: `room` is a `_rounding.Room`."""
+    """A norm that keeps a threshold when each element is rounded up: `room` is a `_core.rounding.Room`."""
     cdef gc_room r = gc_room(room.lost, room.slope, room.power, room.floor, room.most)
     cdef gc_fpenv saved = gc_fp_enter()
     cdef double result = gc_safe_threshold(threshold, &r)
@@ -75,23 +76,23 @@ cdef class Plan:
     def __dealloc__(self):
         PyMem_Free(self.write)
 
-    def settle(self, Sums sums, goals, double eps=0, bint normalize=False, bint strict=False, acts=None):
-        """Decide each unit: to its goal where its norm exceeds it, or with `normalize` wherever there is a norm;
+    def settle(self, Sums sums, thresholds, double eps=0, bint normalize=False, bint held=False, acts=None):
+        """Decide each unit: to its threshold where its norm exceeds it, or with `normalize` wherever there is a norm;
         else to be unscaled or left as it is.
 
-        strict: a factor that rounds to 1 is still to be enforced.
-        goals: a float, for all leaves together; or float64 of one per unit of `sums`.
-        acts: whether each unit is to be brought to its goal, where that was decided before."""
-        cdef bint together = isinstance(goals, float)
-        cdef double[::1] goal = None if together else goals
+        thresholds: a float, for all leaves together; or float64 of one per unit of `sums`.
+        held: a factor that rounds to 1 is still to be enforced.
+        acts: whether each unit is to be brought to its threshold, where that was decided before."""
+        cdef bint together = isinstance(thresholds, float)
+        cdef double[::1] threshold = None if together else thresholds
         cdef const unsigned char[::1] decided = acts
-        cdef gc_question ask = question(sums, eps, normalize, strict)
+        cdef gc_question ask = question(sums, eps, normalize, held)
         cdef Py_ssize_t i
         cdef gc_measured unit
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(self.count):
-            unit = sums.at(-1 if together else i)
-            settle_one(&self.write[i], &unit, <double>goals if together else goal[i], &ask, -1 if acts is None else decided[i])
+            unit = sums.at(ALL if together else i)
+            settle_one(&self.write[i], &unit, <double>thresholds if together else threshold[i], &ask, -1 if acts is None else decided[i])
         gc_fp_leave(saved)
 
     def shrink(self, Py_ssize_t i, double ratio):
@@ -101,14 +102,16 @@ cdef class Plan:
         gc_shrink(&self.write[i].factor, ratio)
         gc_fp_leave(saved)
 
-    def aim(self, Py_ssize_t i, Sums sums, Py_ssize_t unit, double goal, double eps, double most):
-        """Bring what was measured as `unit` to another goal, but no element above `most` unless it is already."""
-        cdef double largest = sums.largest(unit)
+    def aim(self, Py_ssize_t i, Sums sums, unit, double threshold, double eps, double most):
+        """Bring what was measured as `unit` (None: all together) to another threshold, but no element above `most` unless it
+        is already."""
+        cdef Py_ssize_t index = index_of(unit)
+        cdef double largest = sums.largest(index)
         cdef gc_fpenv saved = gc_fp_enter()
-        cdef gc_measured sum = sums.at(unit)
+        cdef gc_measured sum = sums.at(index)
         cdef gc_question ask = question(sums, eps, False, True)
         self.write[i].acts = True
-        self.write[i].factor = gc_limited_factor(&sum, goal, &ask, most, largest)
+        self.write[i].factor = gc_limited_factor(&sum, threshold, &ask, most, largest)
         gc_fp_leave(saved)
 
     def keep_finite(self, Sums units, most):
@@ -129,13 +132,13 @@ cdef class Plan:
         """Bring elements that are not finite to 0, in units that have any or were measured elsewhere."""
         cdef Py_ssize_t i
         for i in range(self.count):
-            self.write[i].zero = sums.count != self.count or sums.nonfinite(i) > 0
+            self.write[i].zero = sums.count != self.count or sums.nonfinite_of(i) > 0
 
     def leave_out(self, Sums sums):
         """Make all of a unit 0 that has an element that is not finite."""
         cdef Py_ssize_t i
         for i in range(self.count):
-            if sums.nonfinite(i):
+            if sums.nonfinite_of(i):
                 self.write[i].kind, self.write[i].zero, self.write[i].factor = GC_SCALE, True, gc_plain_factor(0)
 
     def clamp(self, Py_ssize_t i, double low, double high):
@@ -147,12 +150,12 @@ cdef class Plan:
             self.write[i].low[t], self.write[i].high[t] = rounded(low, t), rounded(high, t)
         gc_fp_leave(saved)
 
-    def spread(self, Py_ssize_t count):
-        """The same for each of `count` leaves, to be changed one by one."""
+    def cycled(self, Py_ssize_t count):
+        """A Plan for `count` units, which take what these do in turn."""
         cdef Plan plan = Plan(count)
         cdef Py_ssize_t i
         for i in range(count):
-            plan.write[i] = self.write[0]
+            plan.write[i] = self.write[i % self.count]
         return plan
 
     def step(self, double lr):
@@ -164,21 +167,12 @@ cdef class Plan:
             gc_multiply(&self.write[i].factor, lr)
         gc_fp_leave(saved)
 
-    def by_owner(self, owners):
-        """Of each unit (an index into these) what its owner gets."""
-        cdef const Py_ssize_t[::1] owner = owners
-        cdef Plan plan = Plan(owner.shape[0])
-        cdef Py_ssize_t i
-        for i in range(plan.count):
-            plan.write[i] = self.write[owner[i]]
-        return plan
-
     def factor(self, Py_ssize_t i=0):
         """The factor as float64."""
         return self.write[i].factor.value
 
     def records(self):
-        """What a GPU needs of this: words as in Write of _gpu/sums.cu."""
+        """What another engine needs of this: of each unit the words kind, acts, zero and, of the factor, value, last and shift."""
         cdef Py_ssize_t i
         cdef const Write *w
         words = np.empty((self.count, 6), np.int64)
@@ -221,7 +215,7 @@ cdef class Plan:
         return self.write[i].kind == GC_KEEP
 
     def acting(self):
-        """How many units are brought to their goal."""
+        """How many units are brought to their threshold."""
         cdef Py_ssize_t i, count = 0
         for i in range(self.count):
             count += self.write[i].acts

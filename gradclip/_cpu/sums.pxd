@@ -4,19 +4,27 @@ from gradclip._cpu.scalar cimport gc_measured
 
 cdef class Sums:
     cdef readonly Py_ssize_t count
-    cdef readonly double ord            # 0 stands for inf
+    cdef double order                   # of the norm; 0 stands for inf
     cdef readonly double grad_scale
+    cdef readonly bint finite_only      # whether norms leave NaN and Inf out
     cdef public Py_ssize_t size         # elements
-    cdef readonly Sums units            # by unit, where these are by owner
-    cdef public object first_nonfinite      # (path, flat index)
+    cdef Sums by_unit                   # what samples were added up from
+    cdef public object first_nonfinite  # (path, flat index)
     cdef public Py_ssize_t first_leaf
-    cdef public object first_value        # the element there, where it was seen here
-    cdef object true_max                    # max_abs, where it was measured elsewhere
-    cdef public bint finite_only        # whether norms leave NaN and Inf out
+    cdef public object first_value      # the element there, where it was seen here
+    cdef object true_max                # max_abs, where it was measured elsewhere
     cdef gc_measured *unit
     cdef Sum total
-    cdef gc_measured at(self, Py_ssize_t leaf) noexcept
-    cdef double norm_of(self, Py_ssize_t leaf) noexcept
-    cdef double largest(self, Py_ssize_t leaf)
-    cpdef bint shows_nonfinite(self, Py_ssize_t leaf=*) noexcept
-    cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=*) noexcept
+
+    # of one unit, or of all where the index is ALL
+    cdef gc_measured at(self, Py_ssize_t unit) noexcept
+    cdef double norm_of(self, Py_ssize_t unit) noexcept
+    cdef double largest(self, Py_ssize_t unit)
+    cdef Py_ssize_t nonfinite_of(self, Py_ssize_t unit) noexcept
+
+
+cdef enum:
+    ALL = -1
+
+cdef double order_of(double ord) noexcept
+cdef Py_ssize_t index_of(object unit) except -2

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Sums: what one read pass found, and the questions that deciding and reporting ask of it."""
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
-from libc.math cimport ldexp
+from libc.math cimport INFINITY, ldexp
 from libc.stdint cimport int64_t
 
 from fractions import Fraction
@@ -9,17 +9,31 @@ from fractions import Fraction
 import numpy as np
 
 from gradclip._cpu.fold cimport Sum, frexpl, ldexpl, clear, merge, reopen, settle
-from gradclip._cpu.plan cimport gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.scalar cimport gc_adaptive_threshold, gc_bin_width, gc_narrow, gc_norm_of, gc_shown_norm, gc_measured
 
-cdef class Sums:
-    """What one read pass found: a sum per leaf and one of all. Index -1 means all leaves."""
 
-    def __cinit__(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale):
+cdef double order_of(double ord) noexcept:
+    """The order of a norm as C has it: 0 stands for inf."""
+    return 0 if ord == INFINITY else ord
+
+
+cdef Py_ssize_t index_of(object unit) except -2:
+    """The index of a unit as C has it: ALL stands for None, which is all units together."""
+    return ALL if unit is None else <Py_ssize_t>unit
+
+
+cdef class Sums:
+    """What one read pass found: a sum of each unit and one of all. Where a unit may be given, None is all of them together.
+
+    finite_only: whether norms are those of the finite elements; else they are NaN or Inf where an element is."""
+
+    def __cinit__(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale, bint finite_only=False):
         self.count = count
         self.size = size
-        self.ord = ord
+        self.order = order_of(ord)
         self.grad_scale = grad_scale
+        self.finite_only = finite_only
         self.unit = <gc_measured *>PyMem_Malloc(max(self.count, 1) * sizeof(gc_measured))
         if self.unit == NULL:
             raise MemoryError
@@ -28,59 +42,70 @@ cdef class Sums:
     def __dealloc__(self):
         PyMem_Free(self.unit)
 
+    @property
+    def ord(self):
+        """The order of the norms."""
+        return self.order or INFINITY
+
+    @property
+    def units(self):
+        """These Sums by unit: where these are of samples, what they were added up from."""
+        return self if self.by_unit is None else self.by_unit
+
     @staticmethod
-    def from_exact(total, exponent, double ord, double grad_scale, max_abs, Py_ssize_t nans, Py_ssize_t infs,
-                   first_nonfinite):
-        """Sums of no leaves of their own, whose total was measured elsewhere: the integer total * 2**exponent."""
-        cdef Sums sums = Sums(0, 0, ord, grad_scale)
+    def from_exact(total, exponent, ord, grad_scale, bint finite_only, max_abs, found):
+        """Sums of no leaves of their own, whose total was measured elsewhere: the integer total * 2**exponent.
+
+        found: how many elements are NaN, how many Inf, and the place of the first of them."""
+        cdef Sums sums = Sums(0, 0, ord, grad_scale, finite_only)
+        cdef double order = sums.order
         size = total.bit_length() + exponent
-        sums.total.nans, sums.total.infs = nans, infs
-        sums.true_max, sums.first_nonfinite = max_abs, first_nonfinite
+        sums.total.nans, sums.total.infs, sums.first_nonfinite = found
+        sums.true_max = max_abs
         sums.total.amax = 1 if total else 0
-        if total and ord == 0:
+        if total and order == 0:
             sums.total.amax = ldexpl(<double>float(Fraction(total) / Fraction(2) ** total.bit_length()), <int>size)
         elif total:
             if not -800 <= size <= 1000:
-                sums.total.bin = (size + gc_bin_width(ord) // 2) // gc_bin_width(ord)
-            part = Fraction(total) * Fraction(2) ** (exponent - gc_bin_width(ord) * <object>sums.total.bin)
+                sums.total.bin = (size + gc_bin_width(order) // 2) // gc_bin_width(order)
+            part = Fraction(total) * Fraction(2) ** (exponent - gc_bin_width(order) * <object>sums.total.bin)
             sums.total.high = <double>float(part)
             sums.total.low = <double>float(part - Fraction(<double>sums.total.high))
         return sums
 
-    def by_owner(self, owners, Py_ssize_t count):
-        """Sums of `count` owners of several units each: `owners` has one index per unit."""
-        cdef Sums sums = Sums(count, self.size, self.ord, self.grad_scale)
-        cdef const Py_ssize_t[::1] owner = owners
+    def by_sample(self, Py_ssize_t batch):
+        """The Sums of samples: sample i owns every batch-th unit from the i-th on, one of each leaf."""
+        cdef Sums sums = Sums(batch, self.size, self.ord, self.grad_scale, self.finite_only)
         cdef Py_ssize_t i
         cdef Sum part
-        cdef Sum *owned = <Sum *>PyMem_Malloc(max(count, 1) * sizeof(Sum))
+        cdef Sum *owned = <Sum *>PyMem_Malloc(max(batch, 1) * sizeof(Sum))
         if owned == NULL:
             raise MemoryError
         cdef gc_fpenv saved = gc_fp_enter()
-        for i in range(count):
+        for i in range(batch):
             clear(&owned[i])
         for i in range(self.count):
             part = reopen(&self.unit[i])
-            merge(&owned[owner[i]], &part, self.ord)
-        for i in range(count):
+            merge(&owned[i % batch], &part, self.order)
+        for i in range(batch):
             settle(&sums.unit[i], &owned[i])
         PyMem_Free(owned)
         gc_fp_leave(saved)
-        sums.units = self
+        sums.by_unit = self
         sums.total = self.total
         sums.first_leaf, sums.first_nonfinite, sums.first_value = self.first_leaf, self.first_nonfinite, self.first_value
         return sums
 
     def of_units(self, Py_ssize_t start, Py_ssize_t stop, double grad_scale):
-        """The Sums of some of the units alone."""
-        cdef Sums sums = Sums(stop - start, self.size, self.ord, grad_scale)
+        """The Sums of some of the units alone, which hold the true gradient times grad_scale."""
+        cdef Sums sums = Sums(stop - start, self.size, self.ord, grad_scale, self.finite_only)
         cdef Py_ssize_t i
         cdef Sum part
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(stop - start):
             sums.unit[i] = self.unit[start + i]
             part = reopen(&sums.unit[i])
-            merge(&sums.total, &part, self.ord)
+            merge(&sums.total, &part, self.order)
         gc_fp_leave(saved)
         if start == 0 and sums.total.nans + sums.total.infs:    # the first units hold the first of all
             sums.first_leaf, sums.first_nonfinite, sums.first_value = self.first_leaf, self.first_nonfinite, self.first_value
@@ -94,12 +119,13 @@ cdef class Sums:
         cdef Py_ssize_t i
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(first):
-            goal[i] = gc_adaptive_threshold(&self.unit[first + i], clip_factor, eps, self.ord)
+            goal[i] = gc_adaptive_threshold(&self.unit[first + i], clip_factor, eps, self.order)
         gc_fp_leave(saved)
         return goals
 
     def absorb(self, numbers, records):
-        """Take units of some numbers from what a GPU found: words as in Sum of _gpu/sums.cu."""
+        """Take in units of some numbers that another engine measured: of each the words high, low, bin, amax, its exponent,
+        nans, infs, outside; what follows them is left out."""
         cdef const Py_ssize_t[::1] unit = numbers
         cdef const int64_t[:, ::1] word = records
         cdef const double[:, ::1] number = records.view(np.float64)
@@ -112,48 +138,52 @@ cdef class Sums:
             s.amax = ldexpl(number[i, 3], <int>word[i, 4])
             s.nans, s.infs, s.outside = word[i, 5], word[i, 6], word[i, 7]
             settle(&self.unit[unit[i]], &s)
-            merge(&self.total, &s, self.ord)
+            merge(&self.total, &s, self.order)
         gc_fp_leave(saved)
 
-    cdef gc_measured at(self, Py_ssize_t leaf) noexcept:
+    cdef gc_measured at(self, Py_ssize_t unit) noexcept:
         cdef gc_measured all
-        if leaf >= 0:
-            return self.unit[leaf]
+        if unit >= 0:
+            return self.unit[unit]
         settle(&all, &self.total)
         return all
 
-    cdef double norm_of(self, Py_ssize_t leaf) noexcept:
-        """To be called in the standard floating-point state."""
-        cdef gc_measured u = self.at(leaf)
-        return gc_shown_norm(&u, self.ord, self.grad_scale, self.finite_only)
+    cdef double norm_of(self, Py_ssize_t unit) noexcept:
+        """The norm as it is shown. To be called in the standard floating-point state."""
+        cdef gc_measured u = self.at(unit)
+        return gc_shown_norm(&u, self.order, self.grad_scale, self.finite_only)
 
-    cdef double largest(self, Py_ssize_t leaf):
-        """Largest finite magnitude as it is stored."""
-        cdef gc_measured u = self.at(leaf)
+    cdef double largest(self, Py_ssize_t unit):
+        """The largest finite magnitude as it is stored."""
+        cdef gc_measured u = self.at(unit)
         if self.true_max is not None:
             return self.true_max * self.grad_scale
         return ldexp(u.amax, <int>u.exponent)
 
-    def norm(self, Py_ssize_t leaf=-1):
-        """Norm of the true gradient, correctly rounded but for some 2**-35 of cases."""
+    cdef Py_ssize_t nonfinite_of(self, Py_ssize_t unit) noexcept:
+        return self.total.nans + self.total.infs if unit < 0 else self.unit[unit].nans + self.unit[unit].infs
+
+    def norm(self, unit=None):
+        """The norm of the true gradient, correctly rounded but for some 2**-35 of cases."""
+        cdef Py_ssize_t index = index_of(unit)
         cdef gc_fpenv saved = gc_fp_enter()
-        cdef double result = self.norm_of(leaf)
+        cdef double result = self.norm_of(index)
         gc_fp_leave(saved)
         return result
 
     def within(self, double threshold):
         """Whether every element is finite and the norm of all does not exceed a threshold."""
         cdef gc_fpenv saved = gc_fp_enter()     # flush-to-zero changes comparisons too
-        cdef bint result = self.total.nans + self.total.infs == 0 and self.norm_of(-1) <= threshold
+        cdef bint result = self.total.nans + self.total.infs == 0 and self.norm_of(ALL) <= threshold
         gc_fp_leave(saved)
         return result
 
-    cpdef bint shows_nonfinite(self, Py_ssize_t leaf=-1) noexcept:
+    def shows_nonfinite(self, unit=None):
         """Whether the norm is NaN or Inf because an element is."""
-        return self.nonfinite(leaf) > 0 and not self.finite_only
+        return not self.finite_only and self.nonfinite_of(index_of(unit)) > 0
 
     def norms(self):
-        """Norms of the leaves, float64."""
+        """The norms of the units, float64."""
         result = np.empty(self.count)
         cdef double[::1] view = result
         cdef Py_ssize_t i
@@ -164,39 +194,41 @@ cdef class Sums:
         return result
 
     def parts(self):
-        """(nans, infs) of all leaves."""
+        """How many elements are NaN, and how many Inf."""
         return self.total.nans, self.total.infs
 
     def max_abs(self):
-        """Largest finite magnitude of the true gradient."""
+        """The largest finite magnitude of the true gradient."""
         cdef gc_fpenv saved = gc_fp_enter()
-        cdef gc_measured all = self.at(-1)
+        cdef gc_measured all = self.at(ALL)
         cdef double result = gc_narrow(gc_norm_of(&all, 0, self.grad_scale))
         gc_fp_leave(saved)
         return result if self.true_max is None else self.true_max
 
-    cpdef Py_ssize_t nonfinite(self, Py_ssize_t leaf=-1) noexcept:
+    def nonfinite(self, unit=None):
         """How many elements are NaN or Inf."""
-        return self.total.nans + self.total.infs if leaf < 0 else self.unit[leaf].nans + self.unit[leaf].infs
+        return self.nonfinite_of(index_of(unit))
 
-    def outside(self, Py_ssize_t leaf=-1):
+    def outside(self, unit=None):
         """How many elements lie beyond the bounds that were given."""
-        return self.total.outside if leaf < 0 else self.unit[leaf].outside
+        cdef Py_ssize_t index = index_of(unit)
+        return self.total.outside if index < 0 else self.unit[index].outside
 
-    def exact(self, Py_ssize_t leaf=-1):
-        """The sum of squares (magnitudes; the maximum) of the finite stored elements, as the pass
-        holds it, in rational arithmetic."""
-        part, exponent = self.scaled(leaf)
+    def exact(self, unit=None):
+        """The sum of powers (order inf: the maximum) of the finite stored elements, as the pass holds it, in rational
+        arithmetic: for orders 1, 2 and inf."""
+        part, exponent = self.scaled(unit)
         return part * Fraction(2) ** exponent
 
-    def scaled(self, Py_ssize_t leaf=-1):
-        """The same, and for sums of other powers, as a Fraction and a power of two."""
-        cdef Sum s = self.total if leaf < 0 else reopen(&self.unit[leaf])
+    def scaled(self, unit=None):
+        """The same sum, of any order, as a Fraction and the exponent of a power of two."""
+        cdef Py_ssize_t index = index_of(unit)
+        cdef Sum s = self.total if index < 0 else reopen(&self.unit[index])
         cdef double a, b, c, d
         cdef int exponent = 0
-        if self.ord == 0:
+        if self.order == 0:
             a = <double>frexpl(s.amax, &exponent)
             return Fraction(a), exponent
         a, c = <double>s.high, <double>s.low
         b, d = <double>(s.high - a), <double>(s.low - c)
-        return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), gc_bin_width(self.ord) * <object>s.bin
+        return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), gc_bin_width(self.order) * <object>s.bin

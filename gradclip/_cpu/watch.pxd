@@ -1,7 +1,7 @@
 # cython: cdivision=True
 """Signals during a read pass: every now and then the thread that called lets Python run their handlers. If one raises, no
 thread begins another piece of work, and the exception comes out of the call. A write pass does not ask."""
-from gradclip._cpu.plan cimport gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 
 cdef extern from "signals.h" nogil:
     double gc_seconds()

@@ -40,6 +40,7 @@ cdef struct Work:
     Py_ssize_t count, chunk, chunks
     Py_ssize_t slots        # Sums that groups need beside those of whole units
     ptrdiff_t elements      # a complex number is one
+    Py_ssize_t elsewhere    # leaves that do not lie on the host, of which nothing is done
     int team
 
 
@@ -64,9 +65,10 @@ cdef inline Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t coun
     cdef Group *g
     cdef Py_ssize_t i, n = 0, room = 0
     cdef ptrdiff_t unit, first, rows, whole, area, wide, more, held = GROUP, bytes = 0, short = 0
-    work.elements = 0
+    work.elements = work.elsewhere = 0
     for i in range(count):
         if leaf[i].device:
+            work.elsewhere += 1
             room += 1
             continue
         more = leaf[i].units * leaf[i].size * leaf[i].itemsize      # NumPy sees to it that this much can be counted

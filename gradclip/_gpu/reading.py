@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .table import Table
 
 WORDS_OF_SUM = 9
-KERNELS = {0.0: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squares"}
+KERNELS = {math.inf: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squares"}
 
 
 class Part(NamedTuple):
@@ -25,6 +26,11 @@ class Part(NamedTuple):
     total: Any = None
 
 
+def order_of(ord):
+    """The order of a norm as kernels take it: 0 stands for inf."""
+    return 0.0 if ord == math.inf else ord
+
+
 def read(table, ord, writes=None, opened=0, limits=None):
     """Begin to read the leaves of a table. writes: they are measured as these would make them; opened: only where one of
     these words, of which there is one for each Write, is not 0. limits: elements outside of them are counted."""
@@ -35,8 +41,9 @@ def read(table, ord, writes=None, opened=0, limits=None):
     ticket = total + 8 * WORDS_OF_SUM
     made = (0, 0, 0) if writes is None else (writes, opened, len(writes))
     kernel = KERNELS.get(ord, "measure_powers") if limits is None else "measure_and_count"
-    table.launch(kernel, *made, 0 if limits is None else limits, ord, slots, ticket)
-    folds = slots, table.units, table.lanes, ord, unit, partial, total, ticket
+    order = order_of(ord)
+    table.launch(kernel, *made, 0 if limits is None else limits, order, slots, ticket)
+    folds = slots, table.units, table.lanes, order, unit, partial, total, ticket
     place.launch("fold_segments", table.partials, *table.args, *folds)
     of_all = partial[table.partials : table.partials + 1] if table.partials else None  # else nothing was launched
     return Part(table, unit, partial[: table.partials], table.numbers, of_all)

@@ -1,4 +1,4 @@
-"""`strict` without a wait: the rounds of `_decide._enforce`, a fixed number of them."""
+"""`strict` without a wait: the rounds of `_core.strict.enforce`, a fixed number of them."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import numpy as np
 
 from .._core.rounding import ROUNDS, Room, safety, typical
 from .program import THREADS
-from .reading import read
+from .reading import order_of, read
 from .table import table_of
 
 
-def enforce(sums, to, rule, together, goals, opened, writes):
-    """Shrink factors until what they would write keeps the bound.
+def enforce(request, sums, settled):
+    """Shrink factors until what they would write keeps the thresholds.
 
-    Each round measures what would be written by the Writes that are open, closes those that keep their bound and shrinks the
-    others, by a slack that doubles. In the last they get a factor that holds however elements are rounded."""
-    slack, room = typical(to.arrays), Room.of_leaves(to, rule, together or sums.units is not sums)
-    tables = [table_of(to, place.device) for place in sums.places]
+    Each round measures what would be written by the Writes that are open, closes those that keep their threshold and shrinks
+    the others, by a slack that doubles. In the last they get a factor that holds however elements are rounded."""
+    options, together, opened = request.options, settled.together, settled.opened
+    slack, room = typical(request.to.arrays), Room.of_leaves(request.to, options, together or request.by_sample)
+    tables = [table_of(request.to, place.device) for place in sums.places]
+    common = options.eps, order_of(options.ord), options.grad_scale, safety(options.ord)
     for more in reversed(range(ROUNDS)):
-        parts = [read(table, rule.ord, made, words) for table, made, words in zip(tables, writes, opened, strict=True)]
-        written = sums.of_writes(parts)
+        triples = zip(tables, settled.writes, opened, strict=True)
+        written = sums.of_writes([read(table, options.ord, made, words) for table, made, words in triples])
         for k, place in enumerate(sums.places):
-            n = len(writes[k])
-            numbers = *goals[k], rule.eps, rule.ord, rule.grad_scale, safety(rule.ord), max(slack, 2.0**-53)
+            n = len(settled.writes[k])
             last = 0 if more else place.constant(np.array(room))
-            args = *numbers, last, opened[k], writes[k]
+            args = *settled.thresholds[k], *common, max(slack, 2.0**-53), last, opened[k], settled.writes[k]
             place.launch("enforce", -(-n // THREADS), written.shared(k, together), sums.shared(k, together), n, *args)
         slack *= 2.0

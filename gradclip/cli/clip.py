@@ -176,7 +176,7 @@ def _unchanged(source: Source, stamp: Stamp | None) -> Iterator[None]:
         raise failed
 
 
-def _measured(file: Input, options: Rule) -> Content:
+def _measured(file: Input, options: Options) -> Content:
     """Return the content of a file, each array of gradients measured; raise a ValueError if there is none."""
     content = Content([], [])
     size = file.stamp.st_size if file.stamp is not None and file.large else 0
@@ -242,7 +242,7 @@ def _show_table(leaves: list[Leaf], report: ClipReport, clipping: bool, top: int
         say()
 
 
-def _show_rest(kept: list[tuple[str, str]], report: ClipReport, options: Rule) -> None:
+def _show_rest(kept: list[tuple[str, str]], report: ClipReport, options: Options) -> None:
     """Print what was not measured, and where NaN or Inf was found."""
     if kept:
         more = f" and {len(kept) - 5:,} more" if len(kept) > 5 else ""

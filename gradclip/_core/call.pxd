@@ -1,0 +1,12 @@
+from gradclip._leaves cimport Leaves
+
+
+cdef class Request:
+    cdef public object options, threshold, shown, mode, lr, share, norms
+    cdef public Leaves to
+    cdef public bint fresh, by_sample, elsewhere
+    cpdef Leaves prepare(self, Leaves leaves)
+    cpdef Leaves target(self, Leaves leaves, out)
+    cpdef decide(self, engine, Leaves read)
+    cpdef measure(self, engine, Leaves read)
+    cpdef write(self, engine, plan)

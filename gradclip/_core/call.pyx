@@ -1,0 +1,145 @@
+# cython: language_level=3
+"""The way of one call, which every in-place and functional pair shares: check everything, read, decide, write.
+
+What a call asks for is a Request. Most techniques make one as it is; where leaves are cut into units, or thresholds follow from
+what is read, a subclass in the technique's file overrides one of the steps. This is compiled because a small call passes
+through it in less time than a dozen calls of Python functions take, and so that warnings name the caller's line."""
+import math
+
+from numpy cimport import_array, PyArray_Check
+
+from gradclip._core.arguments import number
+from gradclip._core.engine import HOST, on_devices
+from gradclip._core.mode import CLIP
+from gradclip._leaves cimport Leaves
+from gradclip.report import ClipReport
+from gradclip.thresholds import Threshold
+
+import_array()
+
+cdef object ONE = 1
+
+
+cdef class Request:
+    """What is to be decided of some leaves.
+
+    Attributes
+    ----------
+    options : Options
+    threshold : float, Threshold or float64 array
+        One for all units together, or the rule that gives it; or one of each unit.
+    shown : float or what the caller gave
+        The ``max_norm`` of the report.
+    mode : Mode
+    lr : float
+        What a step multiplies by.
+    to : Leaves, set by the call
+        What is written; `Leaves.sources` are what this is made of.
+    fresh : bool, set by the call
+        Whether `to` is memory that nobody has seen yet, and is filled even where nothing is clipped or a step is skipped.
+    by_sample : bool
+        Whether a norm is that of a sample, which has a unit in each leaf.
+    share : Fraction or float
+        How much of the sum behind the norm belongs to `to`, for orders that are not RATIONAL of the norm: `strict` bounds that.
+    norms : float64 array or None
+        The ``norms`` of the report, if they are not those that were measured.
+    elsewhere : bool
+        Whether the norm was measured before the call: then it is decided on the host, wherever the leaves lie.
+    """
+
+
+    def __init__(self, options, threshold, shown=None, mode=CLIP):
+        self.options = options
+        self.threshold = threshold
+        self.shown = threshold if shown is None else shown
+        self.mode = mode
+        self.lr = self.share = ONE
+
+    # ---- the steps, in order ----------------------------------------------------------------------
+
+    cpdef Leaves prepare(self, Leaves leaves):
+        """The leaves that the read pass reads, after all checks of these that need no reading."""
+        return leaves
+
+    cpdef Leaves target(self, Leaves leaves, out):
+        """The leaves that receive results: new ones, or those of `out`."""
+        return leaves.target(out)
+
+    cpdef decide(self, engine, Leaves read):
+        """The report, and the plan that is to be written; None where nothing is."""
+        sums = self.measure(engine, read)
+        if type(self.threshold) is not float:
+            if not PyArray_Check(self.threshold) and isinstance(self.threshold, Threshold):
+                self.threshold = self.shown = asked(self.threshold, sums, self.options)
+        elif self.mode is CLIP and self.to.source == NULL and self.options.plain and sums.within(self.threshold):
+            return ClipReport(sums, self.shown, self.to.units, None, 0, False, self.norms), None   # the usual step, kept short
+        return engine.decide(self, sums)
+
+    cpdef measure(self, engine, Leaves read):
+        """What a read pass finds."""
+        options = self.options
+        return engine.measure(read, options.ord, options.grad_scale, options.finite_only)
+
+    cpdef write(self, engine, plan):
+        """The write pass."""
+        engine.write(self.to, plan)
+
+
+cdef object asked(rule, sums, options):
+    """The threshold that a rule gives this step."""
+    if options.nonfinite == "raise" and sums.nonfinite():
+        return math.inf
+    return number(f"max_norm: {type(rule).__name__}.next_threshold", rule.next_threshold(sums.norm()), 0.0)
+
+
+def total_threshold(max_norm):
+    """A threshold of the norm of all leaves: a float, or the rule itself."""
+    if type(max_norm) is float and <double>max_norm > 0:
+        return max_norm
+    return max_norm if isinstance(max_norm, Threshold) else number("max_norm", max_norm, 0.0)
+
+
+def in_place(grads, Request request):
+    """Serve a request on `grads` themselves; returns the report."""
+    request.to = Leaves(grads, True)
+    return served(request, request.prepare(request.to), None)
+
+
+def functional(grads, Request request, out):
+    """Serve a request that leaves `grads` untouched; returns (results, report), the results in new leaves or those of `out`."""
+    cdef Leaves leaves = Leaves(grads, anew=out is None)
+    cdef Leaves read = request.prepare(leaves)
+    request.to = request.target(leaves, out)
+    if out is not None:
+        return served(request, read, out)
+    request.fresh = True
+    report = served(request, read, None)
+    return leaves.rebuild(request.to.arrays), report
+
+
+def onto(params, grads, Request request):
+    """Serve a request that changes `params` by `grads`; returns the report."""
+    cdef Leaves leaves = Leaves(grads)
+    request.to = leaves.onto(params)
+    return served(request, request.prepare(leaves), None)
+
+
+def measured(grads, options):
+    """What one read pass finds of `grads`, its norms by the finite elements alone if the options say so."""
+    cdef Leaves leaves = Leaves(grads)
+    return engine_of(leaves, False).measure(leaves, options.ord, options.grad_scale, options.finite_only)
+
+
+cdef object engine_of(Leaves read, bint elsewhere):
+    """The engine that serves a call, picked once. elsewhere: whether the norm was measured before."""
+    return on_devices(read.on_device == read.count and not elsewhere) if read.on_device else HOST
+
+
+cdef object served(Request request, Leaves read, out):
+    """The report, or (out, report), after everything was checked. Nothing that may fail comes after the write pass."""
+    engine = engine_of(read, request.elsewhere)
+    report, plan = request.decide(engine, read)
+    found = report if out is None else (out, report)
+    if plan is not None:
+        request.write(engine, plan)
+    return found

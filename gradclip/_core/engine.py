@@ -1,0 +1,64 @@
+"""What an engine does: the protocol, the engine of the host, and the door to those of GPUs. call.pyx picks one a call."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from .._cpu import accumulate, passes
+from .._cpu.plan import Plan
+from .decide import clamping, decide, decide_clamp
+from .samples import batch_of, decide_samples
+
+
+class Engine(Protocol):
+    """The steps of a call over leaves of some devices.
+
+    Sums are those of `_cpu.sums` or what can be asked the same; a plan is for the engine alone that decided it."""
+
+    def measure(self, read: Any, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> Any:
+        """The Sums of all leaves, by one read pass. finite_only: norms leave NaN and Inf out."""
+
+    def decide(self, request: Any, sums: Any) -> tuple[Any, Any]:
+        """The report of a Request and the plan to be written, None where nothing is."""
+
+    def measure_written(self, to: Any, plan: Plan, ord: float) -> Any:
+        """The Sums of what a Plan of the host's would write; nothing is written."""
+
+    def write(self, to: Any, plan: Any) -> None:
+        """Write what was decided: all of it or, with an error, nothing."""
+
+    def clamp(self, read: Any, to: Any, low: float, high: float) -> tuple[Any, Any]:
+        """The same as `decide` for elements that are brought into [low, high], after a read pass that counts those outside."""
+
+    def decide_samples(self, request: Any, sums: Any) -> tuple[Any, Any]:
+        """The same as `decide` for samples that are summed."""
+
+    def sum_samples(self, request: Any, plan: Any) -> None:
+        """Write the sums over the batch of what was decided of each sample."""
+
+
+class Host:
+    """The engine of leaves that all lie on the host."""
+
+    measure = staticmethod(passes.measure)
+    measure_written = staticmethod(passes.measure_written)
+    write = staticmethod(passes.write)
+    decide = decide
+    decide_samples = staticmethod(decide_samples)
+
+    def clamp(self, read, to, low, high):
+        return decide_clamp(to, low, high, passes.measure_outside(read, clamping(low, high)))
+
+    def sum_samples(self, request, plan):
+        accumulate.sum_samples(request.samples, request.to, plan, batch_of(request, plan), request.fresh)
+
+
+HOST = Host()
+
+
+def on_devices(alone):
+    """The engine of leaves of which some lie on GPUs. alone: whether all do, and their norm is measured there."""
+    # Imported when a first leaf lies on a GPU. `_gpu` imports this room, not the other way round but for this line.
+    from .._gpu.engine import DEVICES, EVERYWHERE
+
+    return DEVICES if alone else EVERYWHERE

@@ -1,0 +1,85 @@
+"""What each sample of a batch adds to a sum of clipped samples, so that it keeps its threshold after its rounding."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+
+from .._cpu.plan import Plan, StandardState
+from ..report import ClipReport
+from .decide import refused
+from .rounding import Room, exact_order, unit_of
+from .strict import exceeding
+
+# What rounds to float64 without overflow after two more roundings.
+MOST = sys.float_info.max * (1.0 - 2.0**-51)
+
+
+def decide_samples(request, sums):
+    """The report, and the Plan of what each sample adds to each leaf. Of no samples where nothing is to be added.
+
+    request : as `decide` takes it, with `samples`: the Leaves that are summed, cut into samples
+    sums : the Sums of samples
+    """
+    options, shown = request.options, request.shown
+    with StandardState():
+        if sums.nonfinite() and refused(sums, options):
+            return ClipReport(sums, shown, sums.count, skipped=True), Plan(0)
+        plan = _decided(request, sums)
+        report = ClipReport(sums, shown, sums.count, plan, plan.acting())
+        return report, plan.cycled(request.samples.units)
+
+
+def batch_of(request, plan):
+    """How many samples of each leaf are summed: all, or none where nothing is to be added."""
+    return plan.count // max(request.samples.count, 1)
+
+
+def _decided(request, sums):
+    """The Plan of samples."""
+    options = request.options
+    safe, most = safe_norm(request), largest_term(request)
+    if kept(request):
+        over = exceeding(sums, request.samples, options, np.full(sums.count, request.threshold), True) != 0
+    else:
+        over = ~(sums.norms() <= safe)
+    plan = Plan(sums.count)
+    plan.settle(sums, np.full(sums.count, safe), options.eps, False, True, (over & (safe < math.inf)).astype(np.uint8))
+    if most is not None:
+        plan.keep_finite(sums.units, most)
+    if sums.nonfinite() and options.finite_only:
+        plan.leave_out(sums)
+    return plan
+
+
+def safe_norm(request):
+    """The norm of a sample that stays within the threshold when each element is rounded up to what the sums hold."""
+    if request.threshold == math.inf:
+        return math.inf
+    parts = [(a[:1].size, a.dtype, b.dtype) for a, b in _pairs(request)]
+    return Room.of(parts, request.options.ord, request.options.grad_scale).threshold(request.threshold)
+
+
+def kept(request):
+    """Whether samples that are not clipped are added as they are, so that it can be decided exactly which may be."""
+    options = request.options
+    return options.grad_scale == 1.0 and _held(request) and exact_order(options.ord, request.samples.arrays)
+
+
+def largest_term(request):
+    """The largest magnitude of what a sample may add to each leaf, which is not Inf; None where no element comes near."""
+    if request.threshold == math.inf or (request.options.grad_scale >= 1.0 and _held(request)):
+        return None
+    return np.array([min(unit_of(b.dtype).most, MOST) for _, b in _pairs(request)])
+
+
+def _held(request):
+    """Whether the sums' dtypes hold every number of the samples'."""
+    return all(np.can_cast(a.dtype, b.dtype) for a, b in _pairs(request))
+
+
+def _pairs(request):
+    """The samples and the sum of each leaf."""
+    return zip(request.samples.arrays, request.to.arrays, strict=True)

@@ -1,0 +1,137 @@
+"""`strict`: norms compared with thresholds, and held to them, in exact arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from fractions import Fraction
+
+import numpy as np
+
+from .rounding import RATIONAL, ROUNDS, Room, exact_order, safety, typical
+
+# Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
+# in exact arithmetic.
+MARGIN = 1 + Fraction(1, 2**60)
+
+
+def exceeding(sums, leaves, options, threshold, by_sample):
+    """Whether the norm of each unit exceeds its threshold, uint8. Measured norms are within an ulp: the sums behind them are
+    compared only where a norm lies at its threshold.
+
+    leaves : those that were measured
+    by_sample : whether a unit of `sums` is a sample, which has a part of each leaf"""
+
+    def exceeds(unit, bound):
+        def arrays():
+            return [a[unit] for a in leaves.sources] if by_sample else leaves.sources_of(-1 if unit is None else unit)
+
+        return _exceeds(sums, unit, bound, options, leaves, arrays)
+
+    if type(threshold) is float:
+        return np.array([exceeds(None, threshold)], np.uint8)
+    norms = sums.norms()
+    found = (norms > threshold).astype(np.uint8)
+    near = np.flatnonzero(~(np.maximum(norms, threshold) * (1.0 - 2.0**-50) > np.minimum(norms, threshold)))
+    for unit in near.tolist():
+        found[unit] = exceeds(unit, float(threshold[unit]))
+    return found
+
+
+def _exceeds(sums, unit, threshold, options, leaves, arrays):
+    """Whether the norm of one unit (None: of all together), which `arrays()` are, exceeds its threshold."""
+    ord = options.ord
+    if threshold == math.inf or sums.shows_nonfinite(unit):
+        return threshold != math.inf
+    total, bound = sums.exact(unit), _power(threshold, ord) * _power(options.grad_scale, ord)
+    if ord != math.inf and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
+        if sums.count == 0 or (ord == 1 and any(a.dtype.kind == "c" for a in leaves.sources)):
+            return True  # there are no elements of these sums to look at, or it is irrational
+        total = _slow_sum(map(leaves.brought, arrays()), ord)
+    return total > bound
+
+
+def _slow_sum(arrays, ord):
+    """The sum of powers of the finite real parts in integers, without any error; a second for millions."""
+    by_exponent = defaultdict(int)
+    for array in arrays:
+        for start in range(0, array.size, 4096):
+            part = np.asarray(array.flat[start : start + 4096])
+            part = np.stack([part.real, part.imag]) if part.dtype.kind == "c" else part
+            part = part.astype(np.float64).ravel()
+            mantissas, exponents = np.frexp(np.abs(part[np.isfinite(part)]))
+            for m, e in zip((mantissas * 2.0**53).astype(np.int64).tolist(), exponents.tolist(), strict=True):
+                by_exponent[e] += m ** int(ord)
+    return sum((Fraction(total) * Fraction(2) ** (int(ord) * (e - 53)) for e, total in by_exponent.items()), Fraction(0))
+
+
+def _power(value, ord):
+    """What the sum behind a norm is compared with: the power of a threshold, or for the maximum itself."""
+    return Fraction(value) ** (1 if ord == math.inf else int(ord))
+
+
+def shrink_step(request, plan, sums):
+    """Shrink the factor of a step, whose products are not rounded to a gradient, until it keeps the threshold."""
+    options, threshold = request.options, request.threshold
+    if threshold == math.inf or sums.shows_nonfinite():
+        return
+    if not plan.acting() and plan.exact_factor() * Fraction(options.grad_scale) <= 1:
+        return
+    if not exact_order(options.ord, request.to.sources):
+        plan.shrink(0, 2 * safety(options.ord) - 1)
+        return
+    bound, total = _power(threshold, options.ord), sums.exact() * MARGIN
+    while _power(plan.exact_factor(), options.ord) * total > bound:
+        plan.shrink(0, 1 - 2.0**-53)
+
+
+def enforce(request, plan, sums, measure_written):
+    """Shrink factors until what would be written keeps the thresholds in exact arithmetic: by what it was measured to be above,
+    and a slack that doubles. What is still above in the last round gets a factor that holds however elements are rounded.
+
+    measure_written : returns the Sums of what the plan would write as it is now"""
+    options, share, threshold = request.options, request.share, request.threshold
+    together = type(threshold) is float
+    units = [(None, threshold)] if together else list(enumerate(threshold.tolist()))
+    slack, room = typical(request.to.arrays), Room.of_leaves(request.to, options, together or request.by_sample)
+    for more in reversed(range(ROUNDS)):
+        written = measure_written()
+        if request.by_sample:
+            written = written.by_sample(plan.count)
+        over = False
+        for i, (unit, bound) in enumerate(units):
+            if bound == math.inf or plan.keeps(i) or sums.shows_nonfinite(unit):
+                continue
+            ratio = _ratio(written, unit, bound, options.ord, share)
+            if ratio > 1.0:
+                continue
+            over = True
+            if more:
+                plan.shrink(i, ratio * (1.0 - max(slack, 2.0**-53)))
+            else:
+                most = room.most if written.nonfinite(unit) else math.inf
+                plan.aim(i, sums, unit, _safe(room, bound, options.ord, share), options.eps, most)
+        if not over:
+            return
+        slack *= 2.0
+
+
+def _safe(room, threshold, ord, share):
+    """A norm of all leaves such that the share of it keeps the threshold however elements are rounded."""
+    part = float(share) ** (1.0 / ord) if ord in RATIONAL else float(share)  # of the norm
+    return room.threshold(threshold * part) / part if part else 0.0
+
+
+def _ratio(written, unit, threshold, ord, share):
+    """What brings a written norm to its threshold; above 1 where it certainly keeps it."""
+    if written.nonfinite(unit):
+        return 0.5  # overflow is above any threshold
+    if ord not in RATIONAL:
+        norm, bound = written.norm(unit), threshold * share * safety(ord)
+        return bound / norm if norm > bound else 2.0
+    bound = _power(threshold, ord) * share
+    total = written.exact(unit) * (1 if ord == math.inf else MARGIN)
+    if total <= bound:
+        return 2.0
+    power = float(bound / total)
+    return math.sqrt(power) if ord == 2 else power

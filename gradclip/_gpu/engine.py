@@ -1,0 +1,160 @@
+"""The engines of leaves on GPUs: EVERYWHERE, which decides on the host, and DEVICES, which decides on the devices.
+
+EVERYWHERE serves leaves of which some lie on GPUs, or whose norm was measured before: the sums of all GPUs and of the host are
+brought together there, and factors are sent back. DEVICES serves leaves that all lie on GPUs: what is measured, decided and
+written stays there, and numbers are fetched when they are asked for. Where something is to be raised, or only the leaves tell
+on which side of its threshold a norm lies, it goes on as EVERYWHERE does."""
+
+from __future__ import annotations
+
+from .._core.decide import clamping, decide, decide_clamp
+from .._core.samples import batch_of, decide_samples
+from .._cpu import accumulate, passes
+from .program import Uninterrupted
+from .reading import read
+from .settle import settle, settle_clamp, settle_samples, takes_numbers
+from .strict import enforce
+from .sums import About, DeviceSums, absorb, value_at
+from .table import sample_table, table_of
+
+
+class Everywhere:
+    """The engine of leaves on GPUs and perhaps on the host, that decides on the host."""
+
+    decide = decide
+    decide_samples = staticmethod(decide_samples)
+
+    def measure(self, leaves, ord, grad_scale=1.0, finite_only=False):
+        parts = [read(table, ord) for table in _read_tables(leaves)]
+        return _gathered(passes.measure(leaves, ord, grad_scale, finite_only), leaves, parts)
+
+    def measure_written(self, to, plan, ord):
+        words = plan.records()
+        parts = [read(table, ord, _writes(table, words)) for table in _tables(to)]
+        sums = passes.measure_written(to, plan, ord)
+        absorb(sums, parts, to.path)
+        return sums
+
+    def clamp(self, read, to, low, high):
+        bounds = clamping(low, high)
+        parts = _counted(read, bounds)
+        return decide_clamp(to, low, high, _gathered(passes.measure_outside(read, bounds), read, parts))
+
+    def write(self, to, plan):
+        words, limits = plan.records(), plan.bounds()
+        ready = [(table, _writes(table, words), _constant(table, limits)) for table in _tables(to)]
+        with Uninterrupted():  # of what follows only the host's pass may fail, before it writes
+            passes.write(to, plan)
+            for table, writes, bounds in ready:
+                table.launch("write_leaves", writes, len(writes), table.in_place, bounds, 0)
+
+    def sum_samples(self, request, plan):
+        batch, words = batch_of(request, plan), plan.records()
+        tables = [sample_table(request.samples, device, request.to) for device in request.samples.devices()]
+        ready = [(table, table.place.upload(words[:batch])) for table in tables]  # the same for each leaf
+        with Uninterrupted():
+            accumulate.sum_samples(request.samples, request.to, plan, batch, False)
+            for table, writes in ready:
+                if batch:
+                    table.launch("sum_samples", writes, batch, 0, 0)
+                else:
+                    for i in table.which:
+                        table.place.zero(request.to.arrays[i])
+
+
+class Devices(Everywhere):
+    """The engine of leaves that all lie on GPUs. A plan of its own carries itself out."""
+
+    def measure(self, leaves, ord, grad_scale=1.0, finite_only=False):
+        parts = [read(table, ord) for table in _read_tables(leaves)]
+        about = About(ord, grad_scale, finite_only, leaves.size, leaves.naming())
+        return DeviceSums(parts, leaves.units, about)
+
+    def decide(self, request, sums):
+        options = request.options
+        settled = settle(request, sums)
+        if options.nonfinite == "raise" and sums.call_for_the_host(options.strict):
+            request.threshold = sums.on_host(request.threshold)
+            return _sent(*super().decide(request, sums.host(request.to.sources)))
+        if settled.opened is not None:
+            enforce(request, sums, settled)
+        size = sums.count if request.by_sample else request.to.units
+        return settled.report(options, request.shown, size, request.norms), settled
+
+    def clamp(self, read, to, low, high):
+        bounds = clamping(low, high)
+        about = About(2.0, 1.0, False, read.size, read.naming())
+        settled = settle_clamp(DeviceSums(_counted(read, bounds), read.units, about), bounds.bounds())
+        return settled.report_of_elements(high), settled
+
+    def decide_samples(self, request, sums):
+        if takes_numbers(request, sums):
+            return _sent(*super().decide_samples(request, sums.host(request.samples.arrays)))
+        settled = settle_samples(request, sums)
+        return settled.report(request.options, request.shown, sums.count, None), settled
+
+    def write(self, to, plan):
+        plan.write(to)
+
+    def sum_samples(self, request, plan):
+        plan.sum_samples(request)
+
+
+class Sent:
+    """A plan that the host made, for leaves on GPUs."""
+
+    def __init__(self, plan):
+        self._plan = plan
+
+    def write(self, to):
+        EVERYWHERE.write(to, self._plan)
+
+    def sum_samples(self, request):
+        EVERYWHERE.sum_samples(request, self._plan)
+
+
+EVERYWHERE = Everywhere()
+DEVICES = Devices()
+
+
+def _sent(report, plan):
+    """What the host decided, its plan as one of DEVICES."""
+    return report, None if plan is None else Sent(plan)
+
+
+def _tables(leaves):
+    """The tables of the leaves on each GPU."""
+    return [table_of(leaves, device) for device in leaves.devices()]
+
+
+def _read_tables(leaves):
+    """The tables of leaves that are read first in a call."""
+    tables = _tables(leaves)
+    for table in tables if len(tables) > 1 else ():  # of which a graph would capture one device's part
+        table.place.refuse_capture("a call whose leaves lie on several devices")
+    return tables
+
+
+def _counted(leaves, bounds):
+    """What the devices find of leaves for `clamp`: of order 2, elements outside the bounds of a Plan being counted."""
+    return [read(table, 2.0, limits=_constant(table, bounds.bounds())) for table in _read_tables(leaves)]
+
+
+def _writes(table, words):
+    """One Write for all, or those of the units of a table."""
+    return table.place.upload(words[table.numbers] if len(words) > 1 else words)
+
+
+def _constant(table, limits):
+    """The bounds of clamping where a table is; 0, a null pointer, for none."""
+    return 0 if limits is None else table.place.constant(limits)
+
+
+def _gathered(sums, leaves, parts):
+    """The Sums of the host's leaves, completed by those of GPUs."""
+    absorb(sums, parts, leaves.path)
+    sums.size = leaves.size
+    if sums.nonfinite():
+        places = [part.table.place for part in parts]
+        sums.first_value = value_at(places, leaves.sources[sums.first_leaf], sums.first_nonfinite[1])
+    return sums

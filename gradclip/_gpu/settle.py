@@ -1,0 +1,179 @@
+"""What the GPUs decide: from Sums to Writes on every device, by the arithmetic of `_scalar`, without a wait."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .._core import mode
+from .._core.options import DEFAULT, Options
+from .._core.rounding import exact_order, safety
+from .._core.samples import kept, largest_term, safe_norm
+from ..report import ClipReport, Factors
+from .program import THREADS, Uninterrupted
+from .table import sample_table, table_of
+
+WORDS_OF_WRITE = 6
+# Flags of decide.cu
+NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT, STRICT, EXACT = (1 << k for k in range(10))
+
+
+class Question(NamedTuple):
+    """What a launch of `settle` (decide.cu) is asked of all units: options, flags, the learning rate of a step and, for samples
+    that are summed, the limit within which one is added as it is."""
+
+    options: Options
+    flags: int
+    lr: float = 1.0
+    limit: float = 0.0
+
+
+class Settled:
+    """What was decided on the devices: on each the Writes of its units, or one for all together.
+
+    thresholds: on each device those of its units, or a null pointer, and that of all
+    opened: on each device a word for each Write, whether `strict` has to hold it; None where nothing is to be held"""
+
+    def __init__(self, sums, together, thresholds, question, opened=None):
+        self.sums, self.together, self.thresholds, self.opened = sums, together, thresholds, opened
+        self.flags, self.bounds = question.flags, [0] * len(sums.places)
+        self.writes = sums.words(together, WORDS_OF_WRITE)
+        options, flags = question.options, question.flags
+        numbers = options.eps, sums.order, sums.grad_scale, question.lr, question.limit, safety(options.ord)
+        counts = flags & STRICT and options.nonfinite == "raise"  # what only exact sums decide
+        for k, (place, writes) in enumerate(zip(sums.places, self.writes, strict=True)):
+            n, total = len(writes), sums.totals[k] if counts or flags & SKIP else 0
+            args = *thresholds[k], *numbers, flags, 0 if opened is None else opened[k], writes
+            place.launch("settle", -(-n // THREADS), sums.shared(k, together), total, n, *args)
+
+    # ---- carrying it out ----------------------------------------------------------------------------
+
+    def write(self, to):
+        """The write pass."""
+        tables = [table_of(to, place.device) for place in self.sums.places]
+        to.announce()  # whether anything is to be written is known on the devices alone
+        parts = self.sums.units.by_device
+        with Uninterrupted():
+            for table, writes, limits, part in zip(tables, self.writes, self.bounds, parts, strict=True):
+                table.launch("write_leaves", writes, len(writes), table.in_place, limits, part.unit)
+            self._mark()
+        to.written()
+
+    def sum_samples(self, request):
+        """The write pass of sums of samples."""
+        tables = [sample_table(request.samples, place.device, request.to) for place in self.sums.places]
+        request.to.announce()
+        with Uninterrupted():
+            for table, writes, total in zip(tables, self.writes, self.sums.totals, strict=True):
+                table.launch("sum_samples", writes, len(writes), total, self.flags)
+            self._mark()
+
+    def _mark(self):
+        """Let the events that reports wait for stand for the end of what was launched so far."""
+        for place, event in self.ends:
+            if event is not None:
+                place.mark(event)
+
+    # ---- reporting it -------------------------------------------------------------------------------
+
+    def report(self, options, shown, size, norms):
+        """The report, whose numbers are fetched when the first is read. size: how many units it speaks of."""
+        sums, writes, together, skips = self.sums, self.writes, self.together, options.nonfinite == "skip"
+
+        def fill():
+            found, words = sums.host(), sums.told(writes, together)
+            skipped = skips and found.nonfinite() > 0
+            factors = words.view(np.float64)[:, 3].copy()
+            acting = int(words[:, 1].sum())
+            plan = None if skipped else Factors(float(np.min(factors)) if len(factors) else 1.0, factors)
+            count = (size if acting else 0) if together else acting
+            return {"_sums": found, "_plan": plan, "_clipped_count": count, "_skipped": skipped, "_size": size}
+
+        return self._pending(fill, shown, norms)
+
+    def report_of_elements(self, shown):
+        """The report of a clamp, which speaks of elements."""
+        sums = self.sums
+
+        def fill():
+            found = sums.host()
+            return {"_sums": found, "_plan": None, "_clipped_count": found.outside(), "_skipped": False, "_size": found.size}
+
+        return self._pending(fill, shown, None)
+
+    def _pending(self, fill, shown, norms):
+        """The report that `fill` fills, whoever reads it; its events are marked after all launches."""
+        ends = self.ends = [(place, place.end()) for place in self.sums.places]
+
+        def read():
+            for place, event in ends:
+                if event is not None:
+                    place.follow(event)
+            return fill()
+
+        return ClipReport.pending(read, shown, norms)
+
+
+def settle(request, sums):
+    """What the devices decide of a Request."""
+    options, together, steps = request.options, isinstance(request.threshold, float), request.mode is mode.STEP
+    wanted = {
+        NORMALIZE: request.mode is mode.NORMALIZE,
+        KEEP_OUT: not request.fresh,
+        STEPS: steps,
+        STRICT: options.strict,
+        EXACT: options.strict and exact_order(options.ord, request.to.sources),
+    }
+    flags = _policy(options) | sum(flag for flag, is_wanted in wanted.items() if is_wanted)
+    opened = sums.words(together, 1) if options.strict and not steps else None
+    question = Question(options, flags, request.lr if steps else 1.0)
+    return Settled(sums, together, _thresholds(sums, request.threshold), question, opened)
+
+
+def settle_clamp(sums, bounds):
+    """What the devices decide of elements outside of bounds, which were counted: leaves that have one are clamped."""
+    settled = Settled(sums, False, _thresholds(sums, 0.0), Question(DEFAULT, CLAMPS))
+    settled.bounds = [place.constant(bounds) for place in sums.places]
+    return settled
+
+
+def takes_numbers(request, sums):
+    """Whether only numbers decide of samples that are summed: to raise, of no samples, or across devices."""
+    across = len(sums.places) > 1 and largest_term(request) is not None
+    return request.options.nonfinite == "raise" or not sums.count or across
+
+
+def settle_samples(request, sums):
+    """What the devices decide of samples that are summed."""
+    options, most = request.options, largest_term(request)
+    flags = _policy(options) | BOUNDS | (KEPT if kept(request) else 0)
+    thresholds = _thresholds(sums, safe_norm(request))
+    settled = Settled(sums, False, thresholds, Question(options, flags, limit=request.threshold))
+    if most is not None:
+        place, part = sums.places[0], sums.units.by_device[0]
+        bounds = place.constant(most[part.table.which])
+        place.launch("keep_finite", -(-sums.count // THREADS), part.unit, len(bounds), bounds, sums.count, settled.writes[0])
+    return settled
+
+
+def _policy(options):
+    """The flags of what is done about NaN and Inf."""
+    return {"skip": SKIP, "zero": FINITE_ONLY}.get(options.nonfinite, 0)
+
+
+def _thresholds(sums, threshold):
+    """On each device the thresholds of its units, if they differ, or a null pointer; and that of all."""
+    if isinstance(threshold, np.ndarray) and (threshold == threshold[:1]).all():
+        threshold = float(threshold[0]) if len(threshold) else 0.0
+    if isinstance(threshold, float):
+        return [(0, threshold)] * len(sums.places)
+    if isinstance(threshold, np.ndarray):
+        pairs = zip(sums.places, sums.by_device, strict=True)
+        threshold = [place.constant(_own(part, threshold)) for place, part in pairs]
+    return [(own, 0.0) for own in threshold]
+
+
+def _own(part, values):
+    """The values of the units of a device."""
+    return values if part.numbers is None else values[part.numbers]

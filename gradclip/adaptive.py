@@ -43,7 +43,8 @@ def clip_adaptive_(
     unit_axis : int, default 0
         Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's.
     **norm
-        As for `clip_by_global_norm_`; `ord` holds for the parameters too.
+        The options ``ord``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`; `ord` holds for the
+        parameters too.
 
     Returns
     -------
@@ -113,7 +114,40 @@ def clip_adaptive(
     unit_axis: int = 0,
     **norm: Unpack[OptionsWithoutEps],
 ) -> tuple[Any, ClipReport]:
-    """Like `clip_adaptive_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
+    """Return each unit's gradient clipped to a fraction of the norm of the unit's parameters, and the report.
+
+    The same as `clip_adaptive_`, leaving `grads` untouched.
+
+    Parameters
+    ----------
+    grads : array or nesting of arrays
+        Leaves as for `clip_by_global_norm_`, but not sparse. Only read, and may be read-only.
+    params : nesting of arrays
+        Of the same nesting and shapes; dtypes may differ. Only read.
+    clip_factor : float, default 0.01
+        The fraction, > 0 and finite.
+    out : nesting of arrays, optional
+        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
+        new leaves are made.
+    eps : float, default 1e-3
+        Least norm of parameters, so that units that start at zero can grow.
+    unit_axis : int, default 0
+        Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's.
+    **norm
+        The options ``ord``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`; `ord` holds for the
+        parameters too.
+
+    Returns
+    -------
+    clipped : nesting of arrays
+        Like `grads`, with new leaves; or `out`.
+    ClipReport
+        ``norms`` and ``scales`` by unit, leaf by leaf; ``max_norm`` is the clip factor.
+
+    Raises
+    ------
+    NonFiniteGradientError, TypeError, ValueError
+        As `clip_adaptive_`; or `out` does not match. Nothing is written then.
 
     Examples
     --------

@@ -225,11 +225,16 @@ def apply_clip_(
 
     Parameters
     ----------
-    grads, max_norm, **norm
-        As for `clip_by_global_norm_`; ``ord`` and ``grad_scale`` are those of the measure.
+    grads : array or nesting of arrays
+        Written in place: leaves as for `clip_by_global_norm_`.
     measure : Measure
         Of `grads`, or of a union that `grads` is part of. To a type checker ``sum(measures)`` may be the 0 that no
         measures at all give; given here, it is a TypeError.
+    max_norm : float or Threshold
+        The threshold >= 0, or a rule of `gradclip.thresholds` that gives it.
+    **norm
+        The options ``eps``, ``nonfinite`` and ``strict`` of `clip_by_global_norm_`; ``ord`` and ``grad_scale`` are those of
+        the measure.
 
     Returns
     -------
@@ -259,7 +264,36 @@ def apply_clip(
 def apply_clip(
     grads: Any, measure: Measure | Literal[0], max_norm: Number | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
 ) -> tuple[Any, ClipReport]:
-    """Like `apply_clip_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
+    """Return leaves scaled by a norm that was measured before, elsewhere or merged, and the report.
+
+    The same as `apply_clip_`, leaving `grads` untouched.
+
+    Parameters
+    ----------
+    grads : array or nesting of arrays
+        Leaves as for `clip_by_global_norm_`. Only read, and may be read-only.
+    measure : Measure
+        Of `grads`, or of a union that `grads` is part of.
+    max_norm : float or Threshold
+        The threshold >= 0, or a rule of `gradclip.thresholds` that gives it.
+    out : nesting of arrays, optional
+        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
+        new leaves are made.
+    **norm
+        The options ``eps``, ``nonfinite`` and ``strict`` of `clip_by_global_norm_`; ``ord`` and ``grad_scale`` are those of
+        the measure.
+
+    Returns
+    -------
+    clipped : nesting of arrays
+        Like `grads`, with new leaves; or `out`.
+    ClipReport
+        Its norm is that of the measure.
+
+    Raises
+    ------
+    NonFiniteGradientError, TypeError, ValueError
+        As `apply_clip_`; or `out` does not match. Nothing is written then.
 
     Examples
     --------

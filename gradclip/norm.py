@@ -95,26 +95,35 @@ def clip_by_global_norm(
 def clip_by_global_norm(
     grads: Any, max_norm: Number | Threshold, *, out: Any = None, **norm: Unpack[NormOptions]
 ) -> tuple[Any, ClipReport]:
-    """Like `clip_by_global_norm_`, leaving `grads` untouched.
+    """Return all leaves scaled by one factor so that their global norm is at most `max_norm`, and the report.
+
+    The same as `clip_by_global_norm_`, leaving `grads` untouched.
 
     Parameters
     ----------
-    grads, max_norm, **norm
-        As for `clip_by_global_norm_`.
+    grads : array or nesting of arrays
+        Leaves as for `clip_by_global_norm_`. Only read, and may be read-only.
+    max_norm : float or Threshold
+        The threshold >= 0, or a rule of `gradclip.thresholds` that gives it.
     out : nesting of arrays, optional
-        Writable leaves of the same nesting, shapes and dtypes; may be `grads` itself.
+        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
+        new leaves are made.
+    **norm
+        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
 
     Returns
     -------
     clipped : nesting of arrays
-        Like `grads`, with new leaves (or those of `out`).
+        Like `grads`, with new leaves; or `out`.
     ClipReport
+        What was seen and done.
 
     Raises
     ------
-    TypeError
-        Also where a container or a leaf cannot be made anew in its own type (modules of Equinox, the state of Flax NNX):
-        clip the leaves of ``jax.tree.flatten(grads)``, or give `out`.
+    NonFiniteGradientError, TypeError, ValueError
+        As `clip_by_global_norm_`; or `out` does not match. Nothing is written then. TypeError also where a container or a
+        leaf cannot be made anew in its own type (modules of Equinox, the state of Flax NNX): clip the leaves of
+        ``jax.tree.flatten(grads)``, or give `out`.
 
     Examples
     --------
@@ -134,8 +143,8 @@ def clip_by_norm_(
 
     Parameters
     ----------
-    grads, **norm
-        As for `clip_by_global_norm_`.
+    grads : array or nesting of arrays
+        Written in place: leaves as for `clip_by_global_norm_`.
     max_norm : float, nesting of floats or dict of str to float
         The threshold >= 0 of each leaf: one for all, one for each in a nesting like `grads`, or by patterns over
         paths (shell-style: ``*`` matches ``/`` too, and a pattern matches the whole path). The first pattern that
@@ -143,6 +152,8 @@ def clip_by_norm_(
         None are paths) is an error, unless `grads` is empty. A dict with the keys of `grads` is a nesting.
     axis : int or tuple of int, optional
         The axes of a slice, as in `numpy.linalg.norm`: each slice along them is clipped on its own.
+    **norm
+        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
 
     Returns
     -------
@@ -194,7 +205,36 @@ def clip_by_norm(
     out: Any = None,
     **norm: Unpack[NormOptions],
 ) -> tuple[Any, ClipReport]:
-    """Like `clip_by_norm_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
+    """Return every leaf, or every slice, scaled so that its norm is at most `max_norm`, and the report.
+
+    The same as `clip_by_norm_`, leaving `grads` untouched.
+
+    Parameters
+    ----------
+    grads : array or nesting of arrays
+        Leaves as for `clip_by_global_norm_`. Only read, and may be read-only.
+    max_norm : float, nesting of floats or dict of str to float
+        The threshold >= 0 of each leaf: one for all, a nesting like `grads`, or by patterns over paths, as for
+        `clip_by_norm_`.
+    axis : int or tuple of int, optional
+        The axes of a slice: each slice along them is clipped on its own.
+    out : nesting of arrays, optional
+        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
+        new leaves are made.
+    **norm
+        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+
+    Returns
+    -------
+    clipped : nesting of arrays
+        Like `grads`, with new leaves; or `out`.
+    ClipReport
+        ``norms`` and ``scales`` by leaf, or by slice in index order.
+
+    Raises
+    ------
+    NonFiniteGradientError, TypeError, ValueError
+        As `clip_by_norm_`; or `out` does not match. Nothing is written then.
 
     Examples
     --------
@@ -289,14 +329,16 @@ def normalize_(
 
     Parameters
     ----------
-    grads, **norm
-        As for `clip_by_global_norm_`.
+    grads : array or nesting of arrays
+        Written in place: leaves as for `clip_by_global_norm_`.
     target : float, default 1
         The norm to reach: >= 0 and finite.
     eps : float, default 1e-12
         Added to the norm.
     per_leaf : bool, default False
         Normalise each leaf on its own.
+    **norm
+        The options ``ord``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
 
     Returns
     -------
@@ -351,7 +393,37 @@ def normalize(
     per_leaf: bool = False,
     **norm: Unpack[OptionsWithoutEps],
 ) -> tuple[Any, ClipReport]:
-    """Like `normalize_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
+    """Return the gradient scaled to the norm `target`, up or down, and the report.
+
+    The same as `normalize_`, leaving `grads` untouched.
+
+    Parameters
+    ----------
+    grads : array or nesting of arrays
+        Leaves as for `clip_by_global_norm_`. Only read, and may be read-only.
+    target : float, default 1
+        The norm to reach: >= 0 and finite.
+    out : nesting of arrays, optional
+        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
+        new leaves are made.
+    eps : float, default 1e-12
+        Added to the norm.
+    per_leaf : bool, default False
+        Normalise each leaf on its own.
+    **norm
+        The options ``ord``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+
+    Returns
+    -------
+    normalized : nesting of arrays
+        Like `grads`, with new leaves; or `out`.
+    ClipReport
+        ``clipped`` is True when anything changed, ``max_norm`` is the target.
+
+    Raises
+    ------
+    NonFiniteGradientError, TypeError, ValueError
+        As `normalize_`; or `out` does not match. Nothing is written then.
 
     Examples
     --------

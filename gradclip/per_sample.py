@@ -26,7 +26,7 @@ def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[NormOptions]) 
     max_norm : float
         The threshold >= 0 of each sample.
     **norm
-        As for `clip_by_global_norm_`.
+        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
 
     Returns
     -------
@@ -62,7 +62,33 @@ def clip_per_sample(
 def clip_per_sample(grads: Any, max_norm: Number, *, out: Grads, **norm: Unpack[NormOptions]) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
-    """Like `clip_per_sample_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
+    """Return every sample of a batch scaled so that its norm is at most `max_norm`, and the report.
+
+    The same as `clip_per_sample_`, leaving `grads` untouched.
+
+    Parameters
+    ----------
+    grads : array or nesting of arrays
+        Leaves of shape ``(batch, ...)``, as for `clip_per_sample_`. Only read, and may be read-only.
+    max_norm : float
+        The threshold >= 0 of each sample.
+    out : nesting of arrays, optional
+        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
+        new leaves are made.
+    **norm
+        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+
+    Returns
+    -------
+    clipped : nesting of arrays
+        Like `grads`, with new leaves; or `out`.
+    ClipReport
+        ``norms`` and ``scales`` by sample.
+
+    Raises
+    ------
+    NonFiniteGradientError, TypeError, ValueError
+        As `clip_per_sample_`; or `out` does not match. Nothing is written then.
 
     Examples
     --------
@@ -85,11 +111,17 @@ def per_sample_clip_sum(
 
     Parameters
     ----------
-    grads, max_norm, **norm
-        As for `clip_per_sample_`. ``nonfinite``: ``"zero"`` leaves samples with NaN or Inf out of the sum,
-        ``"skip"`` returns zeros (in `out` too) if there are any. `strict` changes nothing: the bound always holds exactly.
+    grads : array or nesting of arrays
+        Leaves of shape ``(batch, ...)``, as for `clip_per_sample_`. Only read, and may be read-only.
+    max_norm : float
+        The threshold >= 0 of each sample.
     out : nesting of arrays, optional
-        Where the sums go: leaves of the shapes without the batch, of any float dtype; no memory of `grads`.
+        Where the sums go: leaves of the shapes without the batch, of any float dtype; no memory of `grads`. Without it,
+        new leaves are made.
+    **norm
+        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`. ``nonfinite``:
+        ``"zero"`` leaves samples with NaN or Inf out of the sum, ``"skip"`` returns zeros (in `out` too) if there are any.
+        `strict` changes nothing: the bound always holds exactly.
 
     Returns
     -------
@@ -101,7 +133,7 @@ def per_sample_clip_sum(
     Raises
     ------
     NonFiniteGradientError, TypeError, ValueError
-        As `clip_per_sample_`.
+        As `clip_per_sample_`; or `out` does not match. Nothing is written then.
 
     Notes
     -----

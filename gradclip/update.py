@@ -34,8 +34,11 @@ def sgd_step_(
         Of the same nesting and shapes; dtypes may differ. May be read-only. None leaves its parameter alone.
     lr : float
         The learning rate, any finite number.
-    max_norm, **norm
-        As for `clip_by_global_norm_`. Under ``nonfinite="skip"`` a gradient with NaN or Inf moves nothing.
+    max_norm : float or Threshold, default inf
+        The threshold >= 0 of the gradients' norm, or a rule of `gradclip.thresholds` that gives it.
+    **norm
+        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`. Under
+        ``nonfinite="skip"`` a gradient with NaN or Inf moves nothing.
 
     Returns
     -------

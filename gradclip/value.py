@@ -55,7 +55,31 @@ def clip_by_value(
 @overload
 def clip_by_value(grads: Any, clip_min: Number, clip_max: Number | None = None, *, out: Grads) -> tuple[Grads, ClipReport]: ...
 def clip_by_value(grads: Any, clip_min: Number, clip_max: Number | None = None, *, out: Any = None) -> tuple[Any, ClipReport]:
-    """Like `clip_by_value_`, leaving `grads` untouched; returns new leaves (or `out`) and the report.
+    """Return every element brought into [clip_min, clip_max], and the report.
+
+    The same as `clip_by_value_`, leaving `grads` untouched.
+
+    Parameters
+    ----------
+    grads : array or nesting of arrays
+        Real leaves as for `clip_by_global_norm_`. Only read, and may be read-only.
+    clip_min, clip_max : float
+        The bounds, rounded to each leaf's dtype. One number c >= 0 alone means [-c, c].
+    out : nesting of arrays, optional
+        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
+        new leaves are made.
+
+    Returns
+    -------
+    clipped : nesting of arrays
+        Like `grads`, with new leaves; or `out`.
+    ClipReport
+        ``clipped_count`` of ``size`` elements were outside; ``max_norm`` is the upper bound.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `clip_by_value_`; or `out` does not match. Nothing is written then.
 
     Examples
     --------

@@ -77,7 +77,7 @@ GC_SCALAR void gc_shrink(gc_factor *f, double ratio)
 }
 
 /* A norm stays within a threshold when it is brought to gc_safe_threshold of it and each element is rounded up: see Room in
- * _rounding.py, which makes these numbers. */
+ * _core/rounding.py, which makes these numbers. */
 typedef struct {
     double lost, slope, power, floor, most;
 } gc_room;

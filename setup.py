@@ -17,8 +17,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
-CPU = "gradclip/_cpu/"
-DEPENDS = [CPU + "kernels.c", CPU + "README.md"]
+KERNELS = "gradclip/_cpu/kernels/"
+DEPENDS = [KERNELS + "kernels.c", "gradclip/_cpu/README.md"]
 DEPENDS += sorted(str(p) for p in Path("gradclip").rglob("*") if p.suffix in {".h", ".pxd"})
 MSVC = sys.platform == "win32"
 X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))  # not a universal2 build, which is arm64 too
@@ -65,7 +65,7 @@ class Build(build_ext):
         kernels = []
         for name, flags in SETS.items():
             kernels += self.compiler.compile(
-                [CPU + "kernels.c"],
+                [KERNELS + "kernels.c"],
                 output_dir=f"{self.build_temp}/{name}",
                 macros=[("GC_SET", name)],
                 extra_postargs=STRICT + flags,
@@ -106,7 +106,7 @@ def extension(name, *sources):
     return Extension(
         name,
         [path, *sources],
-        include_dirs=[numpy.get_include(), "gradclip/_cpu", "gradclip"],
+        include_dirs=[numpy.get_include(), KERNELS, "gradclip"],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *macros],
         depends=DEPENDS,
         extra_compile_args=[],
@@ -146,7 +146,7 @@ setup(
         extension("gradclip._layout"),
         extension("gradclip._leaves"),
         extension("gradclip._overlap"),
-        extension("gradclip._cpu.machine", CPU + "dispatch.c", CPU + "team.c"),
+        extension("gradclip._cpu.machine", KERNELS + "dispatch.c", KERNELS + "team.c"),
         extension("gradclip._cpu.sums"),
         extension("gradclip._cpu.plan"),
         extension("gradclip._cpu.passes"),

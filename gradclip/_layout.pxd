@@ -2,10 +2,10 @@ cimport numpy as cnp
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uintptr_t
 
-cdef extern from "_cpu/kernels.h":
+cdef extern from "_cpu/kernels/kernels.h":
     int GC_F16, GC_BF16, GC_F32, GC_F64
 
-cdef extern from "_cpu/leaf.h" nogil:
+cdef extern from "_cpu/kernels/leaf.h" nogil:
     ctypedef struct gc_leaf:
         char *data
         ptrdiff_t size

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-SOURCE = TESTS.parent / "gradclip" / "_cpu"
+SOURCE = TESTS.parent / "gradclip" / "_cpu" / "kernels"
 FLAGS = ["-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno", "-DGC_SET=baseline"]
 X86 = platform.machine() in ("x86_64", "AMD64")
 

@@ -1,7 +1,7 @@
 /* What lets one source be C, included by the passes, and CUDA, joined to the kernels: the arithmetic of a unit, written once.
  *
  * _gpu/program.py defines GC_CUDA and joins these headers, in their order, before the .cu files; NVRTC has no headers of its own.
- * Every function is for the standard floating-point state (_cpu/fpenv.h) and must round alike in both languages. */
+ * Every function is for the standard floating-point state (_cpu/kernels/fpenv.h) and must round alike in both languages. */
 #ifndef GRADCLIP_PORTABLE_H
 #define GRADCLIP_PORTABLE_H
 

@@ -11,7 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#include "../_scalar/range.h"
+#include "../../_scalar/range.h"
 
 /* Elements per block and float64 lanes per block. Fixed: results depend on both, so they are the
  * same for every instruction set and thread count. */

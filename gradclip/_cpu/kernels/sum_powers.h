@@ -3,8 +3,8 @@
 #define GRADCLIP_SUM_POWERS_H
 
 #include <stddef.h>
-#include "../_scalar/powers.h"
-#include "../_scalar/wide.h"
+#include "../../_scalar/powers.h"
+#include "../../_scalar/wide.h"
 #include "kernels.h"
 
 /* Sum of |x * 2**exponent|**p over n finite x, as (high + low) * 2**(GC_SHIFT * bin). */

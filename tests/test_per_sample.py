@@ -314,7 +314,8 @@ def test_memory_stays_near_the_sum():
     sums, report = gradclip.per_sample_clip_sum(a, 1.0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < sums.nbytes + 150_000 + gradclip.get_num_threads() * 2**16  # the list of work; room of the threads
+    # The lists of work of the read pass and of the other; room of the threads.
+    assert peak < sums.nbytes + a.nbytes // 500 + 100_000 + gradclip.get_num_threads() * 2**16
     assert gradclip.global_norm(sums) == pytest.approx(64.0, rel=1e-6)
     assert report.clipped_count == 64
 

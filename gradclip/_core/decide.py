@@ -10,7 +10,7 @@ from ..errors import NonFiniteGradientError
 from ..report import ClipReport
 from .mode import NORMALIZE, STEP
 from .rounding import RATIONAL
-from .strict import enforce, exceeding, shrink_step
+from .strict import by_unit, enforce, exceeding, shrink_step
 
 
 def decide(engine, request, sums):
@@ -30,7 +30,7 @@ def decide(engine, request, sums):
         if options.strict and step:
             shrink_step(request, plan, sums)
         elif options.strict and not plan.idle():
-            enforce(request, plan, sums, lambda: engine.measure_written(to, by_unit(request, plan, sums), options.ord))
+            enforce(engine, request, plan, sums)
         written = by_unit(request, plan, sums)
         if step:
             written.step(request.lr)
@@ -55,16 +55,6 @@ def refused(sums, options):
     if options.nonfinite == "raise":
         raise NonFiniteGradientError(*sums.first_nonfinite, sums.nonfinite(), sums.first_value)
     return options.nonfinite == "skip"
-
-
-def by_unit(request, plan, sums):
-    """The Plan of the units of leaves, where that of samples or of all together does not do: NaN and Inf differ by unit."""
-    units, zeroed = request.to.units, request.options.finite_only and sums.nonfinite()
-    if plan.count != units and (plan.count != 1 or zeroed):
-        plan = plan.cycled(units)
-    if zeroed:
-        plan.zero_nonfinite(sums.units)
-    return plan
 
 
 def clamping(low, high):

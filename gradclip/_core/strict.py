@@ -22,24 +22,18 @@ def exceeding(sums, leaves, options, threshold, by_sample):
     leaves : those that were measured
     by_sample : whether a unit of `sums` is a sample, which has a part of each leaf"""
 
-    def exceeds(unit, bound):
-        def arrays():
-            return [a[unit] for a in leaves.sources] if by_sample else leaves.sources_of(-1 if unit is None else unit)
-
-        return _exceeds(sums, unit, bound, options, leaves, arrays)
-
     if type(threshold) is float:
-        return np.array([exceeds(None, threshold)], np.uint8)
+        return np.array([_exceeds(sums, None, threshold, leaves, options, by_sample)], np.uint8)
     norms = sums.norms()
     found = (norms > threshold).astype(np.uint8)
     near = np.flatnonzero(~(np.maximum(norms, threshold) * (1.0 - 2.0**-50) > np.minimum(norms, threshold)))
     for unit in near.tolist():
-        found[unit] = exceeds(unit, float(threshold[unit]))
+        found[unit] = _exceeds(sums, unit, float(threshold[unit]), leaves, options, by_sample)
     return found
 
 
-def _exceeds(sums, unit, threshold, options, leaves, arrays):
-    """Whether the norm of one unit (None: of all together), which `arrays()` are, exceeds its threshold."""
+def _exceeds(sums, unit, threshold, leaves, options, by_sample):
+    """Whether the norm of one unit (None: of all together) exceeds its threshold."""
     ord = options.ord
     if threshold == math.inf or sums.shows_nonfinite(unit):
         return threshold != math.inf
@@ -47,7 +41,8 @@ def _exceeds(sums, unit, threshold, options, leaves, arrays):
     if ord != math.inf and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
         if sums.count == 0 or (ord == 1 and any(a.dtype.kind == "c" for a in leaves.sources)):
             return True  # there are no elements of these sums to look at, or it is irrational
-        total = _slow_sum(map(leaves.brought, arrays()), ord)
+        arrays = [a[unit] for a in leaves.sources] if by_sample else leaves.sources_of(-1 if unit is None else unit)
+        total = _slow_sum(map(leaves.brought, arrays), ord)
     return total > bound
 
 
@@ -85,17 +80,25 @@ def shrink_step(request, plan, sums):
         plan.shrink(0, 1 - 2.0**-53)
 
 
-def enforce(request, plan, sums, measure_written):
-    """Shrink factors until what would be written keeps the thresholds in exact arithmetic: by what it was measured to be above,
-    and a slack that doubles. What is still above in the last round gets a factor that holds however elements are rounded.
+def by_unit(request, plan, sums):
+    """The Plan of the units of leaves, where that of samples or of all together does not do: NaN and Inf differ by unit."""
+    units, zeroed = request.to.units, request.options.finite_only and sums.nonfinite()
+    if plan.count != units and (plan.count != 1 or zeroed):
+        plan = plan.cycled(units)
+    if zeroed:
+        plan.zero_nonfinite(sums.units)
+    return plan
 
-    measure_written : returns the Sums of what the plan would write as it is now"""
+
+def enforce(engine, request, plan, sums):
+    """Shrink factors until what would be written keeps the thresholds in exact arithmetic: by what it was measured to be above,
+    and a slack that doubles. What is still above in the last round gets a factor that holds however elements are rounded."""
     options, share, threshold = request.options, request.share, request.threshold
     together = type(threshold) is float
     units = [(None, threshold)] if together else list(enumerate(threshold.tolist()))
     slack, room = typical(request.to.arrays), Room.of_leaves(request.to, options, together or request.by_sample)
     for more in reversed(range(ROUNDS)):
-        written = measure_written()
+        written = engine.measure_written(request.to, by_unit(request, plan, sums), options.ord)
         if request.by_sample:
             written = written.by_sample(plan.count)
         over = False

@@ -6,7 +6,7 @@ two float64 strips (sum and what additions lost) that stay in its nearest cache.
 read once, the sum is written once, and threads cannot matter."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cython.parallel cimport prange, threadid
-from libc.math cimport INFINITY, isfinite, ldexp
+from libc.math cimport INFINITY, isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from gradclip._layout cimport gc_leaf, gc_move, lay_out
 from gradclip._leaves cimport Leaves
-from gradclip._cpu.blocks cimport alter, fetch
+from gradclip._cpu.blocks cimport alter, fetch, shift
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
-from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, give_scratch, kernels, take_scratch, team_size, GC_F64
+from gradclip._cpu.machine cimport (
+    ROOM, SERIAL_BYTES, STRIP, TOGETHER, Scratch, give_scratch, kernels, take_scratch, team_size, GC_F64)
 from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport GC_SCALE
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
@@ -25,8 +26,6 @@ cdef double DOWN = 2.0 ** -64   # times as many samples as there can be, no sum 
 cdef double UP = 2.0 ** 64
 
 cdef enum:
-    STRIP = 1024            # GC_STRIP: 16 KiB of sums
-    TOGETHER = 8            # GC_TOGETHER: samples whose sum stays in registers
     ASK = 1 << 16           # elements between two questions about signals
 
 
@@ -59,20 +58,18 @@ cdef Desk desk_of(char *room, Watch *watch, int thread, gc_fpenv saved) noexcept
     return d
 
 
-cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n, double unit, Desk *d, double *sums) noexcept nogil:
+cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n, double unit, Desk *d,
+                     double *sums) noexcept nogil:
     """Add a strip of one sample that needs more than one multiplication in its own dtype, multiplied by a power of two."""
     cdef double *wide = d.wide
     cdef char *buffer = <char *>d.added
-    cdef int half
     if b.sample.dtype == b.sum.dtype:
-        alter(w, b.sample.dtype, buffer, &b.sample, x, n, buffer)
+        alter(kernels, w, b.sample.dtype, buffer, &b.sample, x, n, buffer)
     else:                   # the product is rounded once, to the dtype of the sum
         kernels.widen[b.sample.dtype](wide, x, n)
         if w.kind == GC_SCALE:
             if w.factor.shift:
-                half = w.factor.shift // 2
-                kernels.scale[GC_F64](wide, wide, n, ldexp(1, half))
-                kernels.scale[GC_F64](wide, wide, n, ldexp(1, w.factor.shift - half))
+                shift(kernels, GC_F64, wide, wide, n, <int>w.factor.shift)
             kernels.scale[GC_F64](wide, wide, n, w.factor.last)
         kernels.narrow[b.sum.dtype](buffer, wide, n)
     kernels.add_samples[b.sum.dtype](sums, d.errors, buffer, 0, 1, n, &unit)

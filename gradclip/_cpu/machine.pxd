@@ -3,6 +3,9 @@ from libc.stdint cimport uint64_t
 
 cdef extern from "kernels.h" nogil:
     int GC_F16, GC_BF16, GC_F32, GC_F64
+    enum:
+        STRIP "GC_STRIP"
+        TOGETHER "GC_TOGETHER"
     double gc_bound(double amax, int binades)
     ctypedef struct gc_sum:
         double high, low, amax
@@ -37,7 +40,6 @@ cdef const gc_kernels *kernels
 
 cdef enum:
     ROOM = 1 << 16      # bytes for each thread: two blocks of the widest dtype
-    LINE = 64           # bytes of a cache line
 
 
 cdef struct Scratch:

@@ -18,6 +18,7 @@ import warnings
 from cpython.contextvars cimport PyContextVar_New_with_default, get_value
 from libc.limits cimport INT_MAX
 from gradclip._cpu.machine cimport gc_kernels
+from gradclip._cpu.work cimport LINE
 
 cdef extern from "dispatch.h" nogil:
     int gc_available(const gc_kernels **tables)

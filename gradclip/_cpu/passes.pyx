@@ -18,23 +18,22 @@ Why they look like this:
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from cython.parallel cimport prange, threadid
-from libc.float cimport DBL_MAX
-from libc.math cimport INFINITY, isfinite
+from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
 from gradclip._layout cimport gc_leaf, gc_unit, gc_unit_data, lay_out
 from gradclip._leaves cimport Leaves
-from gradclip._cpu.blocks cimport add, fetch, fold_usual, measure_segment, nothing, sum_at_once, write_segment
-from gradclip._cpu.columns cimport Columns, columns_of, settle_columns, write_panel
+from gradclip._cpu.blocks cimport BLOCK, add, fetch, fold_usual, measure_segment, nothing, sum_at_once, write_segment
+from gradclip._cpu.columns cimport complete_columns, measure_panel, write_panel
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
-from gradclip._cpu.fold cimport Sum, clear, merge, settle
-from gradclip._cpu.machine cimport ROOM, Scratch, gc_sum, give_scratch, kernels, take_scratch, GC_F64
+from gradclip._cpu.fold cimport Sum, clear, complete, merge
+from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, gc_sum, give_scratch, kernels, take_scratch, team_size
 from gradclip._cpu.plan cimport Plan, Write
-from gradclip._cpu.scalar cimport GC_HUGE, GC_KEEP, GC_TINY, gc_measured
+from gradclip._cpu.scalar cimport GC_KEEP, gc_measured
 from gradclip._cpu.sums cimport Sums
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
-from gradclip._cpu.work cimport BLOCK, Group, Part, Work, cut
+from gradclip._cpu.work cimport BITS_OF_BYTES, COLUMNS, WHOLE, Group, gc_cut, gc_survey, gc_work
 
 # ---- groups: what is shared out to threads ----------------------------------------------------
 
@@ -53,28 +52,40 @@ cdef struct Task:           # what the chunks of one pass share
     Watch watch             # of a read pass
 
 
-cdef void measure_panel(const Task *t, const Group *g, char *room) noexcept nogil:
-    """Some rows of some columns: a pair for each column, or a Sum (columns.pxd)."""
-    cdef const gc_leaf *leaf = &t.leaf[g.leaf]
-    cdef bint ranged = leaf.dtype == GC_F64 and t.ord != 0
-    cdef double least = GC_TINY if ranged else 0, most = GC_HUGE if ranged else DBL_MAX
-    cdef ptrdiff_t stride = leaf.axes[1], j
-    cdef Columns c = columns_of(t.slot, g)
-    cdef gc_leaf column
-    kernels.sum_columns[leaf.dtype](leaf.data + g.first * stride + g.unit * leaf.itemsize, stride, g.rows, g.count,
-                                    2 if t.ord == 2 else 1, c.high, c.low, c.amax)
-    for j in range(g.count):
-        if t.ord == 0:
-            c.high[j] = c.low[j] = 0
-        if least <= c.amax[j] <= most or c.amax[j] == 0:
-            continue
-        c.high[j] = c.low[j] = 0
-        c.amax[j] = INFINITY
-        column = gc_unit(leaf, g.unit + j)
-        measure_segment(&column, g.first, g.first + g.rows, t.ord, NULL, NULL, room, &c.odd[j])
+cdef struct Work:           # the list of it
+    Group *group
+    Py_ssize_t count, chunk, chunks
+    Py_ssize_t slots        # Sums that groups need beside those of whole units
+    ptrdiff_t elements      # a complex number is one
+    Py_ssize_t elsewhere    # leaves that do not lie on the host, of which nothing is done
+    int team
 
 
-# ---- the list of work, and the region that does it ----------------------------------------------
+cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint columns) except *:
+    """Groups of about a segment (kernels/work.h), shared out in chunks, a few per thread, so that a thread that the system
+    holds up does not hold up the others. Units that are columns come in panels, or with `columns` False one by one."""
+    cdef Work work
+    cdef gc_work found
+    if not gc_survey(&found, leaf, count, columns):
+        raise ValueError(f"the leaves hold more than 2**{BITS_OF_BYTES} bytes: broadcast views, then, which take years to read")
+    work.group = <Group *>PyMem_Malloc(found.room * sizeof(Group))
+    if work.group == NULL:
+        raise MemoryError
+    gc_cut(&found, work.group, leaf, source, count, columns)
+    work.count, work.slots, work.elements, work.elsewhere = found.groups, found.slots, found.elements, found.elsewhere
+    work.team = 1
+    if found.bytes >= SERIAL_BYTES:
+        try:
+            work.team = team_size(work.count)
+        except:     # a warning that is an error
+            PyMem_Free(work.group)
+            raise
+    work.chunk = work.count if work.team == 1 else max(1, work.count // (16 * work.team))
+    work.chunks = (work.count + work.chunk - 1) // work.chunk if work.count else 0
+    return work
+
+
+# ---- the region that does it ---------------------------------------------------------------------
 
 cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) noexcept nogil:
     """Whole units, a gc_measured of each. Usual ones of one block are added up in pairs of doubles: to fold each into long
@@ -94,13 +105,13 @@ cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) n
         j = leaf.first_unit + unit
         bound = 0
         if plain and leaf.size <= BLOCK and leaf.ndim == 0 and not leaf.is_complex and sum_at_once(
-                t.ord, leaf.dtype, leaf.data if leaf.units == 1 else gc_unit_data(leaf, unit), leaf.size, &bound, &s):
+                kernels, t.ord, leaf.dtype, leaf.data if leaf.units == 1 else gc_unit_data(leaf, unit), leaf.size, &bound, &s):
             t.unit[j] = gc_measured(s.high, s.low, 0, s.amax, 0, 0, 0, 0)
             add(&usual, &s)
         else:
             one = gc_unit(leaf, unit)
-            measure_segment(&one, 0, leaf.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, room, &sum)
-            settle(&t.unit[j], &sum)
+            measure_segment(kernels, &one, 0, leaf.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, room, &sum)
+            complete(&t.unit[j], &sum)
             merge(total, &sum, t.ord)
         unit += 1
         left -= 1
@@ -120,14 +131,14 @@ cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noe
             break
         g = &t.group[i]
         clear(&t.part[i])
-        if g.part == Part.WHOLE:
+        if g.part == WHOLE:
             measure_units(t, g, room, &t.part[i])
-        elif g.part == Part.COLUMNS:
-            measure_panel(t, g, room)
+        elif g.part == COLUMNS:
+            measure_panel(kernels, &t.leaf[g.leaf], g, t.ord, t.slot, room)
         else:
             one = gc_unit(&t.leaf[g.leaf], g.unit)
             w = t.write + one.first_unit if t.per_unit else t.write
-            measure_segment(&one, g.first, g.first + g.rows, t.ord, t.bounds, w, room, &t.part[i])
+            measure_segment(kernels, &one, g.first, g.first + g.rows, t.ord, t.bounds, w, room, &t.part[i])
             t.slot[g.slot] = t.part[i]
     gc_fp_leave(saved)
 
@@ -144,7 +155,7 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end, int thread)
     for i in range(end - 1, begin - 1, -1):
         g = &t.group[i]
         w = t.write + (t.leaf[g.leaf].first_unit + g.unit if t.per_unit else 0)
-        if g.part == Part.COLUMNS and write_panel(&t.leaf[g.leaf], &t.source[g.leaf], g, w, t.per_unit, <double *>room):
+        if g.part == COLUMNS and write_panel(kernels, &t.leaf[g.leaf], &t.source[g.leaf], g, w, t.per_unit, <double *>room):
             continue
         k, unit, left = g.leaf, g.unit, g.count
         while left:
@@ -157,7 +168,7 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end, int thread)
             if to.units > 1:
                 one[0], one[1] = gc_unit(to, unit), gc_unit(source, unit)
                 to, source = &one[0], &one[1]
-            write_segment(to, source, g.first, to.size if g.part == Part.WHOLE else g.first + g.rows, w, room)
+            write_segment(kernels, to, source, g.first, to.size if g.part == WHOLE else g.first + g.rows, w, room)
             unit += 1
             left -= 1
     gc_fp_leave(saved)
@@ -187,20 +198,20 @@ cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
     for i in range(n):
         g = &t.group[i]
         merge(total, &t.part[i], t.ord)
-        if g.part == Part.WHOLE:
+        if g.part == WHOLE:
             continue
         if g.first == 0:
             start = g.slot      # the slot of the first part takes those of the others
             above = i
         unit = t.unit + t.leaf[g.leaf].first_unit + g.unit
-        if g.part == Part.COLUMNS:
+        if g.part == COLUMNS:
             if g.first + g.rows == t.leaf[g.leaf].size:
-                settle_columns(t.slot, &t.group[above], i + 1 - above, t.ord, unit, total)
+                complete_columns(t.slot, &t.group[above], i + 1 - above, t.ord, unit, total)
             continue
         if g.first:
             merge(&t.slot[start], &t.slot[g.slot], t.ord)
         if g.first + g.rows == t.leaf[g.leaf].size:
-            settle(unit, &t.slot[start])
+            complete(unit, &t.slot[start])
     gc_fp_leave(saved)
 
 

@@ -92,7 +92,8 @@ cdef class Plan:
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(self.count):
             unit = sums.at(ALL if together else i)
-            settle_one(&self.write[i], &unit, <double>thresholds if together else threshold[i], &ask, -1 if acts is None else decided[i])
+            settle_one(&self.write[i], &unit, <double>thresholds if together else threshold[i], &ask,
+                       -1 if acts is None else decided[i])
         gc_fp_leave(saved)
 
     def shrink(self, Py_ssize_t i, double ratio):
@@ -172,7 +173,7 @@ cdef class Plan:
         return self.write[i].factor.value
 
     def records(self):
-        """What another engine needs of this: of each unit the words kind, acts, zero and, of the factor, value, last and shift."""
+        """What another engine needs of this: of each unit the words kind, acts, zero and, of its factor, value, last, shift."""
         cdef Py_ssize_t i
         cdef const Write *w
         words = np.empty((self.count, 6), np.int64)

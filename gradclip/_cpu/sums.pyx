@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gradclip._cpu.fold cimport Sum, frexpl, ldexpl, clear, merge, reopen, settle
+from gradclip._cpu.fold cimport Sum, frexpl, ldexpl, clear, complete, merge, reopen
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.scalar cimport gc_adaptive_threshold, gc_bin_width, gc_narrow, gc_norm_of, gc_shown_norm, gc_measured
 
@@ -88,7 +88,7 @@ cdef class Sums:
             part = reopen(&self.unit[i])
             merge(&owned[i % batch], &part, self.order)
         for i in range(batch):
-            settle(&sums.unit[i], &owned[i])
+            complete(&sums.unit[i], &owned[i])
         PyMem_Free(owned)
         gc_fp_leave(saved)
         sums.by_unit = self
@@ -114,14 +114,14 @@ cdef class Sums:
     def weigh(self, Py_ssize_t first, double clip_factor, double eps):
         """Thresholds of adaptive clipping for the units before `first`: clip_factor * max(norm of the parameters, eps), the
         parameters of unit i being unit first + i; inf where one of them is not finite."""
-        goals = np.empty(first)
-        cdef double[::1] goal = goals
+        thresholds = np.empty(first)
+        cdef double[::1] threshold = thresholds
         cdef Py_ssize_t i
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(first):
-            goal[i] = gc_adaptive_threshold(&self.unit[first + i], clip_factor, eps, self.order)
+            threshold[i] = gc_adaptive_threshold(&self.unit[first + i], clip_factor, eps, self.order)
         gc_fp_leave(saved)
-        return goals
+        return thresholds
 
     def absorb(self, numbers, records):
         """Take in units of some numbers that another engine measured: of each the words high, low, bin, amax, its exponent,
@@ -137,7 +137,7 @@ cdef class Sums:
             s.high, s.low, s.bin = number[i, 0], number[i, 1], word[i, 2]
             s.amax = ldexpl(number[i, 3], <int>word[i, 4])
             s.nans, s.infs, s.outside = word[i, 5], word[i, 6], word[i, 7]
-            settle(&self.unit[unit[i]], &s)
+            complete(&self.unit[unit[i]], &s)
             merge(&self.total, &s, self.order)
         gc_fp_leave(saved)
 
@@ -145,7 +145,7 @@ cdef class Sums:
         cdef gc_measured all
         if unit >= 0:
             return self.unit[unit]
-        settle(&all, &self.total)
+        complete(&all, &self.total)
         return all
 
     cdef double norm_of(self, Py_ssize_t unit) noexcept:

@@ -2,8 +2,8 @@
  *
  * A kernel is a serial, allocation-free function on (pointer, count) over contiguous elements; it
  * knows nothing of Python, threads, strides or policies. kernels.c is compiled once per
- * instruction set and fills one table; dispatch.c picks one when the library loads. README.md
- * beside this file states the contract that every kernel keeps.
+ * instruction set and fills one table; dispatch.c picks one when the library loads. ../README.md
+ * states the contract that every kernel keeps.
  */
 #ifndef GRADCLIP_KERNELS_H
 #define GRADCLIP_KERNELS_H

@@ -1,0 +1,279 @@
+/* What one thread does with some elements of one leaf, block by block: gc_measure_segment, gc_write_segment.
+ * `k` are the kernels. */
+#ifndef GRADCLIP_BLOCKS_H
+#define GRADCLIP_BLOCKS_H
+
+#include <math.h>
+#include <string.h>
+#include "fold.h"
+#include "kernels.h"
+#include "leaf.h"
+#include "pairs.h"
+#include "sum_powers.h"
+#include "write.h"
+
+enum {
+    GC_PROBE = 64,   /* elements that guess for a segment */
+    GC_WIDENED = 512 /* elements that a step widens at a time */
+};
+
+static inline ptrdiff_t gc_least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+static inline int gc_itemsize(int dtype) { return dtype == GC_F64 ? 8 : dtype == GC_F32 ? 4 : 2; }
+
+/* Elements first .. first + n, contiguous: in place, or gathered into the buffer. */
+static inline const char *gc_fetch(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer)
+{
+    if (leaf->ndim == 0)
+        return leaf->data + first * leaf->itemsize;
+    gc_move(leaf, first, n, buffer, 0);
+    return buffer;
+}
+
+/* y = x * 2**binades in two exact steps: one could leave the range that both stay in. */
+static inline void gc_shift(const gc_kernels *k, int dtype, void *y, const void *x, ptrdiff_t n, int binades)
+{
+    const int half = binades / 2;
+    k->scale[dtype](y, x, n, ldexp(1, half));
+    k->scale[dtype](y, y, n, ldexp(1, binades - half));
+}
+
+/* y -= x * factor; elements of two dtypes, or a factor beyond float64, meet in float64. */
+static inline void gc_step(const gc_kernels *k, int to, char *y, int from, const char *x, ptrdiff_t n, gc_factor factor)
+{
+    double a[GC_WIDENED], b[GC_WIDENED];
+    if (from == to && factor.shift == 0) {
+        k->step[from](y, x, n, factor.last);
+        return;
+    }
+    for (ptrdiff_t i = 0; i < n; i += GC_WIDENED) {
+        const ptrdiff_t m = gc_least(GC_WIDENED, n - i);
+        k->widen[to](a, y + i * gc_itemsize(to), m);
+        k->widen[from](b, x + i * gc_itemsize(from), m);
+        if (factor.shift)
+            gc_shift(k, GC_F64, b, b, m, (int)factor.shift);
+        k->step[GC_F64](a, b, m, factor.last);
+        k->narrow[to](y + i * gc_itemsize(to), a, m);
+    }
+}
+
+/* y = what the plan makes of n elements x of a leaf (contiguous; y may be x, and spare, one block, may be y unless there is a
+ * step). Only a step changes a y of another dtype. */
+static inline void gc_alter(const gc_kernels *k, const gc_write *w, int dtype, char *y, const gc_leaf *leaf, const char *x,
+                            ptrdiff_t n, char *spare)
+{
+    const int t = leaf->dtype;
+    ptrdiff_t ignored = 0;
+    char *to = w->kind == GC_STEP ? spare : y;
+    if (w->zero) {
+        if (leaf->is_complex) {
+            memmove(to, x, (size_t)(n * leaf->itemsize));
+            gc_pair_zero(to, n, t, &ignored, &ignored);
+        } else
+            k->zero_nonfinite[t](to, x, n);
+        x = to;
+    }
+    if (w->kind == GC_SCALE) {
+        if (w->factor.shift) {
+            gc_shift(k, t, y, x, n, (int)w->factor.shift);
+            x = y;
+        }
+        k->scale[t](y, x, n, w->factor.last);
+    } else if (w->kind == GC_CLAMP)
+        k->clamp[t](y, x, n, w->low[t], w->high[t]);
+    else if (w->kind == GC_STEP)
+        gc_step(k, dtype, y, t, x, n, w->factor);
+    else if (x != y)
+        memmove(y, x, (size_t)(n * leaf->itemsize));
+}
+
+static inline gc_sum gc_sum_block(const gc_kernels *k, double ord, int dtype, const void *x, ptrdiff_t n, double bound)
+{
+    return ord == 2 ? k->sum_squares[dtype](x, n, bound) : k->sum_abs[dtype](x, n, bound);
+}
+
+static inline int gc_is_usual(double amax) { return GC_TINY <= amax && amax <= GC_HUGE; }
+
+/* Sum a block of real numbers in one reading, or say (0) that it takes more.
+ *
+ * Its elements are taken to lie below `bound`, a guess that the first elements of the segment make and that the kernel checks
+ * as it sums; so few that each has a lane need none. */
+static inline int gc_sum_at_once(const gc_kernels *k, double ord, int dtype, const void *x, ptrdiff_t n, double *bound,
+                                 gc_sum *s)
+{
+    if (ord != 2 && ord != 1)
+        return 0;
+    if (ord == 2 && n <= GC_LANES) {
+        *s = k->sum_squares[dtype](x, n, 0);
+        return gc_is_usual(s->amax) || s->amax == 0;
+    }
+    if (*bound == 0) {
+        const double amax = k->amax[dtype](x, gc_least(n, GC_PROBE));
+        if (!gc_is_usual(amax))
+            return 0;
+        *bound = gc_bound(amax, 3);
+    }
+    *s = gc_sum_block(k, ord, dtype, x, n, *bound);
+    return s->amax <= *bound;
+}
+
+static inline gc_sum gc_nothing(void)
+{
+    const gc_sum s = {0, 0, 0};
+    return s;
+}
+
+/* Add one block sum to another, by TwoSum. */
+static inline void gc_add(gc_sum *into, const gc_sum *s)
+{
+    into->low += gc_two_sum(&into->high, s->high) + s->low;
+    if (s->amax > into->amax)
+        into->amax = s->amax;
+}
+
+/* Add the sum of usual blocks to a total. */
+static inline void gc_fold_usual(gc_total *into, const gc_sum *usual, double ord)
+{
+    gc_fold(into, usual->high, usual->low, 0, ord);
+    if (usual->amax > into->amax)
+        into->amax = usual->amax;
+}
+
+/* Add the p-th powers of a block of finite elements; wide: room for a block. */
+static inline void gc_measure_powers(const gc_kernels *k, const gc_leaf *leaf, const void *x, ptrdiff_t n, double p,
+                                     double *wide, gc_total *into)
+{
+    int64_t bin = 0;
+    int exponent = 0;
+    gc_sum s;
+    if (!leaf->is_complex) {
+        k->widen[leaf->dtype](wide, x, n);
+        s = gc_sum_powers(wide, n, 0, p, &bin);
+        gc_fold(into, s.high, s.low, bin, p);
+        return;
+    }
+    for (int small = 0; small < 2; small++) {
+        gc_pair_abs_of(wide, x, n, leaf->dtype, small, &exponent);
+        s = gc_sum_powers(wide, n / 2, exponent, p, &bin);
+        gc_fold(into, s.high, s.low, bin, p);
+    }
+}
+
+/* Count the elements of a block that are not finite; returns the block with 0 in their places, in the buffer. */
+static inline const char *gc_without_nonfinite(const gc_kernels *k, const gc_leaf *leaf, const char *x, ptrdiff_t n,
+                                               char *buffer, gc_total *into)
+{
+    const int t = leaf->dtype;
+    if (leaf->is_complex) {
+        memmove(buffer, x, (size_t)(n * leaf->itemsize));
+        gc_pair_zero(buffer, n, t, &into->nans, &into->infs);
+    } else {
+        into->nans += k->count_nan[t](x, n);
+        into->infs += k->count_inf[t](x, n);
+        k->zero_nonfinite[t](buffer, x, n);
+    }
+    return buffer;
+}
+
+/* What the blocks of a segment have in common: how they are read, and what they share. */
+typedef struct {
+    double ord;
+    const gc_write *bounds; /* null, or bounds beyond which elements are counted */
+    const gc_write *made;   /* null, or what is measured as if it was already done */
+    char *buffer;           /* room for a block of the widest dtype, and one to spare */
+    double bound;           /* of the segment alone, so that it is a function of position; 0: none yet */
+    gc_sum usual;           /* the sum of its usual blocks, in pairs of float64 */
+} gc_segment;
+
+/* Add one block to a total, or to `usual`: of the leaf as it is, or as `made` would make it.
+ *
+ * The usual block is read once. Where its bound is not kept, and for whatever is not finite, out of range, complex or counted,
+ * the largest magnitude is found first. */
+static inline void gc_measure_block(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, gc_segment *g,
+                                    gc_total *into)
+{
+    int t = leaf->dtype, bin = 0;
+    const gc_write *bounds = g->bounds;
+    gc_sum s;
+    const char *x = gc_fetch(leaf, first, n, g->buffer);
+    if (g->made) {
+        gc_alter(k, g->made, t, g->buffer, leaf, x, n, g->buffer);
+        x = g->buffer;
+    }
+    if (!bounds && !leaf->is_complex && gc_sum_at_once(k, g->ord, t, x, n, &g->bound, &s)) {
+        gc_add(&g->usual, &s);
+        return;
+    }
+    double amax = k->amax[t](x, n);
+    if (bounds && !(amax <= bounds->high[t] && -amax >= bounds->low[t]))
+        into->outside += k->count_outside[t](x, n, bounds->low[t], bounds->high[t]);
+    if (!isfinite(amax)) {
+        x = gc_without_nonfinite(k, leaf, x, n, g->buffer, into);
+        amax = k->amax[t](x, n);
+    }
+    if (leaf->is_complex)
+        into->amax = gc_pair_amax(x, n, t, into->amax);
+    else if (amax > into->amax)
+        into->amax = amax;
+    if (amax == 0 || g->ord == 0)
+        return;
+    if (g->ord != 1 && g->ord != 2) {
+        gc_measure_powers(k, leaf, x, n, g->ord, (double *)(void *)g->buffer + GC_BLOCK, into);
+        return;
+    }
+    if (t == GC_F64 && !gc_is_usual(amax)) {
+        bin = amax > GC_HUGE ? 1 : -1;
+        k->scale[t](g->buffer, x, n, ldexp(1, -GC_SHIFT * bin));
+        x = g->buffer;
+        amax = ldexp(amax, -GC_SHIFT * bin);
+    } else if (amax > g->bound)
+        g->bound = gc_bound(amax, 2);
+    if (g->ord == 1 && leaf->is_complex) {
+        gc_pair_abs((double *)(void *)g->buffer, x, n, t);
+        x = g->buffer;
+        n /= 2;
+        t = GC_F64;
+        amax = k->amax[t](x, n);
+    }
+    s = gc_sum_block(k, g->ord, t, x, n, gc_bound(amax, 0));
+    gc_fold(into, s.high, s.low, bin, g->ord);
+}
+
+/* Some elements of one unit into a fresh total. room: of this thread. bounds, made: as in gc_segment. */
+static inline void gc_measure_segment(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end, double ord,
+                                      const gc_write *bounds, const gc_write *made, char *room, gc_total *into)
+{
+    gc_segment g = {ord, bounds, made, room, 0, {0, 0, 0}};
+    gc_clear(into);
+    for (; first < end; first += GC_BLOCK)
+        gc_measure_block(k, leaf, first, gc_least(GC_BLOCK, end - first), &g, into);
+    gc_fold_usual(into, &g.usual, ord);
+}
+
+/* Some elements of one unit, backwards, to what the plan makes of its source. */
+static inline void gc_write_segment(const gc_kernels *k, const gc_leaf *to, const gc_leaf *source, ptrdiff_t first,
+                                    ptrdiff_t end, const gc_write *w, char *room)
+{
+    char *buffer = room, *spare = room + GC_BLOCK * sizeof(double); /* a block of the widest dtype, and one to spare */
+    if (w->kind == GC_KEEP && !w->zero && to->data == source->data)
+        return;
+    if (to->ndim == 0 && source->ndim == 0 && (w->kind != GC_STEP || !w->zero)) {
+        /* in one go: prefetchers follow a long run, not blocks backwards */
+        gc_alter(k, w, to->dtype, to->data + first * to->itemsize, source, source->data + first * source->itemsize, end - first,
+                 NULL);
+        return;
+    }
+    while (end > first) {
+        const ptrdiff_t n = (end - first - 1) % GC_BLOCK + 1;
+        end -= n;
+        const char *x = gc_fetch(source, end, n, spare);
+        char *y = to->ndim == 0 ? to->data + end * to->itemsize : buffer;
+        if (to->ndim && w->kind == GC_STEP)
+            gc_move(to, end, n, buffer, 0);
+        gc_alter(k, w, to->dtype, y, source, x, n, spare);
+        if (to->ndim)
+            gc_move(to, end, n, buffer, 1);
+    }
+}
+
+#endif

@@ -143,9 +143,8 @@ def described():
 setup(
     ext_modules=[
         extension("gradclip._core.call"),
-        extension("gradclip._layout"),
-        extension("gradclip._leaves"),
-        extension("gradclip._overlap"),
+        extension("gradclip._gpu.rows"),
+        *(extension(f"gradclip._leaves.{name}") for name in ("checks", "layout", "leaves", "overlap", "tree", "units")),
         extension("gradclip._cpu.machine", KERNELS + "dispatch.c", KERNELS + "team.c"),
         extension("gradclip._cpu.sums"),
         extension("gradclip._cpu.plan"),

@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 from . import monitor, thresholds
+from ._leaves import register_container
 from ._version import __version__
 from .adaptive import clip_adaptive, clip_adaptive_
 from .config import show_config
@@ -55,6 +56,7 @@ __all__ = [
     "normalize_",
     "num_threads",
     "per_sample_clip_sum",
+    "register_container",
     "set_num_threads",
     "sgd_step_",
     "show_config",

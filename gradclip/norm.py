@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from fnmatch import translate
 from typing import Any, overload
 
 import numpy as np
@@ -14,6 +12,7 @@ from ._core.arguments import ByLeaf, Grads, Number, number, whole
 from ._core.call import Request, functional, in_place, measured, total_threshold
 from ._core.mode import NORMALIZE
 from ._core.options import NormOptions, Options, OptionsWithoutEps, Unpack, spelled_out
+from ._leaves import is_nesting
 from .report import ClipReport
 from .thresholds import Threshold
 
@@ -28,9 +27,9 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
     Parameters
     ----------
     grads : array or nesting of arrays
-        Lists, tuples, named tuples, dicts and iterators, nested at will, of float16, bfloat16, float32,
-        float64, complex64 or complex128 arrays of any strides. ``None`` is skipped. Parameters of PyTorch's are
-        weights and refused: pass each one's ``.grad``.
+        Lists, tuples, named tuples, dicts, iterators and containers known by `register_container`, nested at will, of
+        float16, bfloat16, float32, float64, complex64 or complex128 arrays of any strides. ``None`` is skipped. Parameters
+        of PyTorch's are weights and refused: pass each one's ``.grad``.
     max_norm : float or Threshold
         The threshold c >= 0. 0 makes every element 0, ``inf`` only measures. Or a rule of
         `gradclip.thresholds`, which is shown the norm and gives this step's threshold.
@@ -122,7 +121,7 @@ def clip_by_global_norm(
     ------
     NonFiniteGradientError, TypeError, ValueError
         As `clip_by_global_norm_`; or `out` does not match. Nothing is written then. TypeError also where a container or a
-        leaf cannot be made anew in its own type (modules of Equinox, the state of Flax NNX): clip the leaves of
+        leaf cannot be made anew in its own type: make the type known with `register_container`, clip the leaves of
         ``jax.tree.flatten(grads)``, or give `out`.
 
     Examples
@@ -290,7 +289,7 @@ def _by_leaf(leaves, max_norm):
         tree = leaves.tree
         if not (isinstance(tree, Mapping) and max_norm.keys() == tree.keys()):
             return _by_pattern(leaves, max_norm)
-    elif not isinstance(max_norm, list | tuple):
+    elif not is_nesting(max_norm):
         return np.full(leaves.count, number("max_norm", max_norm, 0.0))
     values, paths = leaves.aligned(max_norm, "max_norm"), leaves.paths()
     return _each(leaves, [number(f"max_norm of {p}", v, 0.0) for p, v in zip(paths, values, strict=True)])
@@ -301,18 +300,8 @@ def _by_pattern(leaves, patterns):
         if not isinstance(pattern, str):
             raise ValueError(f"max_norm has the key {pattern!r}, which is neither in grads nor a pattern")
     values = [number(f"max_norm[{p!r}]", value, 0.0) for p, value in patterns.items()]
-    matches = [re.compile(translate(p)).match for p in patterns]
-    places = leaves.paths(nones=True)
-    for pattern, match in zip(patterns, matches, strict=True):
-        if places and not any(map(match, places)):
-            raise ValueError(f"max_norm has the pattern {pattern!r}, which matches no path in {leaves.name}: {_some(places)}")
-    first = ((value for match, value in zip(matches, values, strict=True) if match(path)) for path in leaves.paths())
-    return _each(leaves, [next(values, math.inf) for values in first])
-
-
-def _some(paths):
-    """The first few, for a message."""
-    return ", ".join(paths[:5]) + (", ..." if len(paths) > 5 else "")
+    first = leaves.match_patterns(patterns, "max_norm")
+    return _each(leaves, [math.inf if i is None else values[i] for i in first])
 
 
 def _each(leaves, values):

@@ -222,7 +222,7 @@ def _sums_like(leaves, out):
     """The leaves of the sums of samples: new ones, or those of `out`."""
     if out is None:
         return Leaves([leaves.empty_like(i, a.shape[1:]) for i, a in enumerate(leaves.arrays)])
-    to = Leaves(leaves.matched(leaves.tree, out, "out", (), write=True), True, "out")
+    to = leaves.counterpart(out, "out", write=True)
     leaves.check_count(len(to))
     for i, (a, b) in enumerate(zip(leaves.arrays, to.arrays, strict=True)):
         if to.is_sparse(i):

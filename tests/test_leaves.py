@@ -16,7 +16,7 @@ from reference import snapshot
 
 import gradclip
 from gradclip._leaves import Leaves
-from gradclip._overlap import pairs_compared
+from gradclip._leaves.overlap import pairs_compared
 
 Layer = collections.namedtuple("Layer", "weight bias")
 
@@ -80,6 +80,15 @@ def test_iterators_are_read_once():
     assert len(clipped) == 2
     nested, _ = gradclip.clip_by_global_norm([(g for g in leaves), None], 0.1)
     assert isinstance(nested[0], list)
+
+
+def test_an_iterator_at_two_places_is_read_once():
+    leaves = iter([np.array([3.0]), np.array([4.0])])
+    grads = {"a": leaves, "b": [leaves, None]}
+    clipped, report = gradclip.clip_by_global_norm(grads, 1.0)
+    assert report.norm == math.sqrt(50)
+    assert [len(clipped["a"]), len(clipped["b"][0])] == [2, 2]
+    assert clipped["a"][0] is not clipped["b"][0][0]
 
 
 def test_used_up_iterator_warns_here():

@@ -1,4 +1,4 @@
-from gradclip._leaves cimport Leaves
+from gradclip._leaves.leaves cimport Leaves
 
 
 cdef class Request:

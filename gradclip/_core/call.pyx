@@ -11,7 +11,7 @@ from numpy cimport import_array, PyArray_Check
 from gradclip._core.arguments import number
 from gradclip._core.engine import HOST, on_devices
 from gradclip._core.mode import CLIP
-from gradclip._leaves cimport Leaves
+from gradclip._leaves.leaves cimport Leaves
 from gradclip.report import ClipReport
 from gradclip.thresholds import Threshold
 

@@ -12,8 +12,8 @@ from libc.string cimport memset
 
 import numpy as np
 
-from gradclip._layout cimport gc_leaf, gc_move, lay_out
-from gradclip._leaves cimport Leaves
+from gradclip._leaves.layout cimport gc_leaf, gc_move, lay_out
+from gradclip._leaves.leaves cimport Leaves
 from gradclip._cpu.blocks cimport alter, fetch, shift
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport (

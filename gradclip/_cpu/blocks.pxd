@@ -4,7 +4,7 @@ from libc.stddef cimport ptrdiff_t
 from gradclip._cpu.fold cimport Sum
 from gradclip._cpu.machine cimport gc_kernels, gc_sum
 from gradclip._cpu.plan cimport Write
-from gradclip._layout cimport gc_leaf
+from gradclip._leaves.layout cimport gc_leaf
 
 cdef extern from "blocks.h" nogil:
     enum:

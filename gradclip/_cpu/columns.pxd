@@ -6,7 +6,7 @@ from gradclip._cpu.machine cimport gc_kernels
 from gradclip._cpu.plan cimport Write
 from gradclip._cpu.scalar cimport gc_measured
 from gradclip._cpu.work cimport Group
-from gradclip._layout cimport gc_leaf
+from gradclip._leaves.layout cimport gc_leaf
 
 cdef extern from "columns.h" nogil:
     void measure_panel "gc_measure_panel"(const gc_kernels *k, const gc_leaf *leaf, const Group *g, double ord, Sum *slot,

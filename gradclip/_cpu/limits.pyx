@@ -10,7 +10,7 @@ from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
-from gradclip._leaves cimport Leaves
+from gradclip._leaves.leaves cimport Leaves
 from gradclip._cpu.machine cimport kernels, team_of
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 

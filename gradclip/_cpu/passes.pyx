@@ -22,8 +22,8 @@ from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
-from gradclip._layout cimport gc_leaf, gc_unit, gc_unit_data, lay_out
-from gradclip._leaves cimport Leaves
+from gradclip._leaves.layout cimport gc_leaf, gc_unit, gc_unit_data, lay_out
+from gradclip._leaves.leaves cimport Leaves
 from gradclip._cpu.blocks cimport BLOCK, add, fetch, fold_usual, measure_segment, nothing, sum_at_once, write_segment
 from gradclip._cpu.columns cimport complete_columns, measure_panel, write_panel
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave

@@ -1,7 +1,7 @@
 """The list of work of a pass (kernels/work.h), as Cython sees it."""
 from libc.stddef cimport ptrdiff_t
 
-from gradclip._layout cimport gc_leaf
+from gradclip._leaves.layout cimport gc_leaf
 
 cdef extern from "work.h" nogil:
     enum:

@@ -1,4 +1,4 @@
-/* Where elements lie: the table of leaves, a row of 8-byte words for each (from `described` of _leaves.pyx, and table.py),
+/* Where elements lie: the table of leaves, a row of 8-byte words for each (from rows.pyx and table.py),
  * behind the rows a pool of axes; and the dtypes. */
 struct View {               /* one array, walked unit by unit */
     char *data;             /* of the first unit */

@@ -1,4 +1,4 @@
-"""The table of leaves that kernels read: where elements are (from `Leaves.described`) and how the work is cut.
+"""The table of leaves that kernels read: where elements are (rows.pyx) and how the work is cut.
 
 Work is cut by size alone. A unit's tiles go to its segments in turn, and a segment to a thread block; short units and columns,
 of which 256 neighbours are read together, go to a thread each. No unit has more segments than SEGMENTS, so that folding them
@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .program import THREADS, Remembered
+from .rows import rows_of
 
 TILE = THREADS * 8 * 16  # bytes: all that a thread block loads at once
 TILES = 4  # of a segment at least
@@ -64,7 +65,7 @@ def table_of(leaves, device):
         leaves.tables = {}
     if device not in leaves.tables:
         arrays = leaves.sources
-        which, row, pool = leaves.described(device)
+        which, row, pool = rows_of(leaves, device)
         turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
         leaves.tables[device] = _remembered(_made, leaves, leaves.place(device), which, row, pool, turned)
     return leaves.tables[device]
@@ -72,7 +73,7 @@ def table_of(leaves, device):
 
 def sample_table(leaves, device, to):
     """The table of `per_sample_clip_sum`: units are samples, `to` is where their sum is written, threads are its elements."""
-    return _remembered(_made_of_samples, leaves, leaves.place(device), *leaves.summed_into(to).described(device), [])
+    return _remembered(_made_of_samples, leaves, leaves.place(device), *rows_of(leaves.summed_into(to), device), [])
 
 
 _tables = Remembered(32)  # gradients lie where they lay a step ago

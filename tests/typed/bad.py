@@ -56,4 +56,5 @@ def never_called() -> None:
     gradclip.ClipMonitor().record(5.0)  # error
     gradclip.NonFiniteGradientError("w", 0, 1).index.upper()  # error
     gradclip.set_num_threads("2")  # error
+    gradclip.register_container(list, len, lambda items, children: items)  # error
     print(gradclip.nope)  # error

@@ -135,7 +135,23 @@ def rest() -> None:
         print(probability)
 
 
+class Pair:
+    def __init__(self, first: Array, second: Array | None = None):
+        self.first, self.second = first, second
+
+
+def containers() -> None:
+    gradclip.register_container(
+        Pair,
+        lambda pair: ([pair.first, pair.second], ["first", "second"]),
+        lambda pair, children: Pair(*children),
+    )
+    pair: Pair = gradclip.clip_by_global_norm(Pair(np.array([3.0, 4.0])), 1.0)[0]
+    print(pair.first.sum())
+
+
 def main() -> None:
+    containers()
     in_place()
     functional(leaves())
     measures([gradclip.measure(grad, ord=2, grad_scale=1.0) for grad in leaves()], leaves())

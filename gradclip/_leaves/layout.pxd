@@ -1,6 +1,5 @@
 cimport numpy as cnp
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t, uintptr_t
 
 cdef extern from "_cpu/kernels/kernels.h":
     int GC_F16, GC_BF16, GC_F32, GC_F64
@@ -36,5 +35,4 @@ cdef inline void fill(gc_leaf *leaf, cnp.ndarray a, int dtype, char *data) noexc
 cdef int number_of(int number) except -2
 cdef int dtype_of(cnp.ndarray a) except -2
 cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order, object unit_axes=*) except -1
-cdef void put_view(int64_t *row, const gc_leaf *leaf, list pool)
 cdef bint same_strides(cnp.ndarray a, cnp.ndarray b) noexcept

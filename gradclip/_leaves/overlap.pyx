@@ -11,9 +11,9 @@ from math import gcd
 import numpy as np
 cimport numpy as cnp
 
-from ._foreign import addressed
+from .foreign import addressed
 
-from gradclip._layout cimport gc_leaf
+from gradclip._leaves.layout cimport gc_leaf
 
 cnp.import_array()
 

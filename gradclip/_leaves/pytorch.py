@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 
-def is_tensor(node):
+def is_tensor(node: Any) -> bool:
     """Whether something is a tensor, of a subclass too; without an import, and before PyTorch is imported as a whole."""
-    return any(c.__name__ == "Tensor" and c.__module__ == "torch" for c in type(node).__mro__)
+    return is_tensor_type(type(node))
 
 
-def is_cuda_tensor(node):
+def is_tensor_type(cls: type) -> bool:
+    """Whether objects of a type are tensors."""
+    return any(c.__name__ == "Tensor" and c.__module__ == "torch" for c in cls.__mro__)
+
+
+def is_cuda_tensor(node: Any) -> bool:
     """Whether something is a tensor on a GPU."""
-    return is_tensor(node) and node.is_cuda
+    return is_tensor(node) and bool(node.is_cuda)
 
 
-def is_module(node):
+def is_module(node: Any) -> bool:
     """Whether something is a `torch.nn.Module`."""
     return _is_of_nn(node, "Module")
 
 
-def holds_weights(node):
+def holds_weights(node: Any) -> bool:
     """Whether something is a `torch.nn.Parameter`, or a module of them."""
     return is_module(node) or _is_of_nn(node, "Parameter")
 
 
-def _is_of_nn(node, name):
+def _is_of_nn(node: Any, name: str) -> bool:
     nn = getattr(sys.modules.get("torch"), "nn", None)
     return nn is not None and isinstance(node, getattr(nn, name))
 
 
-def plain(tensor, write):
+def plain(tensor: Any, write: bool) -> Any:
     """The tensor without its graph; a TypeError where it has no plain memory, or must not be written."""
     torch = sys.modules["torch"]
     if write and tensor.requires_grad:
@@ -44,7 +51,7 @@ def plain(tensor, write):
     return tensor
 
 
-def _check_storage(tensor):
+def _check_storage(tensor: Any) -> None:
     """A TypeError where elements of a tensor are not in its storage: NumPy would make memory of its own for them."""
     storage = tensor.untyped_storage()
     if storage.device.type == "meta":
@@ -55,7 +62,7 @@ def _check_storage(tensor):
         raise TypeError(f"its storage was released or cut short: it holds {storage.nbytes()} of {needed} bytes")
 
 
-def announce(tensors):
+def announce(tensors: Iterable[Any]) -> None:
     """Count up the versions of tensors that are about to be written, by which a backward pass that still needs what they
     hold notices."""
     tell = getattr(sys.modules["torch"].autograd.graph, "increment_version", _write_nothing)
@@ -64,6 +71,6 @@ def announce(tensors):
             tell(tensor)
 
 
-def _write_nothing(tensor):
+def _write_nothing(tensor: Any) -> None:
     """Write no element of a tensor in place, which counts as a write."""
     tensor.detach().unsqueeze(0)[:0].zero_()

@@ -1,14 +1,14 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """How an array lies in memory, as the passes see it (leaf.h): from dtype, shape and strides to a gc_leaf."""
 from cpython.mem cimport PyMem_Malloc
-from libc.stdint cimport int64_t, uintptr_t
+from libc.stdint cimport uintptr_t
 
 import sys
 
 import numpy as np
 cimport numpy as cnp
 
-from ._foreign import addressed
+from .foreign import addressed
 
 cnp.import_array()
 
@@ -138,14 +138,6 @@ cdef void join(Axes *x, Axes *y) noexcept:
     x.count = y.count = min(e + 1, x.count)
     for d in range(x.count):
         y.length[d] = x.length[d]
-
-
-cdef void put_view(int64_t *row, const gc_leaf *leaf, list pool):
-    """Four words of a table for a GPU: data, dtype, ndim, place of the axes in the pool."""
-    cdef int d
-    row[0], row[1], row[2], row[3] = <int64_t><uintptr_t>leaf.data, leaf.dtype, leaf.ndim, len(pool)
-    for d in range(2 * (leaf.ndim + leaf.unit_ndim)):
-        pool.append(leaf.axes[d])
 
 
 cdef bint same_strides(cnp.ndarray a, cnp.ndarray b) noexcept:

@@ -1,48 +1,49 @@
-"""Leaves and containers that are not NumPy arrays and plain lists: how to view their memory, and how to give a
-result back in the caller's own type. No library is imported here; one is used only when the caller has."""
+"""Leaves that are not NumPy arrays: how to view their memory, and how to give a result back in the caller's own type. No
+library is imported here; one is used only when the caller has."""
 
 from __future__ import annotations
 
-import copy
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MappingView
+from typing import Any
 
 import numpy as np
 
-from ._pytorch import holds_weights, is_module, is_tensor, plain
+from .pytorch import holds_weights, is_module, is_tensor, plain
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 TREES = (
-    "pass the arrays in it (of a tree of JAX's: leaves, tree = jax.tree.flatten(grads), then jax.tree.unflatten(tree, clipped))"
+    "pass the arrays in it (of a tree of JAX's: leaves, tree = jax.tree.flatten(grads), then jax.tree.unflatten(tree, clipped)"
+    "); a container of your own: gradclip.register_container"
 )
 
 
-def _library(node):
+def _library(node: Any) -> str:
     return type(node).__module__.partition(".")[0]
 
 
-def kind_of(node):
+def type_name(node: Any) -> str:
     """The name of something's type."""
     return f"{type(node).__module__}.{type(node).__qualname__}"
 
 
-def is_sparse(node):
+def is_sparse(node: Any) -> bool:
     """A scipy.sparse array or matrix; false wherever scipy.sparse was never imported."""
     sparse = sys.modules.get("scipy.sparse")
-    return sparse is not None and sparse.issparse(node)
+    return sparse is not None and bool(sparse.issparse(node))
 
 
-def _is_on_gpu(node):
+def _is_on_gpu(node: Any) -> bool:
     """Something that offers memory of a CUDA device."""
     if is_tensor(node):
-        return node.is_cuda
+        return bool(node.is_cuda)
     if hasattr(node, "__cuda_array_interface__"):
         return True
     device = getattr(node, "__dlpack_device__", None)
     return device is not None and device()[0] in (2, 13)  # CUDA, and what it manages
 
 
-def _is_buffer(node):
+def _is_buffer(node: Any) -> bool:
     try:
         memoryview(node)
     except (TypeError, BufferError, ValueError):
@@ -50,7 +51,7 @@ def _is_buffer(node):
     return True
 
 
-def is_array(node):
+def is_array(node: Any) -> bool:
     """Something that offers its memory: a leaf, though it may be iterable."""
     return (
         isinstance(node, np.ndarray | np.generic)
@@ -62,23 +63,10 @@ def is_array(node):
     )
 
 
-def is_collection(node):
-    """Ordered things that are walked like a list: iterators, dict views, deques."""
-    return isinstance(node, Iterable) and not isinstance(node, set | frozenset)
-
-
-def makes_anew(node, items):
-    """Whether a container gives other objects each time it is asked: what is written to them is lost."""
-    if type(node) in (list, tuple, dict) or isinstance(node, Iterator):
-        return False
-    again, items = list(map(node.__getitem__, node) if isinstance(node, Mapping) else node), list(items)
-    return len(again) != len(items) or any(a is not b for a, b in zip(again, items, strict=True))
-
-
-def view(node, write, weights=False):
+def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
     """The memory of a leaf as an ndarray, without a copy; and the object that owns this memory. TypeError where there is
     none, or where it is that of parameters and not of gradients, unless `weights` are meant."""
-    kind = kind_of(node)
+    kind = type_name(node)
     if not weights and holds_weights(node):
         raise TypeError(f"{kind}: a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad")
     if is_sparse(node):
@@ -116,7 +104,7 @@ def view(node, write, weights=False):
         raise TypeError(f"{kind} gives NumPy no view of its memory on the CPU: {error}") from None
 
 
-def _view_gpu(node, write):
+def _view_gpu(node: Any, write: bool) -> Any:
     """As a CuPy array of the same memory."""
     try:
         import cupy
@@ -130,7 +118,7 @@ def _view_gpu(node, write):
             if node.dtype == torch.bfloat16:
                 return cupy.asarray(node.view(torch.int16)).view(_brain())
             return cupy.asarray(node)
-    shown = getattr(node, "__cuda_array_interface__", None)
+    shown: Any = getattr(node, "__cuda_array_interface__", None)
     if write and (_library(node) in ("jax", "jaxlib") or (shown is not None and shown["data"][1])):
         raise ValueError("read-only array, which cannot be written")
     if hasattr(node, "__dlpack__"):
@@ -145,26 +133,29 @@ class _Memory:
     """What NumPy asks of something that offers memory."""
 
     __slots__ = ("__array_interface__",)
+    __array_interface__: dict[str, Any]
 
 
 _NOTHING = np.zeros(16, np.uint8)
 
 
-def addressed(array):
+def addressed(array: Any) -> Array:
     """An array of NumPy; of a CuPy array, one with its addresses, shape and strides. Only they may be looked at: the
     memory is not this processor's."""
     if isinstance(array, np.ndarray):
         return array
     if array.size == 0:
-        return np.ndarray(array.shape, array.dtype, _NOTHING)  # always at the same place: a GPU's table of leaves is kept
+        nothing: Array = np.ndarray(array.shape, array.dtype, _NOTHING)  # at one place: a GPU's table of leaves is kept
+        return nothing
     memory = _Memory()
     plain = array.dtype.str if array.dtype.kind != "V" else f"<u{array.itemsize}"  # bfloat16 has no name for it
     shown = {"data": (array.data.ptr, False), "shape": array.shape, "strides": array.strides, "typestr": plain, "version": 3}
     memory.__array_interface__ = shown
-    return np.asarray(memory).view(array.dtype)
+    found: Array = np.asarray(memory).view(array.dtype)
+    return found
 
 
-def _brain():
+def _brain() -> Any:
     """bfloat16, which NumPy knows by ml_dtypes alone."""
     try:
         import ml_dtypes
@@ -173,14 +164,14 @@ def _brain():
     return ml_dtypes.bfloat16
 
 
-def _view_torch(tensor):
+def _view_torch(tensor: Any) -> Any:
     torch = sys.modules["torch"]
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(_brain())
     return tensor.numpy()
 
 
-def wrap(original, array):
+def wrap(original: Any, array: Any) -> Any:
     """A result array as the kind of leaf it came from, which `is_rebuildable`."""
     if is_sparse(original):
         result = original.copy()
@@ -201,7 +192,7 @@ def wrap(original, array):
     return type(original).from_buffer_copy(array.tobytes())
 
 
-def is_rebuildable(node):
+def is_rebuildable(node: Any) -> bool:
     """Whether `wrap` can make a leaf of this type."""
     return (
         is_sparse(node)
@@ -213,21 +204,21 @@ def is_rebuildable(node):
     )
 
 
-def _is_stdlib_array(node):
+def _is_stdlib_array(node: Any) -> bool:
     return isinstance(node, getattr(sys.modules.get("array"), "array", ()))
 
 
-def _is_jax_array(node):
+def _is_jax_array(node: Any) -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(node, jax.Array)
 
 
-def _pattern(node):
+def _pattern(node: Any) -> list[Any]:
     """Where the values of a canonical sparse array stand."""
     return list(node.coords) if node.format == "coo" else [node.indices, node.indptr]
 
 
-def same_pattern(a, b):
+def same_pattern(a: Any, b: Any) -> bool:
     """Whether two leaves hold their values at the same places; always, unless one is sparse."""
     if not (is_sparse(a) or is_sparse(b)):
         return True
@@ -236,7 +227,7 @@ def same_pattern(a, b):
     return all(np.array_equal(x, y) for x, y in zip(_pattern(a), _pattern(b), strict=True))
 
 
-def canonical(node):
+def canonical(node: Any) -> Any:
     """A sparse leaf that stores every element once and nothing else: itself, or else a copy, since it may yet stay as it
     is."""
     tail = node.format != "coo" and len(node.data) != node.indptr[-1]
@@ -263,7 +254,7 @@ _STATE = (
 )
 
 
-def replaced(node, canonical):
+def replaced(node: Any, canonical: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """How a sparse leaf gets the values and places of its copy: (its attributes, their new values, their old values). Only
     those that it has are named: to replace them needs no memory."""
     attributes = vars(node)
@@ -271,46 +262,3 @@ def replaced(node, canonical):
     if "data" not in new:
         raise TypeError(f"{type(node).__qualname__} keeps its values in no plain attribute; use .sum_duplicates() before")
     return attributes, new, {name: attributes[name] for name in new}
-
-
-def like_container(node, items):
-    """A container of the same type with other items. What only hands out its items (an iterator, a view of a dict)
-    becomes a list, an opened .npz file a dict."""
-    if isinstance(node, dict):
-        return _like_dict(node, items)
-    if isinstance(node, Mapping):
-        pairs = dict(zip(node, items, strict=True))
-        return pairs if isinstance(node, np.lib.npyio.NpzFile) else type(node)(pairs)
-    if isinstance(node, tuple) and hasattr(node, "_fields"):
-        return type(node)._make(items)
-    if type(node) is list or isinstance(node, Iterator | MappingView):
-        return items
-    return type(node)(items, node.maxlen) if isinstance(node, deque) else type(node)(items)
-
-
-def _like_dict(node, items):
-    pairs = dict(zip(node, items, strict=True))
-    if type(node) is dict:
-        return pairs
-    result = copy.copy(node)  # keeps a defaultdict's factory
-    result.update(pairs)
-    return result
-
-
-def check_container(node, items):
-    """A TypeError if `like_container` cannot make a container of this type: tried with the items that it has."""
-    if isinstance(node, Iterator | MappingView | np.lib.npyio.NpzFile):
-        return
-    try:
-        made = like_container(node, list(items))
-        found = list(made.values() if isinstance(made, Mapping) else made)
-    except Exception as error:
-        raise TypeError(f"a {kind_of(node)} cannot be made of other items ({error}); {TREES}") from error
-    itself = made is node and len(items) > 0
-    if itself or type(made) is not type(node) or len(found) != len(items) or not all(map(_same, found, items)):
-        raise TypeError(f"a {kind_of(node)} cannot be made of other items; {TREES}")
-
-
-def _same(found, item):
-    """Whether a container holds what it was made of: the object itself, or a mapping that it makes anew each time."""
-    return found is item or (type(found) is type(item) and isinstance(item, Mapping))

@@ -1,4 +1,4 @@
-from gradclip._layout cimport gc_leaf
+from gradclip._leaves.layout cimport gc_leaf
 
 
 cdef object find_overlap(const gc_leaf *leaf, list written, list read, bint same)

@@ -1,0 +1,341 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The gate: a nesting of arrays becomes a flat table of raw leaves, checked once.
+
+Everything that can be wrong with an input is found here, before the first read, and named by its path; behind the gate there
+are only pointers, sizes and strides. Where a leaf stands is the business of the tree that was walked (tree.pyx); which arrays
+can be leaves, of checks.pyx; how their memory is cut, of units.pyx. What remains is to bring these together: for leaves that
+are read or written, for those of other nestings that go with them, and for results."""
+from cpython.dict cimport PyDict_Next, PyDict_SetItem
+from cpython.mem cimport PyMem_Free
+from cpython.ref cimport PyObject
+
+import numpy as np
+cimport numpy as cnp
+
+from . import foreign, pytorch
+from gradclip._leaves.checks cimport describe, describe_on_device, describe_usual
+from gradclip._leaves.overlap cimport find_overlap
+from gradclip._leaves.tree cimport Tree, flat_leaves, flat_tree, is_cupy
+from gradclip._leaves.units cimport Units
+
+cnp.import_array()
+
+
+cdef object named(object error, str path):
+    """An error about a leaf or container that says where this stands."""
+    kind = TypeError if isinstance(error, TypeError) else ValueError if isinstance(error, ValueError) else ImportError
+    return kind(f"{path}: {error}")
+
+
+cdef class Leaves(Units):
+    """The leaves of one nesting, in order, `None` left out.
+
+    Parameters
+    ----------
+    tree : nesting of arrays
+    write : whether the leaves are going to be written
+    name : what the nesting is called in messages; "params" may be parameters of PyTorch's
+    anew : whether `rebuild` is going to make another such nesting
+    walked : the tree of another nesting, in the places of which `tree`, a list of leaves, stands
+    """
+
+    def __cinit__(self, object tree, bint write=False, str name="grads", bint anew=False, Tree walked=None):
+        self.name, self.write = name, write
+        self._nesting, self._walked = tree, walked
+        cdef list given = flat_leaves(tree) if walked is None else tree
+        if given is not None:
+            self.take(given, anew)
+        else:
+            walked = self._walked = Tree.__new__(Tree)
+            walked.walk(tree, name, write, anew)
+            self.take(walked.leaves, anew)
+            if walked.error is not None:
+                raise walked.error
+        if write and self.count > 1:
+            self.check_apart(None, False)
+        if self._foreign is not None:
+            self.sum_duplicates()
+
+    # ---- taking what the walk found ---------------------------------------------------------
+
+    cdef int take(self, list given, bint anew) except -1:
+        """Let leaves pass the gate."""
+        cdef Py_ssize_t i, end, n = len(given)
+        self._given = given
+        self.reserve(n)
+        i = self.count = self.units = describe_usual(self.leaf, given, 0, self.write)
+        self.arrays = given if i == n else given[:i]
+        try:
+            while i < n:
+                self.take_unusual(given[i], anew)
+                i += 1
+                end = describe_usual(self.leaf, given, i, self.write)
+                if end > i:
+                    self.arrays += given[i:end]
+                    i = self.count = self.units = end
+        except (TypeError, ValueError, ImportError) as error:
+            raise named(error, self.path(self.count)) from None
+        return 0
+
+    cdef int take_unusual(self, object given, bint anew) except -1:
+        """Let a leaf pass that is not a plain array in the usual state."""
+        cdef object array = given
+        if not (cnp.PyArray_Check(given) or is_cupy(given)):
+            array = self.take_foreign(given, anew)
+        if cnp.PyArray_Check(array):
+            array = describe(&self.leaf[self.count], array, self.write)
+        else:
+            describe_on_device(&self.leaf[self.count], array, self.write)
+        return self.append(array)
+
+    cdef object take_foreign(self, object given, bint anew):
+        """The array that has the memory of a leaf that is none."""
+        view, original = foreign.view(given, self.write, self.name == "params")
+        if anew and not foreign.is_rebuildable(given):
+            raise TypeError(f"a {foreign.type_name(given)} cannot be made of another array; {foreign.TREES}")
+        if is_cupy(view):
+            self.in_torch_stream |= pytorch.is_cuda_tensor(given)
+        if self._foreign is None:
+            self._foreign = {}
+        self._foreign[self.count] = original
+        return view
+
+    cdef int sum_duplicates(self) except -1:
+        """Where elements of a sparse leaf are stored in parts, let a copy with their sums take its place: after its own
+        memory has passed the gate like any other."""
+        cdef Py_ssize_t i, first_unit
+        for i, node in list(self._foreign.items()):
+            if not foreign.is_sparse(node):
+                continue
+            try:
+                canonical = foreign.canonical(node)
+                if canonical is node:
+                    continue
+                replaced = foreign.replaced(node, canonical) if self.write else None
+                PyMem_Free(self.leaf[i].axes)
+                self.leaf[i].axes = NULL
+                first_unit = self.leaf[i].first_unit
+                self.arrays[i] = describe(&self.leaf[i], canonical.data, self.write)
+                self.leaf[i].first_unit = first_unit
+            except (TypeError, ValueError) as error:
+                raise named(error, self.path(i)) from None
+            self._foreign[i] = canonical
+            if self.write:
+                if self._replaced is None:
+                    self._replaced = []
+                self._replaced.append(replaced)
+        return 0
+
+    def is_sparse(self, Py_ssize_t i):
+        """Whether a leaf is a sparse array."""
+        return self._foreign is not None and i in self._foreign and foreign.is_sparse(self._foreign[i])
+
+    def cut(self, list unit_axes):
+        """Give every index along some axes of each leaf (a sorted tuple per leaf; empty: none) a norm of its own."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.is_sparse(i):
+                raise TypeError(f"{self.path(i)}: a sparse array is clipped as a whole, not by slice, unit or sample; "
+                                "use .toarray()")
+        Units.cut(self, unit_axes)
+
+    # ---- around a write pass ----------------------------------------------------------------
+
+    def announce(self, written=None):
+        """Before a write pass: tell PyTorch of those of its tensors that it is going to change (a bool for each leaf)."""
+        tensors = [self._given[i] for i in self._foreign or {}
+                   if pytorch.is_tensor(self._given[i]) and (written is None or written[i])]
+        if tensors:
+            pytorch.announce(tensors)
+
+    cpdef written(self):
+        """After a write pass: sparse leaves that were worked on as copies get what these hold.
+
+        Neither Ctrl-C nor a lack of memory comes between two leaves: no bytecode runs here, values of keys that a dict has are
+        replaced without allocating, and the old ones live on until the call ends."""
+        cdef PyObject *name
+        cdef PyObject *value
+        cdef Py_ssize_t at
+        if self._replaced is not None:
+            for attributes, new, _ in self._replaced:
+                at = 0
+                while PyDict_Next(new, &at, &name, &value):
+                    PyDict_SetItem(attributes, <object>name, <object>value)
+
+    # ---- places and rebuilding --------------------------------------------------------------
+
+    cdef Tree walked(self):
+        """The tree in which these leaves stand. That of a flat list is made when it is asked for."""
+        if self._walked is None:
+            self._walked = flat_tree(self._nesting, self._given, self.name)
+        return self._walked
+
+    @property
+    def tree(self):
+        """The nesting in the places of which these leaves stand, as it was given."""
+        return self.walked().nesting
+
+    cpdef str path(self, Py_ssize_t index):
+        """Where the leaf of this index stands: ``layers/3/weight``; a single array: the name."""
+        cdef Py_ssize_t n = len(self.walked().leaves)
+        return self.walked().path(index % n if self.count > n else index, self.name)  # of `beside`, where gradients stand too
+
+    def paths(self, bint nones=False):
+        """The paths of all leaves; with `nones`, also where None stands."""
+        return self.walked().paths(nones)
+
+    def naming(self):
+        """A function from an index to where this leaf stands, which does not keep any leaf alive."""
+        cdef Py_ssize_t n = max(len(self.walked().leaves), 1)
+        name = self.walked().naming()
+        return lambda index: name(index % n)
+
+    def rebuild(self, list arrays):
+        """The same nesting with other arrays in place of the leaves."""
+        cdef Py_ssize_t i
+        if self._given is not self.arrays:      # some are no plain arrays
+            arrays = [self.like(i, array) for i, array in enumerate(arrays)]
+        return self.walked().rebuild(arrays)
+
+    def like(self, Py_ssize_t i, array):
+        """A result as the kind of leaf that stands in its place."""
+        given = self._given[i]
+        if given is self.arrays[i]:
+            return array
+        if self._foreign is not None and i in self._foreign:
+            return foreign.wrap(self._foreign[i], array)
+        try:    # of a subclass of ndarray
+            made = given.__array_wrap__(array)
+        except Exception as error:
+            raise TypeError(f"{self.path(i)}: {foreign.type_name(given)}.__array_wrap__ failed ({error})") from error
+        if not cnp.PyArray_Check(made):
+            raise TypeError(f"{self.path(i)}: {foreign.type_name(given)}.__array_wrap__ gave no array, but {made!r:.80}")
+        return made
+
+    cpdef check_count(self, Py_ssize_t found):
+        """There is one of something for each leaf: behind the gate nothing else is checked."""
+        if found != self.count:
+            raise RuntimeError(f"{self.path(min(found, self.count))}: {self.name} changed during the call")
+
+    # ---- where leaves lie -------------------------------------------------------------------
+
+    def empty_like(self, Py_ssize_t i, shape=None):
+        """A new array like one of these, where it lies."""
+        if not self.leaf[i].device:
+            return np.empty_like(self.arrays[i], subok=False, shape=shape)
+        return self.place(self.leaf[i].device - 1).empty_like(self.arrays[i], shape)
+
+    def place(self, int device):
+        """A device, and the stream in which these are worked on there: found out once."""
+        from .._gpu.program import Place
+
+        if self._places is None:
+            self._places = {}
+        if device not in self._places:
+            self._places[device] = Place(device, self.in_torch_stream)
+        return self._places[device]
+
+    def brought(self, array):
+        """A leaf, or part of one, as an array of NumPy: from a GPU, a copy."""
+        return self.place(array.data.device_id).fetch(array) if is_cupy(array) else array
+
+    # ---- leaves of other nestings that go with these ----------------------------------------
+
+    def counterpart(self, other, str name, bint write=False, bint spare=False):
+        """The leaves of another nesting in the places of these.
+
+        Parameters
+        ----------
+        other : nesting of arrays
+        name : what it is called in messages
+        write : whether its leaves are going to be written
+        spare : whether it may have something where these have None
+        """
+        return Leaves(self.walked().match(other, name, spare, write), write, name, False, self.walked())
+
+    def aligned(self, other, str name):
+        """What stands in another nesting in the places of these leaves, in order."""
+        found = self.walked().match(other, name, True)
+        self.check_count(len(found))
+        return found
+
+    def match_patterns(self, patterns, str name):
+        """For each leaf the index of the first pattern that matches its path, or None: `Tree.match_patterns`."""
+        found = self.walked().match_patterns(list(patterns), name)
+        self.check_count(len(found))
+        return found
+
+    def target(self, out=None):
+        """Leaves to write results of these into: new arrays like them, or those of `out`."""
+        cdef Leaves to
+        cdef Py_ssize_t i
+        if out is None:
+            to = Leaves([self.empty_like(i) for i in range(self.count)], False, self.name, False, self.walked())
+        else:
+            to = self.counterpart(out, "out", True, True)
+            self.check_alike(to)
+        self.receive(to)
+        if out is not None:
+            to.check_overlap(self)
+        return to
+
+    def onto(self, params):
+        """Leaves of `params`, which a write pass changes by these; the dtypes may differ."""
+        cdef Leaves to = self.counterpart(params, "params", True, True)
+        self.check_alike(to, False)
+        self.receive(to)
+        to.check_overlap(self, False)
+        return to
+
+    def beside(self, params):
+        """These leaves and those of `params`, which are only read, cut alike: leaf i goes with leaf count + i."""
+        cdef Leaves other = self.counterpart(params, "params")
+        self.check_alike(other, False)
+        cdef Leaves both = Leaves(self.arrays + other.arrays, False, self.name, False, self.walked())
+        both.in_torch_stream = self.in_torch_stream or other.in_torch_stream
+        self.in_torch_stream = both.in_torch_stream
+        both.cut(self.unit_axes + self.unit_axes)
+        return both
+
+    def receive(self, Leaves to):
+        """Let `to` receive what is made of these."""
+        self.check_devices(to)
+        to.in_torch_stream |= self.in_torch_stream
+        self.pair(to)
+
+    # ---- checks of two nestings -------------------------------------------------------------
+
+    def check_alike(self, Leaves to, bint dtypes=True):
+        """Shapes, sparsity and dtypes (or only real and complex) agree, or a ValueError that names the path."""
+        cdef Py_ssize_t i
+        self.check_count(to.count)
+        mine, theirs = self._foreign or {}, to._foreign or {}
+        for i in range(self.count):
+            a, b = self.arrays[i], to.arrays[i]
+            if a.shape != b.shape or (a.dtype != b.dtype if dtypes else (a.dtype.kind == "c") != (b.dtype.kind == "c")):
+                raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {a.dtype}, "
+                                 f"{to.name} has {b.shape} and {b.dtype}")
+            if not foreign.same_pattern(mine.get(i, a), theirs.get(i, b)):
+                raise ValueError(f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
+
+    def check_devices(self, Leaves to):
+        """Each leaf lies where that of `to` does, or a ValueError that names the path."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.leaf[i].device != to.leaf[i].device:
+                raise ValueError(f"{self.path(i)}: {self.name} and {to.name} lie on different devices")
+
+    def check_overlap(self, Leaves others=None, bint same_view=True):
+        """No two leaves share an element; nor does one with a leaf of `others`, unless (`same_view`) it is the
+        very same view at the same place in the nesting."""
+        self.check_apart(others, same_view)
+
+    cdef int check_apart(self, Leaves others, bint same_view) except -1:
+        found = find_overlap(self.leaf, self.arrays, None if others is None else others.arrays, same_view)
+        if found is None:
+            return 0
+        i, j = found
+        if j < self.count:
+            raise ValueError(f"{self.path(i)} and {self.path(j)} share memory: an element would be written twice")
+        raise ValueError(f"{self.path(i)}: {self.name} shares memory with {others.path(j - self.count)} of {others.name}"
+                         + (", but is not the same view" if same_view else ""))

@@ -1,0 +1,420 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""A nesting of arrays, walked once: its leaves in order, and everything that follows from where they stand.
+
+The walk keeps a Node for each container and nothing for each leaf. A flat list of arrays, the usual case, needs no walk, and
+gets its tree when somebody asks for it. Paths are worked out when a message or a report asks for one. Matching and rebuilding
+go through the same nodes: they speak of the nesting as it was walked, and notice where it has changed since."""
+from cpython.dict cimport PyDict_CheckExact
+from cpython.list cimport PyList_Check, PyList_CheckExact, PyList_GET_ITEM
+from cpython.tuple cimport PyTuple_Check, PyTuple_CheckExact
+
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from fnmatch import translate
+from itertools import islice
+
+cimport cython
+cimport numpy as cnp
+
+from . import containers
+
+cnp.import_array()
+
+cdef enum:
+    MAX_DEPTH = 200     # far above any model, far below what the C stack holds
+
+cdef object CUPY = None     # cupy.ndarray, once somebody has imported it
+
+
+cdef bint is_cupy(object node):
+    """Whether something is a CuPy array: not without CuPy, which is never imported here."""
+    global CUPY
+    if PyList_Check(node) or PyTuple_Check(node) or PyDict_CheckExact(node):
+        return False
+    if CUPY is None or type(node) is not CUPY:
+        CUPY = getattr(sys.modules.get("cupy"), "ndarray", None)
+    return type(node) is CUPY
+
+
+cdef int frames_of_gradclip() except -1:
+    """The stack level of the user's line, for a warning."""
+    cdef int level = 1
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradclip."):
+        level += 1
+        frame = frame.f_back
+    return level
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Node:
+    """One container of a nesting, as it was when it was walked."""
+
+
+@cython.final
+cdef class Sought:
+    """What `Tree.match` looks for in another nesting, and what it found."""
+
+
+cdef Node node_of(object container, str name):
+    """A Node of a container that has not been opened yet; None for what is a leaf. name: of the nesting."""
+    cdef Node node
+    cdef object kind = None
+    if not (PyList_CheckExact(container) or PyDict_CheckExact(container) or PyTuple_CheckExact(container)):
+        if cnp.PyArray_Check(container) or is_cupy(container):
+            return None
+        kind = containers.kind_of(container, name == "params")
+        if kind is None:
+            return None
+    node = Node.__new__(Node)
+    node.container, node.kind = container, kind
+    return node
+
+
+cdef list items_of(Node node):
+    """What a plain list, tuple or dict holds now."""
+    return list(node.container.values()) if PyDict_CheckExact(node.container) else list(node.container)
+
+
+cdef list keys_of(Node node):
+    """What the items of a container are called; None if they are numbered, or if it has others now."""
+    cdef list keys = node.keys
+    if keys is None and node.kind is None and PyDict_CheckExact(node.container):
+        keys = list(node.container)
+    if node.items is None or keys is None or len(keys) != len(node.items):
+        return None
+    return keys
+
+
+cdef bint is_by_key(Node node):
+    """Whether the items of another container are found by their keys; else by their numbers."""
+    return PyDict_CheckExact(node.container) if node.kind is None else node.kind.by_key and node.keys is not None
+
+
+cdef object outlined(object item):
+    """A node without its container and its leaves."""
+    cdef Node node, made
+    if item is None or type(item) is not Node:
+        return item is not None or None
+    node, made = <Node>item, Node.__new__(Node)
+    made.keys, made.kind = keys_of(node), node.kind
+    made.items = [outlined(child) for child in node.items]
+    return made
+
+
+cdef list flat_leaves(object nesting):
+    """The leaves of a lone array, or of a plain list, tuple or dict of nothing but arrays; None for any other nesting."""
+    cdef Py_ssize_t i
+    cdef list items
+    if cnp.PyArray_CheckExact(nesting):
+        return [nesting]
+    if PyDict_CheckExact(nesting):
+        items = list(nesting.values())
+    elif PyList_CheckExact(nesting) or PyTuple_CheckExact(nesting):
+        items = list(nesting)
+    else:
+        return None
+    for i in range(len(items)):
+        if not cnp.PyArray_CheckExact(<object>PyList_GET_ITEM(items, i)):
+            return None
+    return items
+
+
+cdef Tree flat_tree(object nesting, list leaves, str name):
+    """The tree of a nesting that has `flat_leaves`."""
+    cdef Tree tree = Tree.__new__(Tree)
+    cdef Node node
+    tree.nesting, tree.name, tree.leaves, tree.root = nesting, name, leaves, nesting
+    if not cnp.PyArray_CheckExact(nesting):
+        node = Node.__new__(Node)
+        node.container, node.items, tree.root = nesting, leaves, node
+    return tree
+
+
+def places(item, parts=()):
+    """(the keys that lead to it, it) of everything in a tree, in the order of the walk, worked out only as far as it is
+    asked for: where the walk found an error, it has not been further."""
+    yield parts, item
+    if type(item) is Node:
+        keys = keys_of(<Node>item)
+        for i, child in enumerate((<Node>item).items or ()):
+            yield from places(child, (*parts, str(i if keys is None else keys[i])))
+
+
+def leaf_path(root, name, index):
+    """Where the leaf of an index stands; `name` for a lone one."""
+    leaves = (parts for parts, item in places(root) if item is not None and type(item) is not Node)
+    return "/".join(next(islice(leaves, index, None), ())) or name
+
+
+@cython.final
+cdef class Tree:
+    """A nesting as it was walked."""
+
+    # ---- the walk ---------------------------------------------------------------------------
+
+    cdef int walk(self, object nesting, str name, bint write, bint anew) except -1:
+        """Fill in everything. What ends the walk early is kept as `error`: an error of a leaf that stands before comes first.
+
+        nesting : array or nesting of arrays
+        name : what it is called in messages; "params" may be parameters of PyTorch's
+        write : whether its leaves are going to be written
+        anew : whether `rebuild` is going to make another such nesting
+        """
+        cdef Node node = None if nesting is None else node_of(nesting, name)
+        self.name, self.write, self.anew = name, write, anew
+        self.nesting = self.root = nesting
+        self.leaves = [] if nesting is None or node is not None else [nesting]
+        if node is not None:
+            self.root = node
+            try:
+                self.enter(node, 0)
+            except Exception as error:
+                self.error = error
+        return 0
+
+    cdef int enter(self, Node node, int depth) except -1:
+        """Open a container that has its place in the tree, and walk what it holds."""
+        cdef Py_ssize_t i = 0, n
+        cdef list items
+        cdef Node child
+        if node.kind is None:
+            node.items = items_of(node)     # of which no other thread can take one away
+        else:
+            self.open(node, None)
+            self.check_kind(node)
+        if depth == MAX_DEPTH:
+            raise ValueError(f"{self.name}: nested deeper than {MAX_DEPTH} levels; does a container hold itself?")
+        items = node.items
+        n = len(items)
+        while i < n and cnp.PyArray_CheckExact(<object>PyList_GET_ITEM(items, i)):
+            i += 1
+        self.leaves += items if i == n else items[:i]
+        for i in range(i, n):
+            item = items[i]
+            if item is None:
+                continue
+            child = None if cnp.PyArray_CheckExact(item) else node_of(item, self.name)
+            if child is None:
+                self.leaves.append(item)
+            else:
+                items[i] = child
+                self.enter(child, depth + 1)
+        return 0
+
+    cdef int open(self, Node node, tuple parts) except -1:
+        """Ask a container that is no plain list, tuple or dict for its items. parts: what leads to it, if that is not in
+        this tree."""
+        if self.opened_once is None:
+            self.opened_once = {}
+        found = self.opened_once.get(id(node.container))
+        if found is None:
+            try:
+                items, keys = node.kind.opened(node.container)
+            except containers.Refused as error:
+                raise TypeError(f"{self.path_to(node) if parts is None else self.joined(parts)}: {error}") from error.__cause__
+            found = node.container, items, keys
+            if not node.kind.live:
+                self.opened_once[id(node.container)] = found
+            if not items and isinstance(node.container, Iterator):
+                warnings.warn(f"{self.name}: an iterator yielded nothing (was it used up before?)", RuntimeWarning,
+                              stacklevel=frames_of_gradclip())
+        node.items, node.keys = list(found[1]), found[2]
+        return 0
+
+    def check_kind(self, Node node):
+        """A container that is not as usual can hold what is going to be written, and be made again where this is meant."""
+        try:
+            if self.write:
+                node.kind.check_holds(node.container, node.items)
+            if self.anew:
+                node.kind.check_like(node.container, node.items)
+        except containers.Refused as error:
+            raise TypeError(f"{self.path_to(node)}: {error}") from error.__cause__
+
+    # ---- paths ------------------------------------------------------------------------------
+
+    def path(self, Py_ssize_t index, str name=None):
+        """Where the leaf of this index stands: ``layers/3/weight``; a lone one is called by a name, that of the nesting."""
+        return leaf_path(self.root, name or self.name, index)
+
+    def path_to(self, node):
+        """Where a container stands."""
+        return self.joined(next(parts for parts, item in places(self.root) if item is node))
+
+    def paths(self, bint nones=False):
+        """The paths of all leaves; with `nones`, also where None stands."""
+        cdef list found = []
+        for parts, item in places(self.root):
+            if type(item) is Node:
+                self.check_unchanged(<Node>item)
+            elif nones or item is not None:
+                found.append(self.joined(parts))
+        return found
+
+    def naming(self):
+        """A function from the index of a leaf to its path, which keeps no leaf alive."""
+        root, name = outlined(self.root), self.name
+        return lambda index: leaf_path(root, name, index)
+
+    # ---- a nesting that changes -------------------------------------------------------------
+
+    cdef int check_unchanged(self, Node node) except -1:
+        """A RuntimeError where a container holds something else than when it was walked, as far as it can be asked again."""
+        cdef Py_ssize_t i, n
+        cdef list now, then = node.items
+        if PyTuple_CheckExact(node.container) or not (node.kind is None or node.kind.live):
+            return 0
+        now = items_of(node) if node.kind is None else node.kind.opened(node.container)[0]
+        n = min(len(now), len(then))
+        for i in range(n):
+            item = then[i]
+            if now[i] is not ((<Node>item).container if type(item) is Node else item):
+                n = i
+                break
+        if n < len(now) or n < len(then):
+            self.refuse_change(node, n)
+        return 0
+
+    def refuse_change(self, Node node, Py_ssize_t index):
+        """The RuntimeError of a container whose item of this index is another now."""
+        parts = next(parts for parts, item in places(self.root) if item is node)
+        names = list(node.container)[index : index + 1] if isinstance(node.container, dict) else [index]
+        raise RuntimeError(f"{'/'.join((*parts, *map(str, names))) or self.name}: {self.name} changed during the call")
+
+    # ---- matching ---------------------------------------------------------------------------
+
+    def match(self, other, str name, bint spare=False, bint write=False):
+        """What stands in another nesting in the places of the leaves, in order, dicts matched by key; or a ValueError that
+        names the path where the two part.
+
+        Parameters
+        ----------
+        other : nesting of anything
+        name : what it is called in messages
+        spare : whether it may have something where this one has None
+        write : whether what it holds is going to be written
+        """
+        cdef Sought sought = Sought.__new__(Sought)
+        sought.name, sought.spare, sought.write, sought.found = name, spare, write, []
+        self.match_item(self.root, other, (), sought)
+        return sought.found
+
+    def match_patterns(self, list patterns, str name):
+        """For each leaf the index of the first of some patterns that matches its whole path (shell-style; ``*`` matches ``/``
+        too), or None; a ValueError for a pattern that matches no path at all, those of None included."""
+        matchers = [re.compile(translate(pattern)).match for pattern in patterns]
+        everything = self.paths(True)
+        for pattern, match in zip(patterns, matchers):
+            if everything and not any(map(match, everything)):
+                some = ", ".join(everything[:5]) + (", ..." if len(everything) > 5 else "")
+                raise ValueError(f"{name} has the pattern {pattern!r}, which matches no path in {self.name}: {some}")
+        return [next((i for i, match in enumerate(matchers) if match(path)), None) for path in self.paths()]
+
+    cdef int match_item(self, object mine, object other, tuple parts, Sought sought) except -1:
+        """Match one item with another."""
+        cdef Node theirs
+        if mine is None and (other is None or sought.spare or sought.name == "params"):     # of a frozen layer: no gradient
+            return 0
+        theirs = None if other is None else node_of(other, sought.name)
+        if theirs is not None:
+            self.open_other(theirs, parts, sought)
+        if mine is None or other is None or (type(mine) is Node) != (theirs is not None):
+            raise ValueError(f"{self.joined(parts)}: {self.name} and {sought.name} are nested in different ways")
+        if theirs is None:
+            sought.found.append(other)
+            return 0
+        self.check_unchanged(<Node>mine)
+        if is_by_key(<Node>mine) != is_by_key(theirs):
+            raise ValueError(f"{self.joined(parts)}: {self.name} is a {type((<Node>mine).container).__name__}, "
+                             f"{sought.name} a {type(other).__name__}")
+        if is_by_key(theirs):
+            return self.match_by_key(<Node>mine, theirs, parts, sought)
+        return self.match_by_number(<Node>mine, theirs, parts, sought)
+
+    cdef int open_other(self, Node node, tuple parts, Sought sought) except -1:
+        """Ask a container of the other nesting for its items."""
+        if PyDict_CheckExact(node.container):
+            held = dict(node.container)     # keys and values of one moment
+            node.items, node.keys = list(held.values()), list(held)
+        elif node.kind is None:
+            node.items = items_of(node)
+        else:
+            self.open(node, parts)
+            if sought.write:
+                try:
+                    node.kind.check_holds(node.container, node.items)
+                except containers.Refused as error:
+                    raise TypeError(f"{self.joined(parts)}: {error}") from error.__cause__
+        return 0
+
+    cdef int match_by_number(self, Node mine, Node theirs, tuple parts, Sought sought) except -1:
+        """Match two containers whose items are in the same order."""
+        cdef Py_ssize_t i, n = len(mine.items)
+        if n != len(theirs.items):
+            raise ValueError(f"{self.joined(parts)}: {self.name} has {n} entries, {sought.name} has {len(theirs.items)}")
+        for i in range(n):
+            if cnp.PyArray_CheckExact(theirs.items[i]) and cnp.PyArray_CheckExact(mine.items[i]):
+                sought.found.append(theirs.items[i])
+            else:
+                self.match_item(mine.items[i], theirs.items[i], (*parts, str(i)), sought)
+        return 0
+
+    cdef int match_by_key(self, Node mine, Node theirs, tuple parts, Sought sought) except -1:
+        """Match two containers whose items have the same keys."""
+        cdef list keys = keys_of(mine)
+        cdef dict others = dict(zip(theirs.keys, theirs.items))
+        if keys is None:
+            self.refuse_change(mine, 0)
+        for key in keys:
+            if key not in others:
+                raise ValueError(f"{self.joined((*parts, str(key)))}: {sought.name} has no such entry")
+        mine_too = set(keys)
+        if len(others) > len(mine_too):
+            key = next(key for key in others if key not in mine_too)
+            raise ValueError(f"{self.joined((*parts, str(key)))}: {sought.name} has an entry that {self.name} has not")
+        for key, item in zip(keys, mine.items):
+            self.match_item(item, others[key], (*parts, str(key)), sought)
+        return 0
+
+    cdef str joined(self, tuple parts):
+        """What leads to an item, as a path."""
+        return "/".join(parts) or self.name
+
+    # ---- another nesting like it ------------------------------------------------------------
+
+    def rebuild(self, list leaves):
+        """The same nesting with other leaves."""
+        cdef Py_ssize_t position = 0
+        return self.made_anew(self.root, leaves, &position)
+
+    cdef object made_anew(self, object item, list leaves, Py_ssize_t *position):
+        """One item of it, whose first leaf is that of `position`."""
+        cdef Node node
+        cdef list items = []
+        if item is None:
+            return None
+        if type(item) is not Node:
+            position[0] += 1
+            return leaves[position[0] - 1]
+        node = <Node>item
+        self.check_unchanged(node)
+        for child in node.items:
+            items.append(self.made_anew(child, leaves, position))
+        if PyList_CheckExact(node.container):
+            return items
+        if PyTuple_CheckExact(node.container):
+            return tuple(items)
+        if node.kind is None:
+            keys = keys_of(node)
+            if keys is None:
+                self.refuse_change(node, 0)
+            return dict(zip(keys, items))
+        try:
+            return node.kind.like(node.container, items)
+        except Exception as error:
+            name = containers.type_name(node.container)
+            raise TypeError(f"{self.path_to(node)}: a {name} cannot be made of other items ({error})") from error

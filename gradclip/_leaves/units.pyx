@@ -1,0 +1,170 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Leaves as the passes see them: a table of raw memory, and the units that it is cut into."""
+from cpython.mem cimport PyMem_Malloc, PyMem_Realloc, PyMem_Free
+from libc.string cimport memcpy, memset
+
+import numpy as np
+
+from .foreign import addressed
+from gradclip._leaves.layout cimport gc_leaf, lay_out, same_strides
+
+cdef Py_ssize_t MAX_UNITS = 1 << 48     # more than fit a memory, and so few that no size that is worked out from them overflows
+
+
+cdef class Units:
+    """A table of leaves, each cut into units: what shares one norm and one factor."""
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.leaf[i].axes != NULL:
+                PyMem_Free(self.leaf[i].axes)
+        if self.source != NULL:
+            for i in range(self.count):
+                PyMem_Free(self.source[i].axes)
+            PyMem_Free(self.source)
+        if self.leaf != self.few:
+            PyMem_Free(self.leaf)
+
+    def __len__(self):
+        return self.count
+
+    @property
+    def is_target(self):
+        """Whether these receive what is made of other leaves."""
+        return self.source != NULL
+
+    @property
+    def size(self):
+        """Elements of all leaves; a complex number is one."""
+        cdef Py_ssize_t i, total = 0
+        for i in range(self.count):
+            total += self.leaf[i].units * self.leaf[i].size >> self.leaf[i].is_complex
+        return total
+
+    @property
+    def sources(self):
+        """The arrays that a write pass reads."""
+        return self.arrays if self._pair is None else self._pair.arrays
+
+    @property
+    def unit_axes(self):
+        """The axes along which the units of each leaf lie; None for leaves that are not cut."""
+        return self._unit_axes if self._pair is None else self._pair._unit_axes
+
+    cpdef str path(self, Py_ssize_t index):
+        """What a leaf is called in messages."""
+        return str(index)
+
+    # ---- the table --------------------------------------------------------------------------
+
+    cdef int reserve(self, Py_ssize_t more) except -1:
+        """Make room for some more leaves. A few need no memory of their own, which takes as long as clipping a small leaf. Many
+        get room for as many again: what is not touched costs nothing, and glibc, which gives memory back when twice the largest
+        block lies free, keeps what a call with many leaves needs for the next."""
+        cdef gc_leaf *leaf
+        if self.leaf == NULL:
+            self.leaf, self._capacity = self.few, FEW
+        if self.count + more > self._capacity:
+            leaf = <gc_leaf *>PyMem_Realloc(NULL if self.leaf == self.few else self.leaf, 2 * (self.count + more) * sizeof(gc_leaf))
+            if leaf == NULL:
+                raise MemoryError
+            if self.leaf == self.few:
+                memcpy(leaf, self.few, self.count * sizeof(gc_leaf))
+            self.leaf, self._capacity = leaf, 2 * (self.count + more)
+        return 0
+
+    cdef int append(self, object array) except -1:
+        """Count one more leaf, which is described already."""
+        self.leaf[self.count].first_unit = self.count
+        self.on_device += self.leaf[self.count].device != 0
+        self.count += 1             # from here on its axes are freed with those of the others
+        self.units = self.count
+        self.arrays.append(array)
+        return 0
+
+    cdef int make_room_for_sources(self) except -1:
+        """As many rows as there are leaves, of no axes so far."""
+        cdef size_t size = max(self.count, 1) * sizeof(gc_leaf)
+        self.source = <gc_leaf *>PyMem_Malloc(size)
+        if self.source == NULL:
+            raise MemoryError
+        memset(self.source, 0, size)
+        return 0
+
+    # ---- cutting ----------------------------------------------------------------------------
+
+    def cut(self, list unit_axes):
+        """Give every index along some axes of each leaf (a sorted tuple per leaf; empty: none) a norm of its own."""
+        cdef Py_ssize_t i
+        self._unit_axes = unit_axes
+        self.units = 0
+        for i in range(self.count):
+            PyMem_Free(self.leaf[i].axes)
+            self.leaf[i].axes = NULL
+            lay_out(self.arrays[i], None, &self.leaf[i], NULL, False, unit_axes[i])
+            if self.leaf[i].units > MAX_UNITS - self.units:     # of no elements
+                raise ValueError(f"{self.path(i)}: an array of shape {self.arrays[i].shape} has {self.leaf[i].units} slices, "
+                                 "units or samples, more than memory can hold a norm of each")
+            self.leaf[i].first_unit = self.units
+            self.units += self.leaf[i].units
+
+    def leaf_units(self):
+        """How many units each leaf has."""
+        return [self.leaf[i].units for i in range(self.count)]
+
+    def sources_of(self, Py_ssize_t unit):
+        """The arrays that a write pass reads for one unit (-1: for all)."""
+        cdef Py_ssize_t i = 0
+        if unit < 0:
+            return self.sources
+        while unit >= self.leaf[i].first_unit + self.leaf[i].units:
+            i += 1
+        axes = () if self.unit_axes is None else self.unit_axes[i]
+        array = self.sources[i]
+        array = array.transpose((*axes, *(d for d in range(array.ndim) if d not in axes)))
+        return [array[np.unravel_index(unit - self.leaf[i].first_unit, array.shape[: len(axes)])]]
+
+    def devices(self):
+        """The numbers of the GPUs that leaves lie on."""
+        return sorted({self.leaf[i].device - 1 for i in range(self.count) if self.leaf[i].device})
+
+    # ---- two tables walked in step ----------------------------------------------------------
+
+    cdef int pair(self, Units to) except -1:
+        """Let `to` receive what is made of these, walked in step."""
+        cdef Py_ssize_t i
+        to.make_room_for_sources()
+        to._pair = self
+        to.units = self.units
+        for i in range(to.count):
+            if self._unit_axes is None and self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and \
+                    (self.arrays[i].strides == to.arrays[i].strides if self.leaf[i].device else
+                     same_strides(self.arrays[i], to.arrays[i])):
+                to.source[i] = self.leaf[i]
+            else:
+                PyMem_Free(to.leaf[i].axes)
+                to.leaf[i].axes = NULL
+                to.source[i].device = self.leaf[i].device
+                lay_out(to.arrays[i], self.arrays[i], &to.leaf[i], &to.source[i], False,
+                        () if self._unit_axes is None else self._unit_axes[i])
+            to.leaf[i].first_unit = to.source[i].first_unit = self.leaf[i].first_unit
+        return 0
+
+    def summed_into(self, Units to):
+        """Pairs of samples and their sum: every index of the first axis of these goes to the same leaf of `to`."""
+        cdef Units pairs = Units.__new__(Units)
+        cdef Py_ssize_t i
+        cdef gc_leaf *leaf
+        pairs.arrays = []
+        pairs.reserve(self.count)
+        for i in range(self.count):
+            leaf = &pairs.leaf[i]
+            leaf.axes, leaf.device = NULL, self.leaf[i].device
+            pairs.append(to.arrays[i])
+        pairs.make_room_for_sources()
+        for i in range(self.count):
+            pairs.source[i].device = self.leaf[i].device
+            sums = np.broadcast_to(addressed(to.arrays[i]), self.arrays[i].shape)
+            lay_out(self.arrays[i], sums, &pairs.source[i], &pairs.leaf[i], False, (0,))
+        return pairs

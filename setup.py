@@ -1,5 +1,6 @@
-"""The one build rule: the kernel file is compiled once per instruction set, with that set's flags on it
-alone, and linked into the Cython passes. Everything else is in pyproject.toml."""
+"""The one build rule; everything else is in pyproject.toml.
+
+The kernel file is compiled once per instruction set, with that set's flags on it alone, and linked into the Cython passes."""
 
 import os
 import re
@@ -54,6 +55,7 @@ class Build(build_ext):
     """Adds OpenMP where the compiler has it, and the kernels of every instruction set."""
 
     def build_extensions(self):
+        """Compile the kernels, then the extensions."""
         error = self.attempt("#include <Python.h>\nint main(void) { return 0; }\n")
         if error:
             command = takewhile(lambda word: word[0] != "-", getattr(self.compiler, "compiler_so", ["Microsoft Visual C++"]))
@@ -101,6 +103,7 @@ class Build(build_ext):
 
 
 def extension(name, *sources):
+    """Return the Cython module of that name, with C sources beside its own."""
     path = name.replace(".", "/") + ".pyx"
     macros = [(f"GC_WITH_{isa.upper()}", "1") for isa in SETS if isa != "baseline"]
     return Extension(
@@ -120,6 +123,7 @@ class Sdist(sdist):
 
     # Not `add_defaults`: that is called on a class of setuptools' own, which makes the list of sources.
     def make_release_tree(self, base_dir, files):
+        """Copy what setuptools found and what it did not."""
         super().make_release_tree(base_dir, sorted({*files, *filter(os.path.isfile, along())}))
 
 

@@ -1,4 +1,6 @@
-"""Time per element over sizes, dtypes, threads and awkward data: python benchmarks/cliffs.py [--plot docs/cliffs.png]
+"""Time per element over sizes, dtypes, threads and awkward data.
+
+    python benchmarks/cliffs.py [--plot docs/cliffs.png]
 
 `global_norm` of one leaf from one element to 1 GB (at most a quarter of the free memory), best of many calls that take
 turns. A cliff is a step by which more elements, another thread, a layout or the values make an element several
@@ -45,7 +47,7 @@ def awkward(name):
 
 
 def by_size(name, threads, seconds):
-    """ns per element of each size, and the sizes in bytes."""
+    """Return nanoseconds per element of each size, and the sizes in bytes."""
     itemsize = np.dtype(dtype_of(name)).itemsize
     sizes = [size for size in SIZES if itemsize <= size <= min(1e9, free_memory() / 4)]
     found = []

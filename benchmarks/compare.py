@@ -1,4 +1,6 @@
-"""gradclip beside its peers and the memory limit: python benchmarks/compare.py [--threads N] [--rounds N] [row ...]
+"""gradclip beside its peers and the memory limit.
+
+    python benchmarks/compare.py [--threads N] [--rounds N] [row ...]
 
 The rows of the README's table, measured as `gradclip bench` does it (gradclip/cli/bench.py): all contenders of a row run in
 turn, round after round, in one process; the fastest call of each counts. Peers that are not installed are left out."""

@@ -1,4 +1,4 @@
-"""gradclip on a GPU beside a copy on it, and PyTorch: python benchmarks/device.py [--rounds N] [part of a row ...]
+"""gradclip on a GPU beside a copy on it, and PyTorch: python benchmarks/device.py [--rounds N] [part of a row ...].
 
 The tables of docs/gpu.md. Events on the device time the passes, a clock of the host the calls; the fastest of several counts. A
 share compares the bytes that a pass must move, each once, per second with those that a copy moves. Needs CuPy and a device;

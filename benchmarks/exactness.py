@@ -1,7 +1,9 @@
-"""How exact the norm is, beside its peers: python benchmarks/exactness.py [--quick] [--plot docs/exactness.png]
+"""How exact the norm is, beside its peers.
+
+    python benchmarks/exactness.py [--quick] [--plot docs/exactness.png]
 
 Two questions. *Errors*: how far is the norm from the exact one, over dtypes, distributions and sizes, and how far
-are written elements from x * factor? All that is exact is integer arithmetic, as in tests/reference.py. *Bits*: how
+are written elements from x * factor? All that is exact is integer arithmetic, as in exact.py. *Bits*: how
 many different results do the same numbers give when only the threads, the instruction set, the place in memory,
 the split into leaves or the order changes? Every instruction set and number of threads gets a process of its own,
 where environment variables choose them, for gradclip and for what its peers run on; all else varies within.
@@ -25,13 +27,11 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.common import dtype as dtype_of
+from exact import FORMAT, element_error, layouts
 
 import gradclip
 from gradclip._cpu import machine
 from gradclip.cli import peers
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from reference import FORMAT, element_error, layouts
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 SIZES = (1, 7, 100, 4095, 4096, 4097, 65_537, 10**6, 10**7)

@@ -1,4 +1,6 @@
-"""Fused passes beside the same in two calls, and beside memory: python benchmarks/saved.py [--elements N] [--seconds S]
+"""Fused passes beside the same in two calls, and beside memory.
+
+    python benchmarks/saved.py [--elements N] [--seconds S]
 
 Contenders take turns on arrays of their own; the fastest call of each counts. A pass is a read or an in-place rewrite
 of one array; `new` writes memory that was not read. Limits are plain reads and rewrites of the same arrays."""

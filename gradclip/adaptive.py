@@ -174,6 +174,10 @@ def _adaptive(params, clip_factor, eps, unit_axis, norm):
 class _Adaptive(Request):
     """Each unit of the gradients to a fraction of the norm of its parameters, which are read beside them."""
 
+    params: Any
+    unit_axis: Any
+    eps: float
+
     def prepare(self, leaves):
         leaves.cut([_unit_axes(leaves, i, self.unit_axis) for i in range(leaves.count)])
         return leaves.beside(self.params)

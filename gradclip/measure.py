@@ -321,6 +321,8 @@ def _application(measure, max_norm, norm):
 class _Application(Request):
     """All leaves to a threshold of the norm of a Measure, which they are a part of."""
 
+    whole: Measure
+
     def measure(self, engine, read):
         options, whole = self.options, self.whole
         with StandardState():

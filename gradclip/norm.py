@@ -255,6 +255,8 @@ def _by_norm(norm, max_norm, axis):
 class _ByNorm(Request):
     """Each leaf, or each slice along some axes, to a threshold of its own."""
 
+    axis: Any
+
     def prepare(self, leaves):
         self.threshold = _by_leaf(leaves, self.shown)
         if self.axis is not None:

@@ -102,6 +102,8 @@ def _by_value(clip_min, clip_max):
 class _ByValue(Request):
     """Every element into [low, threshold]."""
 
+    low: float
+
     def prepare(self, leaves):
         for i, array in enumerate(leaves.arrays):
             if array.dtype.kind == "c":

@@ -1,11 +1,26 @@
+"""Fixtures that many files of tests share, and the number of their processes."""
+
+import gc
+import os
 import sys
 
 import pytest
+from marks import slow
 
 from gradclip._cpu import machine
 
 
-@pytest.fixture(params=machine.available_isas())
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_auto_num_workers():
+    """Return how many workers `-n auto` starts: each imports all libraries, half a GB, and compiles the kernels of the GPU."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 8)
+
+
+SETS = machine.available_isas()
+
+
+@pytest.fixture(params=slow(SETS, fast=(SETS[0], SETS[-1])))
 def isa(request):
     """Each instruction set that this machine can run, in turn."""
     before = machine.isa()
@@ -14,7 +29,7 @@ def isa(request):
     machine.set_isa(before)
 
 
-@pytest.fixture(params=[1, 2, 3, 8])
+@pytest.fixture(params=slow([1, 2, 3, 8], fast=(1, 3)))
 def threads(request):
     """Thread counts, whatever is allowed: more threads than cores must give the same bits too."""
     before = machine.get_threads()
@@ -24,9 +39,30 @@ def threads(request):
 
 
 @pytest.fixture(scope="module")
+def only_new_objects():
+    """Garbage collections of a module's tests leave out what lives before them: PyTorch, JAX, all tests.
+
+    Each would take half a second with those, and what a call leaves behind is new."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def uncollected(only_new_objects):
+    """Only reference counts give memory back."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture(scope="module")
 def cupy():
-    """CuPy where there is a GPU, or a CUDA runtime without one (gpu_runtime/); else its stand-in, which runs the same kernels
-    on the processor (fake_cupy.py)."""
+    """CuPy where there is a GPU, or a CUDA runtime without one (gpu_runtime/); else its stand-in (fake_cupy.py).
+
+    The stand-in runs the same kernels on the processor."""
     try:
         import cupy as real
 

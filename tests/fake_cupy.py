@@ -1,7 +1,8 @@
-"""A stand-in for the part of CuPy that gradclip uses, on a processor: arrays in NumPy's memory, and kernels compiled
-from the same CUDA source by a C++ compiler (gpu_runtime/kernels.py). With it the usual test command tests the GPU engine
-wherever there is g++, without CuPy's 300 MB. It does what its authors think that CuPy does: the tests on gpu_runtime/, which
-have CuPy itself, tell where CuPy does otherwise.
+"""A stand-in for the part of CuPy that gradclip uses, on a processor.
+
+Arrays lie in NumPy's memory, and kernels are compiled from the same CUDA source by a C++ compiler (gpu_runtime/kernels.py).
+With it the usual test command tests the GPU engine wherever there is g++, without CuPy's 300 MB. It does what its authors think
+that CuPy does: the tests on gpu_runtime/, which have CuPy itself, tell where CuPy does otherwise.
 
 It counts what would make a process wait for a GPU. What is put into a stream is done when something waits for that stream, and
 no sooner: what another stream did not wait for, by an event, has then not happened. Memory of `empty` that is dropped is
@@ -24,6 +25,7 @@ from gpu_runtime.kernels import build
 
 PER_THREAD = 2  # the number of every thread's default stream
 waits = 0  # copies to the host so far
+used = 0  # bytes of arrays that are alive
 launches = []  # (kernel, number of the stream)
 fetched_in = []  # streams of copies to the host
 queues = defaultdict(list)  # by `key_of` a stream: what is yet to be done,
@@ -88,9 +90,13 @@ class Memory:
     """What arrays share. Given back, that of `empty` belongs to what its stream does next."""
 
     def __init__(self, host, spoilt=False):
+        global used
         self.host, self.spoilt_in = host, key_of(get_current_stream().ptr) if spoilt else None
+        used += host.nbytes
 
     def __del__(self):
+        global used
+        used -= self.host.nbytes
         dropped.append(self.host)
         if self.spoilt_in is not None:
             queues[self.spoilt_in].append((spoil, (self.host,)))
@@ -162,6 +168,10 @@ class ndarray:
 
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+
+def get_default_memory_pool():
+    return types.SimpleNamespace(used_bytes=lambda: used)
 
 
 def empty(shape, dtype=np.float64):
@@ -246,8 +256,10 @@ class Event:
 
 
 class Stream:
-    """A number. `with` a stream leaves what entered it last, and makes current what is then on top, as in CuPy: not what
-    `use` had made current."""
+    """A number.
+
+    `with` a stream leaves what entered it last, and makes current what is then on top, as in CuPy: not what `use` had made
+    current."""
 
     null = ptds = None
     numbers = itertools.count(100)

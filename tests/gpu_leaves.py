@@ -46,8 +46,9 @@ def waits(cupy):
 
 
 def journal(cupy):
-    """What was begun since the last call: [(kernel, stream)], and ("fetch", stream) of each copy to the host; nothing where it
-    is not watched."""
+    """What was begun since the last call: [(kernel, stream)], and ("fetch", stream) of each copy to the host.
+
+    Nothing where it is not watched."""
     if is_stand_in(cupy):
         told = [*cupy.launches, *(("fetch", stream.ptr) for stream in cupy.fetched_in)]
         del cupy.launches[:], cupy.fetched_in[:]
@@ -58,6 +59,13 @@ def journal(cupy):
 
 def device_count(cupy):
     return 3 if is_stand_in(cupy) else cupy.cuda.runtime.getDeviceCount()
+
+
+def need_devices(cupy, count):
+    """Skip the test where there are fewer GPUs than `count`."""
+    found = device_count(cupy)
+    if found < count:
+        pytest.skip(f"needs {count} GPUs, and there {'is 1' if found == 1 else f'are {found}'}")
 
 
 def on_gpu(cupy, array):
@@ -88,8 +96,7 @@ def there(cupy, tree):
 
 def across(cupy, count, tree):
     """The same nesting with its leaves dealt out to so many GPUs, the last first."""
-    if device_count(cupy) < count:
-        pytest.skip("fewer GPUs")
+    need_devices(cupy, count)
     turns = itertools.cycle(reversed(range(count)))
 
     def dealt(node):

@@ -59,6 +59,7 @@ def test_the_formula_in_exact_arithmetic(shape, dtypes, axis, factor, eps, order
     assert there.tobytes() == clipped.tobytes()
 
 
+@pytest.mark.slow
 def test_large_units_and_their_report():
     grads = {"rows": gradient(np.float32, 12 * 70_000).reshape(12, -1), "columns": gradient(np.float32, 9000).reshape(30, 300)}
     params = {k: gradient(np.float64, v.size, seed=3).reshape(v.shape) for k, v in grads.items()}

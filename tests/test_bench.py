@@ -6,13 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from marks import slow
 
 import gradclip
 from gradclip import cli
 from gradclip._cpu import machine
 from gradclip._cpu.limits import Stream
 from gradclip._leaves import Leaves
-from gradclip.cli import bench, peers, roofline
+from gradclip.cli import bench, roofline
 
 
 def run(capsys, *argv):
@@ -25,13 +26,14 @@ def run(capsys, *argv):
 def small(monkeypatch):
     """Sizes that take no time, and gradclip beside NumPy alone."""
     monkeypatch.setattr(bench, "SIZES", (4**6, 4**8))
-    monkeypatch.setattr(peers, "NAMES", ("gradclip", "numpy"))
+    installed = bench.installed_peers
+    monkeypatch.setattr(bench, "installed_peers", lambda: {k: v for k, v in installed().items() if k in ("gradclip", "numpy")})
 
 
 @pytest.fixture
 def no_measuring(monkeypatch):
     """An error of the input has to be found before the time is spent."""
-    monkeypatch.setattr(bench, "_measure", lambda *args: pytest.fail("measured before the input was checked"))
+    monkeypatch.setattr(bench, "installed_peers", lambda: pytest.fail("peers were loaded before the input was checked"))
 
 
 # --- the limit -----------------------------------------------------------------------------------------------
@@ -133,6 +135,7 @@ def check_table(results, out, dtypes, sizes):
         assert f"{r.speed('gradclip'):.1f}" in lines[position - 1].split()
 
 
+@pytest.mark.slow
 def test_all_of_it_within_a_small_budget(capsys, tmp_path):
     pytest.importorskip("matplotlib")
     results = bench.run(1.0, plot=tmp_path / "roofline.png")
@@ -155,7 +158,7 @@ def test_no_number_is_cut_short_where_a_column_is_wide(capsys):
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize("rich", [True, False])
+@pytest.mark.parametrize("rich", [*slow([True]), False])
 def test_dtypes_and_table_with_and_without_rich(rich, capsys, monkeypatch):
     if rich:
         pytest.importorskip("rich")
@@ -180,8 +183,16 @@ def test_threads_are_those_asked_for_and_given_back(capsys):
     assert (gradclip.get_num_threads(), machine.team()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("name", "signature"), [("a.svg", b"<?xml"), ("B.PDF", b"%PDF"), ("picture", b"\x89PNG")])
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        ("a.svg", b"<?xml"),
+        ("B.PDF", b"%PDF"),
+        ("picture", b"\x89PNG"),
+    ],
+)
 def test_picture(name, signature, capsys, tmp_path):
     pytest.importorskip("matplotlib")
     status, out, err = run(capsys, "--seconds", "0.1", "--dtype", "float32", "float64", "--plot", str(tmp_path / name))

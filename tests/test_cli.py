@@ -269,6 +269,7 @@ def test_seed_decides_the_numbers(text):
     assert first.losses == second.losses != other.losses
 
 
+@pytest.mark.slow
 def test_default_settings_separate(text):
     without = demo.train(text, 120, None, 0)
     clipped = demo.train(text, 120, 0.75, 0)
@@ -306,12 +307,20 @@ def test_short_demo_prints_a_table_and_saves_a_picture(capsys, tmp_path):
 
 
 @pytest.mark.usefixtures("extra")
-@pytest.mark.parametrize(("name", "signature"), [("picture.svg", b"<?xml"), ("PICTURE.PDF", b"%PDF"), ("picture", b"\x89PNG")])
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        pytest.param("picture.svg", b"<?xml", marks=pytest.mark.slow),
+        pytest.param("PICTURE.PDF", b"%PDF", marks=pytest.mark.slow),
+        ("picture", b"\x89PNG"),
+    ],
+)
 def test_suffix_chooses_the_format(name, signature, tmp_path, capsys):
     demo.run(tmp_path / name, steps=1)
     assert (tmp_path / name).read_bytes().startswith(signature)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra")
 def test_nan_and_extreme_thresholds_are_shown(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "LEARNING_RATE", 1e38)

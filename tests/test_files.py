@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors
 from gradient_files import gradients, read, run, same, write
+from marks import slow
 
 import gradclip
 from gradclip import cli
@@ -297,7 +298,7 @@ def test_odd_arrays_are_one_line_and_status_2(capsys, tmp_path, content, words):
 COMPRESSIONS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 
 
-@pytest.mark.parametrize("how", COMPRESSIONS)
+@pytest.mark.parametrize("how", slow(COMPRESSIONS, fast=COMPRESSIONS[:1]))
 def test_damaged_archives_are_one_line_and_status_2(capsys, tmp_path, how):
     """Every byte of an archive, changed; and every beginning of it."""
     path, out = tmp_path / "grads.npz", tmp_path / "out.npz"
@@ -333,7 +334,7 @@ def test_an_archive_may_not_expand_beyond_all_proportion(capsys, tmp_path, monke
     assert run(capsys, path)[0] == 0  # small
     monkeypatch.setattr(files, "EXPANDED", 2**19)
     with monkeypatch.context() as unread:
-        unread.setattr(files, "_read_member", lambda *args: pytest.fail("read"))
+        unread.setattr(zipfile.ZipExtFile, "read", lambda *args: pytest.fail("read"))
         status, text, err = run(capsys, path, "--max-norm", "1", "--out", out)
     assert (status, text) == (2, "")
     assert err == f"gradclip: error: {path}: {size:,} bytes that expand to 800,128: --expand allows it\n"
@@ -349,7 +350,7 @@ def test_a_compression_without_a_limit_must_be_allowed(capsys, tmp_path, monkeyp
     path = zeros(tmp_path / "grads.npz", 99_999, how)
     path.write_bytes(path.read_bytes().replace((800_128).to_bytes(4, "little"), (928).to_bytes(4, "little")))
     with monkeypatch.context() as unread:
-        unread.setattr(files, "_read_member", lambda *args: pytest.fail("read"))
+        unread.setattr(zipfile.ZipExtFile, "read", lambda *args: pytest.fail("read"))
         status, text, err = run(capsys, path, "--max-norm", "1", "--out", path)
     assert (status, text) == (2, "")
     assert err == f"gradclip: error: {path}: w.npy: NumPy writes no such compression: --expand allows it\n"

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 from calls import contents, inputs
+from interrupts import interrupted
+from marks import slow
 
 import gradclip
 
@@ -39,31 +41,8 @@ CLIPS = {
 }
 
 
-def interrupted(call, after):
-    """Make a call, in which KeyboardInterrupt comes at the so many-th line of gradclip, counting calls of others' code too;
-    whether it came."""
-    left = after
-
-    def trace(frame, event, arg):
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise KeyboardInterrupt
-        return trace if frame.f_globals["__name__"].startswith("gradclip") else None
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
-@pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.parametrize("format", ["csr", "coo"])
+@pytest.mark.parametrize("name", slow(CLIPS, fast=("in place", "out", "sums")))
+@pytest.mark.parametrize("format", ["csr", *slow(["coo"])])
 def test_an_interrupt_leaves_no_leaf_half_clipped(name, format, monkeypatch):
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # of generators that are dropped meanwhile
     call, written, sparse = CLIPS[name]

@@ -25,15 +25,6 @@ def test_every_public_function_that_takes_leaves_is_called():
 # ---- nothing is kept ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def uncollected():
-    """Only reference counts give memory back."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def watched(call, xp=np):
     """Weak references to every leaf that goes into a call and comes out of it; what is returned has been dropped."""
     x = inputs(xp)
@@ -118,8 +109,9 @@ def hooks():
 
 
 def passes(hooks, call, first, count=1):
-    """Whether a call passes though some requests for memory are refused, from the first-th on. (Not all that follow: Python
-    itself may then try for ever.)"""
+    """Whether a call passes though some requests for memory are refused, from the first-th on.
+
+    Not all that follow: Python itself may then try for ever."""
     try:
         hooks.set_nomemory(first, first + count)
         try:
@@ -146,8 +138,9 @@ REFUSED = {name: (call, lambda x: x) for name, call in CALLS.items()} | {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_call_that_is_refused_memory_changes_nothing(name, hooks, monkeypatch):
-    """Not a byte; no reference is released twice; and no error comes after the write pass. (That none is kept cannot be asked
-    for: `list(x)` and closures of Python 3.10 to 3.12 keep some where memory is refused.)"""
+    """Not a byte; no reference is released twice; and no error comes after the write pass.
+
+    That none is kept cannot be asked for: `list(x)` and closures of Python 3.10 to 3.12 keep some where memory is refused."""
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # of generators that are dropped meanwhile
     call, prepared = REFUSED[name]
     call(prepared(inputs()))  # what is imported and remembered once

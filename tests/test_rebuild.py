@@ -1,5 +1,6 @@
-"""Functional forms give back what they were given: every container and leaf of its own type, or a TypeError before
-anything is read."""
+"""Functional forms give back what they were given.
+
+Every container and leaf is of its own type, or there is a TypeError before anything is read."""
 
 import array
 import collections

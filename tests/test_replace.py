@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gradient_files import run, write
 
-from gradclip import ClipMonitor, _saving, cli
+from gradclip import ClipMonitor, cli
 from gradclip._saving import replacing
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links, permissions and signals are others there")
@@ -53,8 +53,8 @@ def test_a_planted_link_is_not_followed(capsys, tmp_path, monkeypatch):
     (tmp_path / f".grads.npz.{os.getpid()}").symlink_to(victim)  # where a name can be guessed
     assert run(capsys, path, "--max-norm", "1", "--out", path)[0] == 0
     assert victim.read_bytes() == b"victim"
-    monkeypatch.setattr(_saving, "_token", lambda: "guessed")
-    (tmp_path / ".gradclip-guessed").symlink_to(victim)
+    monkeypatch.setattr(os, "urandom", bytes)  # so that the name can be guessed
+    (tmp_path / f".gradclip-{bytes(8).hex()}").symlink_to(victim)
     with pytest.raises(FileExistsError), replacing(path):
         pass
     assert victim.read_bytes() == b"victim"

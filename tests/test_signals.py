@@ -6,6 +6,7 @@ import sys
 import textwrap
 
 import pytest
+from marks import slow
 
 PRELUDE = """
 import os, signal, sys, threading
@@ -42,8 +43,8 @@ ENDLESS = {
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is not a signal that can be sent there")
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("call", ENDLESS)
+@pytest.mark.parametrize("threads", [*slow([1]), 3])
+@pytest.mark.parametrize("call", slow(ENDLESS, fast=("powers", "norms of samples", "sum of samples")))
 def test_ctrl_c_ends_a_read_pass(call, threads):
     """It also leaves nothing behind: the next call is right. A pass that did not ask would outlast the time limit."""
     told = run(f"""
@@ -150,6 +151,7 @@ def everything():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="threads get what the linker said there")
 @pytest.mark.parametrize("isa", ["baseline", ""])
 def test_small_stacks_are_enough(isa):

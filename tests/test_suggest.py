@@ -204,6 +204,7 @@ def test_table(log, capsys, monkeypatch, terminal):
     assert next(line for line in out.splitlines() if " 951 " in line).rstrip().endswith("suggested")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norms",
     [[1.0, 2.0, 30.0], [0.0, 0.0, 1.0], [0.0, 0.0], [3.0], [5e-324, 1.7e308], [1e308] * 5, [0.1 + 1e-9 * i for i in range(9)]],

@@ -138,7 +138,7 @@ def test_many_python_threads_at_once():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=str)
 def test_a_thread_with_a_small_stack_is_enough(dtype):
-    """musl gives a thread 128 KiB; here some of that is the interpreter's."""
+    """Musl gives a thread 128 KiB; here some of that is the interpreter's."""
     done = run(
         f"""
         import threading

@@ -20,6 +20,7 @@ def tutorial():
     return module
 
 
+@pytest.mark.slow
 def test_every_technique_trains_and_is_drawn(tutorial, tmp_path):
     pytest.importorskip("matplotlib")
     runs = tutorial.main(100, tmp_path)

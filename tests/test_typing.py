@@ -79,6 +79,7 @@ def pyright(folder):
     return {(Path(e["file"]).name, e["range"]["start"]["line"] + 1): e["message"] for e in said["generalDiagnostics"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checker", [mypy, pyright])
 def test_checkers_find_what_is_wrong_and_nothing_else(checker, tmp_path):
     lines = (TYPED / "bad.py").read_text(encoding="utf-8").splitlines()

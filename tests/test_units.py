@@ -172,6 +172,7 @@ def test_columns(dtype, shape):
         assert element_error(y[:300], x[:300], factor) <= 0.501
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ord", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [*REAL, COMPLEX[1]], ids=str)
 def test_threads_and_sets_change_no_bit(dtype, threads, ord):
@@ -206,6 +207,7 @@ def test_columns_that_grow_and_shrink(isa, dtype, ord):
         assert norm_error(norm, power_sum([x], ord), ord) <= 0.501
 
 
+@pytest.mark.slow
 def test_leaves_wider_and_longer_than_a_panel(isa):
     """Panels are at most 2048 columns and 4M elements large."""
     for shape in [(2100, 2100), (1_050_000, 5), (600, 15_000)]:
@@ -236,6 +238,7 @@ def test_columns_of_every_range_side_by_side(isa, width, ord):
         assert gradclip.clip_by_norm(a, 1.0, axis=0, ord=ord)[0][:, j].tobytes() == alone.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ord", [1, 2, math.inf])
 @pytest.mark.parametrize("dtype", REAL, ids=str)
 def test_columns_with_odd_parts(isa, dtype, ord):

@@ -1,0 +1,1 @@
+"""The suite that asv measures, commit by commit."""

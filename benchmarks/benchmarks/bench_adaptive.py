@@ -11,6 +11,8 @@ def layout(case, unit_axis):
 
 
 class InPlace(Bench):
+    """Seconds of adaptive clipping in place, by layout of the weights."""
+
     params = (list(CASES), (0, -1), (False, True), ("gradclip", "numpy"))
     param_names = ("float32", "unit_axis", "clips", "peer")
 

@@ -102,8 +102,9 @@ CASES = {
 
 
 class Data(_Cliff):
-    """4 MB in every layout and of numbers that processors have been slow with, on one thread. A NaN stops the clip
-    before its write."""
+    """4 MB in every layout and of numbers that processors have been slow with, on one thread.
+
+    A NaN stops the clip before its write."""
 
     params = (list(CASES), DTYPES)
     param_names = ("case", "dtype")

@@ -86,6 +86,8 @@ class Functional(Bench):
 
 
 class Out(Bench):
+    """Seconds of a clip into arrays that are there already."""
+
     params = (CLIPS, ["gradclip", "numpy"])
     param_names = ("clips", "peer")
 
@@ -98,8 +100,9 @@ class Out(Bench):
 
 
 class Unscale(Bench):
-    """A mixed-precision gradient, held times 2**16, is unscaled and clipped: GPT-2 small in float32. PyTorch unscales
-    first, as its GradScaler does."""
+    """Seconds in which a mixed-precision gradient, held times 2**16, is unscaled and clipped: GPT-2 small in float32.
+
+    PyTorch unscales first, as its GradScaler does."""
 
     params = ("gradclip", "numpy", "torch")
     param_names = ("peer",)

@@ -17,7 +17,7 @@ class Size(Bench):
 
 
 class Leaves(Bench):
-    """What a leaf costs: many of 1000 float32. (JAX would compile for minutes.)"""
+    """What a leaf costs: many of 1000 float32; not with JAX, which would compile for minutes."""
 
     params = (COUNTS, peers.NAMES)
     param_names = ("log10_leaves", "peer")

@@ -1,5 +1,6 @@
-"""CuPy arrays on a GPU, beside CuPy's own operations and PyTorch's foreach kernels on the same memory. Skipped where CuPy
-or a device is missing."""
+"""CuPy arrays on a GPU, beside CuPy's own operations and PyTorch's foreach kernels on the same memory.
+
+Skipped where CuPy or a device is missing."""
 
 import gradclip
 

@@ -13,6 +13,8 @@ STATEMENTS = {
 
 
 class Import:
+    """Seconds of one import."""
+
     params = tuple(STATEMENTS)
     param_names = ("package",)
     repeat = (3, 10, 2.0)

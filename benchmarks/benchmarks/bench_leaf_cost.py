@@ -8,6 +8,8 @@ SIZE = 16  # elements of a leaf
 
 
 class Leaf(Bench):
+    """Nanoseconds that one more leaf costs."""
+
     params = ((1, 2, 3, 4, 5), peers.NAMES)
     param_names = ("log10_leaves", "peer")
 

@@ -12,7 +12,7 @@ CLIPS = (False, True)
 
 
 def setup_cache():
-    """(threads, dtype, clips, case) -> Result"""
+    """Return the Result of each (threads, dtype, clips, case)."""
     found = {}
     for team in THREADS:
         results = bench.run(30.0, threads=None if team == "all" else team, dtypes=DTYPES)

@@ -1,5 +1,6 @@
-"""Peak memory of the process with a leaf of 256 MiB, for every operation: in place that of the leaf alone, for a new
-result one leaf more, whatever the dtype."""
+"""Peak memory of the process with a leaf of 256 MiB, for every operation.
+
+In place it is that of the leaf alone, for a new result one leaf more, whatever the dtype."""
 
 import numpy as np
 
@@ -34,6 +35,8 @@ def method(peer, operation):
 
 
 class Leaf:
+    """Peak memory of one operation on one leaf."""
+
     params = (list(ARGUMENTS), DTYPES, READERS)
     param_names = ("operation", "dtype", "peer")
 

@@ -23,6 +23,8 @@ class PerSample(Bench):
 
 
 class Sum(Bench):
+    """Seconds of the sum of clipped samples."""
+
     params = (list(CASES), ("gradclip", "numpy", "torch", "optax"))
     param_names = ("float32", "peer")
 

@@ -6,8 +6,10 @@ CASES = {"GPT-2 small": MODELS["GPT-2 small"](), "1000 leaves of 1000": flat(100
 
 
 class Step(Bench):
-    """PyTorch clips and then steps by `torch.optim.SGD(foreach=True)`, so its gradients are given back; the others do not
-    write them. Parameters move on from call to call."""
+    """Seconds of a clip and a step.
+
+    PyTorch clips and then steps by `torch.optim.SGD(foreach=True)`, so its gradients are given back; the others do not write
+    them. Parameters move on from call to call."""
 
     params = (list(CASES), peers.NAMES)
     param_names = ("float32", "peer")

@@ -100,19 +100,21 @@ def work(*args):
 
 
 class Bench:
-    """One call is timed at a time, and `setup` runs before each, untimed. So a benchmark that clips can be
-    given its gradient back: clipped in place, it would be within the threshold for the second call, and
-    nothing more would be written. The price is a gradient that is as warm in cache as the refill leaves
-    it, which is also how backpropagation would."""
+    """A benchmark of one call at a time, before each of which `setup` runs, untimed.
+
+    So a benchmark that clips can be given its gradient back: clipped in place, it would be within the threshold for the second
+    call, and nothing more would be written. The price is a gradient that is as warm in cache as the refill leaves it, which is
+    also how backpropagation would."""
 
     number = 1
     repeat = (5, 500, 0.25)  # at least, at most, seconds
     warmup_time = 0.05
 
     def start(self, peer, shapes, name="float32", *, clips=True, refill=True, place=np.asarray):
-        """Everything a body needs. clips: whether the threshold is below or above the leaves' norm, which is
-        about the root of their number of elements. refill: False where the leaves are only read. place: makes
-        a leaf of an array."""
+        """Make everything that a body needs.
+
+        clips: whether the threshold is below or above the leaves' norm, which is about the root of their number of elements.
+        refill: False where the leaves are only read. place: makes a leaf of an array."""
         self.work = work(peer, shapes, name, place)
         self.peer, self.grads = self.work.peer, self.work.grads
         if refill:

@@ -53,7 +53,8 @@ def _decided(request, sums, together):
 def refused(sums, options):
     """Whether NaN and Inf, of which there are some, forbid to write anything; or a NonFiniteGradientError."""
     if options.nonfinite == "raise":
-        raise NonFiniteGradientError(*sums.first_nonfinite, sums.nonfinite(), sums.first_value)
+        path, index = sums.first_nonfinite
+        raise NonFiniteGradientError(path, index, sums.nonfinite(), sums.first_value)
     return options.nonfinite == "skip"
 
 

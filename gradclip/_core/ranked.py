@@ -46,7 +46,7 @@ class Heap:
 
     def __init__(self, values=()):
         self._items = sorted(values)
-        self._gone = Counter()
+        self._gone: Counter[float] = Counter()
         self.size = len(self._items)  # without those that are gone
 
     def push(self, value):

@@ -21,7 +21,6 @@ def exceeding(sums, leaves, options, threshold, by_sample):
 
     leaves : those that were measured
     by_sample : whether a unit of `sums` is a sample, which has a part of each leaf"""
-
     if type(threshold) is float:
         return np.array([_exceeds(sums, None, threshold, leaves, options, by_sample)], np.uint8)
     norms = sums.norms()
@@ -48,7 +47,7 @@ def _exceeds(sums, unit, threshold, leaves, options, by_sample):
 
 def _slow_sum(arrays, ord):
     """The sum of powers of the finite real parts in integers, without any error; a second for millions."""
-    by_exponent = defaultdict(int)
+    by_exponent: defaultdict[int, int] = defaultdict(int)
     for array in arrays:
         for start in range(0, array.size, 4096):
             part = np.asarray(array.flat[start : start + 4096])

@@ -16,6 +16,12 @@ from .capture import Allocating, keep
 # In this order one source: the arithmetic that both engines share, and the kernels.
 SHARED = ("portable.h", "range.h", "wide.h", "factor.h", "powers.h", "unit.h")
 FILES = ("sums.cu", "leaves.cu", "measure.cu", "strict.cu", "decide.cu", "write.cu")
+KERNELS = (  # all that the source defines: what else is launched is an error, and a test compares
+    *("measure_largest", "measure_magnitudes", "measure_squares", "measure_powers", "measure_and_count"),
+    *("fold_segments", "fold_owners", "fold_total"),
+    *("settle", "enforce", "keep_finite", "weigh"),
+    *("write_leaves", "sum_samples"),
+)
 THREADS = 256
 MOST_CONSTANT = 32768  # bytes of what is kept on a device for later calls
 PER_THREAD = 2  # CUDA's number of the default stream of each thread

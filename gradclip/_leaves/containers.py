@@ -178,7 +178,7 @@ _JAX = Registered(pytree.flatten, pytree.rebuild)
 _registered: dict[type, Registered] = {}
 
 
-def kind_of(node: Any, weights: bool = False) -> Kind | None:
+def kind_of(node: Any, weights: bool = False) -> Kind | None:  # noqa: PLR0911 -- one line for each kind
     """The kind of a container that is no plain list, tuple or dict; None for a leaf. weights: whether parameters of PyTorch's
     are meant, and modules that hold them may be opened."""
     found = _registered.get(type(node))

@@ -67,21 +67,9 @@ def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
     """The memory of a leaf as an ndarray, without a copy; and the object that owns this memory. TypeError where there is
     none, or where it is that of parameters and not of gradients, unless `weights` are meant."""
     kind = type_name(node)
-    if not weights and holds_weights(node):
-        raise TypeError(f"{kind}: a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad")
     if is_sparse(node):
-        if node.format not in ("csr", "csc", "coo", "bsr"):
-            raise TypeError(f"scipy.sparse format {node.format!r} keeps no plain array of values; use .tocsr()")
-        if not isinstance(node.data, np.ndarray):
-            raise TypeError(f"{kind} keeps its values in no array, but in a {type(node.data).__name__}")
-        return node.data, node
-    if isinstance(node, np.generic):
-        raise TypeError(f"{kind} {node!r} is a scalar without memory of its own; use a 0-d array")
-    if is_module(node):
-        raise TypeError(f"{kind} is a module; pass its parameters in the nesting of the gradients, as list(model.parameters())")
-    if not is_array(node):
-        builtin = type(node).__module__ == "builtins"
-        raise TypeError(f"{kind} {node!r:.80} is not an array" if builtin else f"{kind} is not an array; {TREES}")
+        return _values(node, kind), node
+    _check_leaf(node, kind, weights)
     if is_tensor(node):
         try:
             tensor = plain(node, write)
@@ -102,6 +90,28 @@ def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
         return np.from_dlpack(node), node
     except (AttributeError, TypeError, ValueError, BufferError, RuntimeError) as error:
         raise TypeError(f"{kind} gives NumPy no view of its memory on the CPU: {error}") from None
+
+
+def _check_leaf(node: Any, kind: str, weights: bool) -> None:
+    """Raise a TypeError that says why an object is no leaf, if it is none."""
+    if not weights and holds_weights(node):
+        raise TypeError(f"{kind}: a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad")
+    if isinstance(node, np.generic):
+        raise TypeError(f"{kind} {node!r} is a scalar without memory of its own; use a 0-d array")
+    if is_module(node):
+        raise TypeError(f"{kind} is a module; pass its parameters in the nesting of the gradients, as list(model.parameters())")
+    if not is_array(node):
+        builtin = type(node).__module__ == "builtins"
+        raise TypeError(f"{kind} {node!r:.80} is not an array" if builtin else f"{kind} is not an array; {TREES}")
+
+
+def _values(node: Any, kind: str) -> np.ndarray[Any, Any]:
+    """The stored values of a sparse array of SciPy's."""
+    if node.format not in ("csr", "csc", "coo", "bsr"):
+        raise TypeError(f"scipy.sparse format {node.format!r} keeps no plain array of values; use .tocsr()")
+    if not isinstance(node.data, np.ndarray):
+        raise TypeError(f"{kind} keeps its values in no array, but in a {type(node.data).__name__}")
+    return node.data
 
 
 def _view_gpu(node: Any, write: bool) -> Any:

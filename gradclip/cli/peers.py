@@ -41,7 +41,7 @@ def load(name: str) -> Any:
 
 
 class Gradclip:
-    """This library."""
+    """The contender that is gradclip itself."""
 
     global_norm = staticmethod(gradclip.global_norm)
     clip_by_global_norm_ = staticmethod(gradclip.clip_by_global_norm_)

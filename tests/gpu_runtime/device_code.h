@@ -13,16 +13,47 @@
 #define __launch_bounds__(threads, blocks)
 #define __shared__ static
 enum { THREADS_OF_BLOCK = 256 };
-struct uint4 { unsigned x, y, z, w; };
-struct Index { unsigned x; };
+struct uint4 {
+    unsigned x, y, z, w;
+};
+struct Index {
+    unsigned x;
+};
 static Index blockIdx, gridDim;
 
-template <class T> static inline T atomicAdd(T *p, T x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
-static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-static inline double __longlong_as_double(long long x) { double y; memcpy(&y, &x, 8); return y; }
-static inline long long __double_as_longlong(double x) { long long y; memcpy(&y, &x, 8); return y; }
-static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
-static inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
+template <class T>
+static inline T atomicAdd(T *p, T x)
+{
+    return __atomic_fetch_add(p, x, __ATOMIC_RELAXED);
+}
+static inline void __threadfence()
+{
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+static inline double __longlong_as_double(long long x)
+{
+    double y;
+    memcpy(&y, &x, 8);
+    return y;
+}
+static inline long long __double_as_longlong(double x)
+{
+    long long y;
+    memcpy(&y, &x, 8);
+    return y;
+}
+static inline float __uint_as_float(unsigned x)
+{
+    float y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+static inline unsigned __float_as_uint(float x)
+{
+    unsigned y;
+    memcpy(&y, &x, 4);
+    return y;
+}
 
 /* float16, independently of gradclip: the value by its definition, the rounding by a search over neighbours. */
 static inline double f16_value(unsigned h)

@@ -1,13 +1,14 @@
-"""The CUDA source as a library for the processor: a function `launch_NAME(blocks, arguments)` for each kernel."""
+"""The CUDA source as a library for the processor: a function `launch_NAME(blocks, arguments)` for each of its KERNELS."""
 
 from __future__ import annotations
 
 import platform
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from gradclip._gpu.program import KERNELS
 
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 FLAGS = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE", "-w", "-shared", "-fPIC"]
@@ -16,9 +17,7 @@ FLAGS += ["-mfma"] if platform.machine() == "x86_64" else []  # `fma` is one ins
 
 def build(source, library, threads="coroutines"):
     """Compile the source, so that threads of a block are "coroutines" or "threads" (see the headers of these names)."""
-    names = re.findall(r'extern "C" __global__ (?:__launch_bounds__\(.*?\) )?void (\w+)\(', source)
-    names = [n for n in names if n != "name"] + re.findall(r"^MEASURE\((\w+),", source, re.M)
-    launchers = [f'extern "C" void launch_{n}(unsigned blocks, void **args) {{ launch({n}, blocks, args); }}' for n in names]
+    launchers = [f'extern "C" void launch_{n}(unsigned blocks, void **args) {{ launch({n}, blocks, args); }}' for n in KERNELS]
     code = Path(library).with_suffix(".cpp")
     code.write_text("\n".join([f'#include "{threads}.h"', source, *launchers]), encoding="utf-8")
     folder = Path(__file__).parent

@@ -102,7 +102,7 @@ cudaError_t cudaDeviceCanAccessPeer(int *can, int, int)
 static Stream *usable(cudaStream_t handle, cudaError_t *error)
 {
     Stream *stream = stream_of(handle);
-    *error = !stream ? cudaErrorInvalidResourceHandle
+    *error = !stream                         ? cudaErrorInvalidResourceHandle
              : null_stream_forbidden(stream) ? cudaErrorStreamCaptureImplicit
                                              : cudaSuccess;
     return stream;

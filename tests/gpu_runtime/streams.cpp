@@ -23,7 +23,8 @@ static long waits = 0; // how often the host waited for something
 static std::set<Stream *> streams; // never freed: marks may name them later
 static std::map<std::pair<int, int>, Stream *> default_streams; // by device and 0, or the number of a thread
 static std::string journal;
-static thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL; // relaxed: this thread may do what captures forbid
+// Relaxed: this thread may do what captures forbid.
+static thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 
 static Stream *default_stream(int device, int thread)
 {
@@ -108,7 +109,8 @@ void wait_for(Stream *stream, long count)
 }
 
 // Runs some streams, and what they wait for. Returns whether there was something to wait for.
-template <class Condition> static bool finish(Condition chosen)
+template <class Condition>
+static bool finish(Condition chosen)
 {
     bool waited = false;
     for (bool more = true; more;) {
@@ -369,7 +371,8 @@ cudaError_t cudaEventRecord(cudaEvent_t what, cudaStream_t handle)
     if (!stream)
         return cudaErrorInvalidResourceHandle;
     if (event->device != stream->device)
-        return fail(cudaErrorInvalidResourceHandle, "an event of device %d recorded on device %d", event->device, stream->device);
+        return fail(cudaErrorInvalidResourceHandle, "an event of device %d recorded on device %d", event->device,
+                    stream->device);
     if (stream == null_stream(stream->device))
         put(stream, [] {}); // so that it takes in the streams that it waits for
     event->mark = {stream, stream->put};

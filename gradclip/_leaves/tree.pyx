@@ -106,8 +106,8 @@ cdef object outlined(object item):
 
 
 cdef list flat_leaves(object nesting):
-    """The leaves of a lone array, or of a plain list, tuple or dict of nothing but arrays; None for any other nesting."""
-    cdef Py_ssize_t i
+    """The leaves of a lone array, or of a plain list, tuple or dict of nothing but arrays of NumPy and CuPy; None for any other
+    nesting."""
     cdef list items
     if cnp.PyArray_CheckExact(nesting):
         return [nesting]
@@ -116,9 +116,9 @@ cdef list flat_leaves(object nesting):
     elif PyList_CheckExact(nesting) or PyTuple_CheckExact(nesting):
         items = list(nesting)
     else:
-        return None
-    for i in range(len(items)):
-        if not cnp.PyArray_CheckExact(<object>PyList_GET_ITEM(items, i)):
+        return [nesting] if nesting is not None and is_cupy(nesting) else None
+    for item in items:
+        if not cnp.PyArray_CheckExact(item) and (item is None or not is_cupy(item)):
             return None
     return items
 
@@ -128,7 +128,7 @@ cdef Tree flat_tree(object nesting, list leaves, str name):
     cdef Tree tree = Tree.__new__(Tree)
     cdef Node node
     tree.nesting, tree.name, tree.leaves, tree.root = nesting, name, leaves, nesting
-    if not cnp.PyArray_CheckExact(nesting):
+    if PyList_CheckExact(nesting) or PyTuple_CheckExact(nesting) or PyDict_CheckExact(nesting):
         node = Node.__new__(Node)
         node.container, node.items, tree.root = nesting, leaves, node
     return tree
@@ -151,6 +151,7 @@ def leaf_path(root, name, index):
 
 
 @cython.final
+@cython.freelist(8)
 cdef class Tree:
     """A nesting as it was walked."""
 

@@ -92,7 +92,7 @@ def test_sources_are_ascii_and_structs_are_as_python_sees_them():
     assert words("Leaf")[:2] == ["to", "from"]
     assert {name: 6 + k for k, name in enumerate(words("Leaf")) if k > 1} | {"to": 0, "from": 4, "from_dtype": 5} == table.ROW
     assert words("gc_room") == list(rounding.Room._fields)
-    flags = re.search(r"enum { (NORMALIZE = 1.*?) }", code, re.S)[1]
+    flags = re.search(r"enum {\s*(NORMALIZE = 1.*?)\s*}", code, re.S)[1]
     assert {n: getattr(settle, n) for n in re.findall(r"[A-Z_]+", flags)} == {
         n: int(v) for n, v in re.findall(r"([A-Z_]+) = (\d+)", flags)
     }

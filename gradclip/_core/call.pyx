@@ -47,7 +47,6 @@ cdef class Request:
         Whether the norm was measured before the call: then it is decided on the host, wherever the leaves lie.
     """
 
-
     def __init__(self, options, threshold, shown=None, mode=CLIP):
         self.options = options
         self.threshold = threshold

@@ -1,6 +1,16 @@
 /* From sums to what is written: one thread per unit, the decisions of Plan.settle (_cpu/plan.pyx). */
-enum { NORMALIZE = 1, FINITE_ONLY = 2, SKIP = 4, KEEP_OUT = 8, STEPS = 16, CLAMPS = 32, BOUNDS = 64, KEPT = 128, STRICT = 256,
-       EXACT = 512 };
+enum {
+    NORMALIZE = 1,
+    FINITE_ONLY = 2,
+    SKIP = 4,
+    KEEP_OUT = 8,
+    STEPS = 16,
+    CLAMPS = 32,
+    BOUNDS = 64,
+    KEPT = 128,
+    STRICT = 256,
+    EXACT = 512
+};
 
 __device__ bool shows_nonfinite(const Sum *s, i64 flags) { return s->nans + s->infs > 0 && !(flags & FINITE_ONLY); }
 
@@ -11,7 +21,8 @@ __device__ bool settle_one(Write *w, const Sum *s, double goal, const gc_questio
     bool close = false;
     int acts;
     if (finite && flags & BOUNDS && goal < GC_INF) /* a sample that is added as it is must be within the limit */
-        acts = !(flags & KEPT ? side_of(s, limit, 1, ask->ord) == WITHIN : gc_shown_norm(s, ask->ord, ask->grad_scale, 1) <= goal);
+        acts =
+            !(flags & KEPT ? side_of(s, limit, 1, ask->ord) == WITHIN : gc_shown_norm(s, ask->ord, ask->grad_scale, 1) <= goal);
     else if (finite && flags & STRICT && !ask->normalize && is_rational(ask->ord)) {
         const int side = goal < GC_INF ? side_of(s, goal, ask->grad_scale, ask->ord) : WITHIN;
         acts = side != WITHIN;
@@ -26,15 +37,16 @@ __device__ bool settle_one(Write *w, const Sum *s, double goal, const gc_questio
 /* goals: one per unit, or null: `goal` for each. limit: see BOUNDS. open: null; or whether what a unit becomes is to be
  * held to its goal by `enforce`. total: null, unless it is needed for SKIP or to count, as its `outside`, the units that
  * only exact sums decide. */
-extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const double *goals, double goal, double eps,
-                                  double ord, double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open,
+extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const double *goals, double goal, double eps, double ord,
+                                  double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open,
                                   Write *writes)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n)
         return;
     const Sum *s = unit + i;
-    const gc_question ask = {ord, eps, grad_scale, (flags & FINITE_ONLY) != 0, (flags & NORMALIZE) != 0, (flags & (BOUNDS | STRICT)) != 0};
+    const gc_question ask = {
+        ord, eps, grad_scale, (flags & FINITE_ONLY) != 0, (flags & NORMALIZE) != 0, (flags & (BOUNDS | STRICT)) != 0};
     Write w = {GC_KEEP, 0, 0, gc_plain_factor(1)};
     bool close = false;
     if (goals)

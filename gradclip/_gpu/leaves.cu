@@ -38,12 +38,12 @@ INSTRUCTION(to_f16, "cvt.rn.f16.f32", u16, "h", float, "f")
 INSTRUCTION(widen, "cvt.f64.f32", double, "d", float, "f")
 INSTRUCTION(to_f32, "cvt.rn.f32.f64", float, "f", double, "d")
 
-#define BINARY(name, text)                                           \
-    __device__ float name(float x, float y)                          \
-    {                                                                \
-        float z;                                                     \
-        asm(text " %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));         \
-        return z;                                                    \
+#define BINARY(name, text)                                   \
+    __device__ float name(float x, float y)                  \
+    {                                                        \
+        float z;                                             \
+        asm(text " %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y)); \
+        return z;                                            \
     }
 BINARY(times_f32, "mul.rn.f32")
 BINARY(minus_f32, "sub.rn.f32")
@@ -110,7 +110,7 @@ __device__ double wide_bits(i64 dtype, u64 bits)
 
 __device__ double get(i64 dtype, const char *p)
 {
-    return dtype == F16  ? Half::wide(*(const u16 *)p)
+    return dtype == F16    ? Half::wide(*(const u16 *)p)
            : dtype == BF16 ? Brain::wide(*(const u16 *)p)
            : dtype == F32  ? Single::wide(*(const u32 *)p)
                            : Double::wide(*(const u64 *)p);
@@ -279,7 +279,8 @@ __device__ bool find_job(Job *job, const Leaf *leaf, i64 count, i64 blocks, u32 
 {
     job->pool = pool_of(leaf, count);
     job->leaf = leaf += ((const u32 *)((const i64 *)leaf + blocks))[block];
-    const u32 local = block - (u32)leaf->first_block, segments = (u32)leaf->segments, unit = segments == 1 ? local : local / segments;
+    const u32 local = block - (u32)leaf->first_block, segments = (u32)leaf->segments,
+              unit = segments == 1 ? local : local / segments;
     job->segment = local - unit * segments;
     job->unit = unit;
     job->lane = leaf->narrow ? 0 : threadIdx.x;

@@ -11,7 +11,7 @@ struct Bounds { /* low and high, rounded to each dtype */
  * threads hide the distance of memory, and the source compiles in seconds. */
 #define RARE static __noinline__ __device__
 
-struct Running {            /* of one thread: sum so far, bits of the largest magnitude, elements outside the bounds, and whether its
+struct Running { /* of one thread: sum so far, bits of the largest magnitude, elements outside the bounds, and whether its
                                Sum in shared memory holds something too */
     double high, low;
     u64 top;
@@ -223,7 +223,7 @@ RARE void alter(typename T::bits *x, const Write *w, bool is_complex, const Boun
 /* Any pack, n of whose elements are there: from wherever they lie, as they are or as `made` would make them. */
 template <int ORD, class T>
 RARE Running add_any(Running r, const Job *job, char *base, i64 i, int n, const Write *made, const Bounds *bounds, Sum *sum,
-                      double ord)
+                     double ord)
 {
     const Leaf *leaf = job->leaf;
     typename T::bits x[T::PACK];
@@ -246,7 +246,7 @@ RARE Running add_any(Running r, const Job *job, char *base, i64 i, int n, const 
 /* A pack from element i on, n of whose elements are there, by the functions that are apart. */
 template <int ORD, class T>
 RARE Running add_apart(Running r, const Job *job, char *base, i64 i, int n, const Write *made, const Bounds *bounds, Sum *sum,
-                        double ord)
+                       double ord)
 {
     r.rare = 1;
     return add_any<ORD, T>(r, job, base, i, n, made, bounds, sum, ord);
@@ -328,7 +328,8 @@ __device__ void measure_run(Running *r, const Job *job, const Write *made, const
             }
         }
         for (; i < stop; i += stride)
-            own = add_apart<ORD, T>(own, job, base, i, stop - i < T::PACK ? (int)(stop - i) : (int)T::PACK, made, bounds, sum, ord);
+            own = add_apart<ORD, T>(own, job, base, i, stop - i < T::PACK ? (int)(stop - i) : (int)T::PACK, made, bounds, sum,
+                                    ord);
     }
     *r = own;
 }
@@ -373,7 +374,7 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
                         const Bounds *bounds, double ord, Sum *slots, u32 *ticket)
 {
     __shared__ Sum sums[THREADS]; /* of what is rare */
-    __shared__ int any;           /* whether a thread of the block met it */
+    __shared__ int any; /* whether a thread of the block met it */
     Job job;
     Running r = {0, 0, 0, 0, 0};
     Sum *sum = &sums[threadIdx.x];
@@ -418,13 +419,12 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
 
 /* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made:
  * of the units that are open, if `open` is not null. bounds: null; or what is counted is the elements outside. */
-#define MEASURE(name, ORD, COUNTS)                                                                                       \
-    extern "C" __global__ __launch_bounds__(THREADS, 2) void name(const Leaf *leaf, i64 count, i64 blocks,               \
-                                                                  const Write *writes, const i64 *open, i64 modulo,      \
-                                                                  const Bounds *bounds, double ord, Sum *slots,          \
-                                                                  u32 *ticket)                                           \
-    {                                                                                                                    \
-        measure<ORD, COUNTS>(leaf, count, blocks, writes, open, modulo, bounds, ord, slots, ticket);                     \
+#define MEASURE(name, ORD, COUNTS)                                                                                           \
+    extern "C" __global__ __launch_bounds__(THREADS, 2) void name(const Leaf *leaf, i64 count, i64 blocks,                   \
+                                                                  const Write *writes, const i64 *open, i64 modulo,          \
+                                                                  const Bounds *bounds, double ord, Sum *slots, u32 *ticket) \
+    {                                                                                                                        \
+        measure<ORD, COUNTS>(leaf, count, blocks, writes, open, modulo, bounds, ord, slots, ticket);                         \
     }
 MEASURE(measure_largest, 0, false)
 MEASURE(measure_magnitudes, 1, false)
@@ -499,8 +499,8 @@ __device__ void fold_units(const Leaf *leaf, i64 count, const Sum *from, i64 uni
 
 /* Units, a partial sum of all by each thread block, and in the last block that ends the sum of all. ticket: how many have ended,
  * from 0. */
-extern "C" __global__ void fold_segments(const Leaf *leaf, i64 count, i64 blocks, const Sum *slots, i64 units, i64 lanes, double ord,
-                                         Sum *unit, Sum *partial, Sum *total, u32 *ticket)
+extern "C" __global__ void fold_segments(const Leaf *leaf, i64 count, i64 blocks, const Sum *slots, i64 units, i64 lanes,
+                                         double ord, Sum *unit, Sum *partial, Sum *total, u32 *ticket)
 {
     __shared__ Sum sums[THREADS];
     __shared__ bool last;

@@ -32,10 +32,7 @@ __device__ gc_wide quotient(const Sum *s, double bound, double grad_scale, doubl
     return gc_normalized(q, rest, power.exponent - sum.exponent);
 }
 
-__device__ bool below(gc_wide q, double one_and)
-{
-    return ldexp(q.head, q.exponent) - 1 < one_and - ldexp(q.tail, q.exponent);
-}
+__device__ bool below(gc_wide q, double one_and) { return ldexp(q.head, q.exponent) - 1 < one_and - ldexp(q.tail, q.exponent); }
 
 /* A norm of order 1, 2 or inf is at most a bound, above it, or too close for its sum to tell. */
 enum { WITHIN, ABOVE, CLOSE };
@@ -145,7 +142,8 @@ extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, c
         w->acts = 1;
         const gc_question ask = {ord, eps, grad_scale, 1, 0, 1};
         const double most = written[i].nans + written[i].infs > 0 ? room->most : GC_INF; /* what is finite stays so */
-        w->factor = gc_limited_factor(unit + i, gc_safe_threshold(goal, room), &ask, most, ldexp(unit[i].amax, (int)unit[i].exponent));
+        w->factor =
+            gc_limited_factor(unit + i, gc_safe_threshold(goal, room), &ask, most, ldexp(unit[i].amax, (int)unit[i].exponent));
     } else
         shrink(w, ratio * (1 - slack));
 }

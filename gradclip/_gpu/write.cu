@@ -157,7 +157,8 @@ __device__ void write_tiles(const Job *job, const Write *w, Writer<T, KIND> writ
 {
     enum { N = KIND == GC_STEP ? AHEAD / 2 : (int)AHEAD };
     const Leaf *leaf = job->leaf;
-    const i64 size = sizeof(typename T::bits), mine = (i64)job->lane * T::PACK, last = job->end - T::PACK, rest = rest_of(job, T::PACK);
+    const i64 size = sizeof(typename T::bits), mine = (i64)job->lane * T::PACK, last = job->end - T::PACK,
+              rest = rest_of(job, T::PACK);
     const bool from_aligned = leaf->from.ndim == 0 && (u64)from % sizeof(uint4) == 0;
     const bool to_aligned = leaf->to.ndim == 0 && (u64)to % sizeof(uint4) == 0;
     if (from_aligned && to_aligned && job->lanes > 1)
@@ -165,7 +166,8 @@ __device__ void write_tiles(const Job *job, const Write *w, Writer<T, KIND> writ
 #pragma unroll
             for (int j = 0; j < AHEAD; j += N) {
                 const i64 at = i + j * THREADS * T::PACK;
-                write_packs<T, KIND, N>(writer, from + at * size, to + at * size, THREADS * T::PACK, last - at, {size, size, true, true});
+                write_packs<T, KIND, N>(writer, from + at * size, to + at * size, THREADS * T::PACK, last - at,
+                                        {size, size, true, true});
             }
     else {
         const Pace pace = {apart_of(&leaf->from, job->pool), apart_of(&leaf->to, job->pool), from_aligned, to_aligned};
@@ -238,9 +240,9 @@ __device__ bool can_mix(const Leaf *leaf, const Write *w, const char *from, cons
 /* writes: one for each unit number modulo so many. all_in_place: whether every leaf is written where it is read. unit: the Sums of
  * the read pass where there are, which spare the leaves that hold nothing to be zeroed. Blocks come in the opposite order: what was
  * read last is still in cache. */
-extern "C" __global__ __launch_bounds__(THREADS, 2) void write_leaves(const Leaf *leaf, i64 count, i64 blocks, const Write *writes,
-                                                                       i64 modulo, i64 all_in_place, const Bounds *bounds,
-                                                                       const Sum *unit)
+extern "C" __global__ __launch_bounds__(THREADS, 2) void write_leaves(const Leaf *leaf, i64 count, i64 blocks,
+                                                                      const Write *writes, i64 modulo, i64 all_in_place,
+                                                                      const Bounds *bounds, const Sum *unit)
 {
     Job job;
     if (modulo == 1 && (writes->kind == GC_LEAVE || (writes->kind == GC_KEEP && all_in_place && !writes->zero)))
@@ -387,8 +389,8 @@ RARE void sum_one(const Leaf *leaf, const i64 *pool, i64 i, i64 stride, i64 batc
 
 /* Units are samples; `to` is one sum for all. A thread adds all samples of its elements, as many as 16 bytes hold, in order. Under SKIP
  * with an element that is not finite, sums are 0. */
-extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 batch, const Sum *total,
-                                       i64 flags)
+extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 batch,
+                                       const Sum *total, i64 flags)
 {
     const i64 *pool = pool_of(leaf, count);
     leaf += ((const u32 *)((const i64 *)leaf + blocks))[blockIdx.x];
@@ -399,7 +401,8 @@ extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, i64 blocks, 
     const i64 stride = leaf->unit_ndim ? pool[leaf->from.axes + 2 * leaf->from.ndim + 1] : 0;
     const char *p = leaf->from.data + i * size;
     char *to = leaf->to.data + i * size;
-    if (i + pack > leaf->size || dtype != leaf->to.dtype || leaf->from.ndim || leaf->to.ndim || ((u64)p | (u64)to | (u64)stride) % 16) {
+    if (i + pack > leaf->size || dtype != leaf->to.dtype || leaf->from.ndim || leaf->to.ndim ||
+        ((u64)p | (u64)to | (u64)stride) % 16) {
         for (i64 k = i; k < i + pack && k < leaf->size; k++)
             sum_one(leaf, pool, k, stride, batch, writes);
     } else if (dtype == F16)

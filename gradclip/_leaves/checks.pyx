@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False
-"""Which arrays can be leaves: everything that can be wrong with a single one. Errors do not say where it stands; `Leaves` does."""
+"""Which arrays can be leaves: everything that can be wrong with a single one. Errors do not say where it stands: `Leaves`
+does."""
 from cpython.list cimport PyList_GET_ITEM
 from libc.stdint cimport uintptr_t
 
@@ -17,7 +18,7 @@ cdef object PLAIN_VIEW = np.ndarray.view    # not what a subclass makes of it
 
 
 cdef Py_ssize_t describe_usual(gc_leaf *leaf, list given, Py_ssize_t first, bint write) noexcept:
-    """Describe arrays that are as usual in every respect, from one on and up to the next that is not; returns the index of that.
+    """Describe arrays that are as usual in every respect, from one on and up to the next that is not; returns its index.
     No Python object is made, and nothing but the array is looked at: a leaf costs nanoseconds."""
     cdef Py_ssize_t i, n = len(given)
     cdef cnp.ndarray a

@@ -316,7 +316,8 @@ cdef class Leaves(Units):
                 raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {a.dtype}, "
                                  f"{to.name} has {b.shape} and {b.dtype}")
             if not foreign.same_pattern(mine.get(i, a), theirs.get(i, b)):
-                raise ValueError(f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
+                raise ValueError(
+                    f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
 
     def check_devices(self, Leaves to):
         """Each leaf lies where that of `to` does, or a ValueError that names the path."""

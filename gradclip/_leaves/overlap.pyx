@@ -151,6 +151,7 @@ cdef int sort(Extent *extent, Py_ssize_t n) except -1:
 
 cdef Py_ssize_t join_neighbours(const gc_leaf *leaf, Py_ssize_t n, Extent *extent) noexcept nogil:
     """Extents of leaves, those that follow one another in memory as one; how many, or 0 where a leaf is not contiguous."""
+    cdef bint follows
     cdef Py_ssize_t i, runs = 0
     cdef uintptr_t low, high
     cdef Extent *last = NULL
@@ -161,10 +162,11 @@ cdef Py_ssize_t join_neighbours(const gc_leaf *leaf, Py_ssize_t n, Extent *exten
         high = low + <uintptr_t>(leaf[i].size * leaf[i].itemsize)
         if high == low:
             continue
-        if runs and low >= last.high and low - last.high <= NEAR and (last.count == 1 or last.step == 1) and last.index + last.count == i:
+        follows = runs != 0 and last.index + last.count == i
+        if follows and low >= last.high and low - last.high <= NEAR and (last.count == 1 or last.step == 1):
             last.high, last.step = high, 1
             last.count += 1
-        elif runs and high <= last.low and last.low - high <= NEAR and (last.count == 1 or last.step == -1) and last.index + last.count == i:
+        elif follows and high <= last.low and last.low - high <= NEAR and (last.count == 1 or last.step == -1):
             last.low, last.step = low, -1
             last.count += 1
         else:

@@ -66,7 +66,8 @@ cdef class Units:
         if self.leaf == NULL:
             self.leaf, self._capacity = self.few, FEW
         if self.count + more > self._capacity:
-            leaf = <gc_leaf *>PyMem_Realloc(NULL if self.leaf == self.few else self.leaf, 2 * (self.count + more) * sizeof(gc_leaf))
+            leaf = <gc_leaf *>PyMem_Realloc(
+                NULL if self.leaf == self.few else self.leaf, 2 * (self.count + more) * sizeof(gc_leaf))
             if leaf == NULL:
                 raise MemoryError
             if self.leaf == self.few:

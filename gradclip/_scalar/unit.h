@@ -96,7 +96,8 @@ GC_SCALAR int gc_settle(const gc_measured *u, double threshold, const gc_questio
 
 /* The factor that brings a unit to another threshold, but no element above `most` unless it is already; `largest`: the magnitude
  * of its largest. */
-GC_SCALAR gc_factor gc_limited_factor(const gc_measured *u, double threshold, const gc_question *ask, double most, double largest)
+GC_SCALAR gc_factor gc_limited_factor(const gc_measured *u, double threshold, const gc_question *ask, double most,
+                                      double largest)
 {
     const gc_factor f = gc_factor_of(threshold, gc_norm_of(u, ask->ord, ask->grad_scale), ask->eps, ask->grad_scale);
     const double ratio = most / largest, limit = ratio < 1 ? 1 : ratio;

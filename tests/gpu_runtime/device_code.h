@@ -26,10 +26,7 @@ static inline T atomicAdd(T *p, T x)
 {
     return __atomic_fetch_add(p, x, __ATOMIC_RELAXED);
 }
-static inline void __threadfence()
-{
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-}
+static inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline double __longlong_as_double(long long x)
 {
     double y;

@@ -160,7 +160,8 @@ static inline void NAME(add_fours)(const ELEMENT *p, vd sum[], vd error[])
         memcpy(&v1, q + 4 * GC_LANES, sizeof v1);
         memcpy(&v2, q + 4 * GC_W, sizeof v2);
         memcpy(&v3, q + 4 * (GC_W + GC_LANES), sizeof v3);
-        vd a = NAME(nth_of_four)(v0, 0), b = NAME(nth_of_four)(v1, 0), c = NAME(nth_of_four)(v2, 0), d = NAME(nth_of_four)(v3, 0);
+        vd a = NAME(nth_of_four)(v0, 0), b = NAME(nth_of_four)(v1, 0), c = NAME(nth_of_four)(v2, 0),
+           d = NAME(nth_of_four)(v3, 0);
         a = a * a, b = b * b, c = c * c, d = d * d;
         for (int k = 1; k < 4; k++) {
             vd w = NAME(nth_of_four)(v0, k), x = NAME(nth_of_four)(v1, k);

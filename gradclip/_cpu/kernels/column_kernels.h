@@ -90,7 +90,8 @@ static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t ro
     ELEMENT padded[NAME(ROWS) * GC_W] = {0};
     for (ptrdiff_t j = 0; j < n; j += GC_W) {
         ptrdiff_t step = stride;
-        const char *q = NAME(whole_columns)(p + j * (ptrdiff_t)sizeof(ELEMENT), &step, rows, NAME(ROWS), j, n - j, GC_W, padded);
+        const char *q =
+            NAME(whole_columns)(p + j * (ptrdiff_t)sizeof(ELEMENT), &step, rows, NAME(ROWS), j, n - j, GC_W, padded);
         if (rows == NAME(ROWS))
             NAME(add_rows)(q, step, NAME(ROWS), ord, sum + j, error + j, largest + j);
         else
@@ -98,8 +99,8 @@ static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t ro
     }
 }
 
-static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,
-                              double *error, double *amax)
+static void NAME(sum_columns)(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum, double *error,
+                              double *amax)
 {
     BITS *largest = (BITS *)amax; /* as bits for now, since a thread's stack may be small */
     const size_t room = (size_t)(n + GC_LANES - 1) / GC_LANES * GC_LANES * sizeof *sum;

@@ -17,10 +17,7 @@ extern const gc_kernels gc_kernels_avx512;
 #if defined(GC_WITH_AVX2) || defined(GC_WITH_AVX512)
 #ifdef _MSC_VER
 #include <intrin.h>
-static void cpuid(uint32_t leaf, uint32_t r[4])
-{
-    __cpuidex((int *)r, (int)leaf, 0);
-}
+static void cpuid(uint32_t leaf, uint32_t r[4]) { __cpuidex((int *)r, (int)leaf, 0); }
 static uint64_t saved_registers(void) { return _xgetbv(0); }
 #else
 #include <cpuid.h>
@@ -53,11 +50,11 @@ static int level(void)
         return 0;
     cpuid(1, basic);
     cpuid(7, extended);
-    if (!has_all(basic[2], BIT_FMA | BIT_OSXSAVE | BIT_AVX | BIT_F16C) || !has_all(extended[1], BIT_AVX2)
-        || !has_all(saved_registers(), SAVED_YMM))
+    if (!has_all(basic[2], BIT_FMA | BIT_OSXSAVE | BIT_AVX | BIT_F16C) || !has_all(extended[1], BIT_AVX2) ||
+        !has_all(saved_registers(), SAVED_YMM))
         return 0;
-    if (!has_all(extended[1], BIT_AVX512F | BIT_AVX512DQ | BIT_AVX512BW | BIT_AVX512VL)
-        || !has_all(saved_registers(), SAVED_ZMM))
+    if (!has_all(extended[1], BIT_AVX512F | BIT_AVX512DQ | BIT_AVX512BW | BIT_AVX512VL) ||
+        !has_all(saved_registers(), SAVED_ZMM))
         return 1;
     return 2;
 }

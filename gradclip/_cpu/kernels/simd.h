@@ -131,8 +131,8 @@ static inline void gc_fill_row(void *to, const void *from, ptrdiff_t n, ptrdiff_
 #else
 #if defined(GC_AVX2)
     if (size > 2) {
-        static const int32_t sign[64] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}; /* 32 and 32 zeros */
+        static const int32_t sign[64] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
+                                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}; /* 32 and 32 zeros */
         const int32_t *mask = sign + 32 - n * size / 4;
         for (int j = 0; j < size / 2; j++) {
             __m256i m = _mm256_loadu_si256((const __m256i *)(mask + 8 * j));

@@ -40,6 +40,7 @@ class Thread(threading.local):
 
     def __init__(self):
         self.devices = [0]  # the current one last
+        self.depths = defaultdict(list)  # of that list, by the object that was entered
         self.current = defaultdict(lambda: Stream.null)  # by device
         self.stacks = defaultdict(lambda: [Stream.null])
         self.entered = []  # devices of the `with` blocks of streams
@@ -211,20 +212,21 @@ class _Device:
         self.number = number
 
     def __enter__(self):
+        here.depths[id(self)].append(len(here.devices))
         here.devices.append(self.number)
 
     def __exit__(self, *exception):
-        here.devices.pop()
+        del here.devices[here.depths[id(self)].pop() :]  # as in CuPy: also those that Ctrl-C kept from being left
 
 
 class RawModule:
     """The source as a shared library."""
 
     def __init__(self, *, code, options=(), backend="nvrtc"):
-        self.folder = tempfile.TemporaryDirectory()
-        library = Path(self.folder.name) / "kernels.so"
-        build(code, library)
-        self.library = ctypes.CDLL(str(library))
+        with tempfile.TemporaryDirectory() as folder:  # what is loaded needs its file no longer
+            library = Path(folder) / "kernels.so"
+            build(code, library)
+            self.library = ctypes.CDLL(str(library))
 
     def get_function(self, name):
         function = getattr(self.library, f"launch_{name}")

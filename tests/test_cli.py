@@ -306,12 +306,13 @@ def test_short_demo_prints_a_table_and_saves_a_picture(capsys, tmp_path):
         assert words in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra")
 @pytest.mark.parametrize(
     ("name", "signature"),
     [
-        pytest.param("picture.svg", b"<?xml", marks=pytest.mark.slow),
-        pytest.param("PICTURE.PDF", b"%PDF", marks=pytest.mark.slow),
+        ("picture.svg", b"<?xml"),
+        ("PICTURE.PDF", b"%PDF"),
         ("picture", b"\x89PNG"),
     ],
 )

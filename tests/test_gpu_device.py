@@ -213,6 +213,10 @@ def test_ctrl_c_leaves_nothing_half_done(cupy, monkeypatch):
     need_devices(cupy, 2)
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # of finalizers in which it comes, and is lost
     found, line, over = set(), 0, 0
+    used = []  # an interrupted call may leave its device and stream current
+    for device in range(2):
+        with cupy.cuda.Device(device):
+            used.append(cupy.cuda.get_current_stream())
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
     try:
         while over < 20:
@@ -220,15 +224,20 @@ def test_ctrl_c_leaves_nothing_half_done(cupy, monkeypatch):
             mixed = [np.array([3.0])]
             for device, value in enumerate((4.0, 0.0)):
                 with cupy.cuda.Device(device):
+                    used[device].use()
                     mixed.append(cupy.asarray(np.array([value])))
             call = lambda mixed=mixed: gradclip.clip_by_global_norm_(mixed, 1.0)  # noqa: E731
-            came = interrupted(call, line, lambda: signal.raise_signal(signal.SIGINT), others=False)
+            with cupy.cuda.Device(0):
+                came = interrupted(call, line, lambda: signal.raise_signal(signal.SIGINT), others=False)
             over = 0 if came else over + 1
             values = [host(a).tolist() for a in mixed]
             assert values in ([[3.0], [4.0], [0.0]], [[0.6000000000000001], [0.8], [0.0]]), line
             found.add((came, values[0] == [3.0]))
     finally:
         signal.signal(signal.SIGINT, before)
+        for device in range(2):
+            with cupy.cuda.Device(device):
+                used[device].use()
     assert line > 100
     assert found == {(True, True), (True, False), (False, False)}
 

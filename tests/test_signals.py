@@ -92,6 +92,7 @@ def test_handlers_run_in_their_own_floating_point_state_while_a_pass_goes_on():
     assert told == ["True", "True"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is not a signal that can be sent there")
 def test_ctrl_c_does_not_end_a_sum_into_memory_of_the_caller():
     """The handler runs when the pass is over: the sums are whole."""

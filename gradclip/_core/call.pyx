@@ -70,8 +70,9 @@ cdef class Request:
         if type(self.threshold) is not float:
             if not PyArray_Check(self.threshold) and isinstance(self.threshold, Threshold):
                 self.threshold = self.shown = asked(self.threshold, sums, self.options)
-        elif self.mode is CLIP and self.to.source == NULL and self.options.plain and sums.within(self.threshold):
-            return ClipReport(sums, self.shown, self.to.units, None, 0, False, self.norms), None   # the usual step, kept short
+        elif engine is HOST and self.mode is CLIP and self.to.source == NULL and self.options.plain and \
+                sums.within(self.threshold):
+            return ClipReport(sums, self.shown, self.to.units, None, 0, False, self.norms), None    # the usual step, kept short
         return engine.decide(self, sums)
 
     cpdef measure(self, engine, Leaves read):

@@ -15,7 +15,7 @@ class Engine(Protocol):
 
     Sums are those of `_cpu.sums` or what can be asked the same; a plan is for the engine alone that decided it."""
 
-    def measure(self, read: Any, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> Any:
+    def measure(self, leaves: Any, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> Any:
         """The Sums of all leaves, by one read pass. finite_only: norms leave NaN and Inf out."""
 
     def decide(self, request: Any, sums: Any) -> tuple[Any, Any]:
@@ -53,7 +53,7 @@ class Host:
         accumulate.sum_samples(request.samples, request.to, plan, batch_of(request, plan), request.fresh)
 
 
-HOST = Host()
+HOST: Engine = Host()
 
 
 def on_devices(alone):

@@ -276,10 +276,10 @@ def measure_outside(Leaves leaves, Plan bounds):
     return sums
 
 
-def measure_written(Leaves leaves, Plan plan, double ord):
+def measure_written(Leaves to, Plan plan, double ord):
     """The Sums of the elements that `write` would write; nothing is written."""
-    cdef Sums sums = Sums(leaves.units, 0, ord, 1)
-    run_measure(sums, leaves.leaf if leaves.source == NULL else leaves.source, leaves, NULL, plan)
+    cdef Sums sums = Sums(to.units, 0, ord, 1)
+    run_measure(sums, to.leaf if to.source == NULL else to.source, to, NULL, plan)
     return sums
 
 
@@ -300,30 +300,30 @@ cdef list changed(Leaves leaves, Plan plan):
     return found
 
 
-def write(Leaves leaves, Plan plan):
+def write(Leaves to, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source; with an error, none does. No bytecode
     runs between the first element and the last, nor does anything need memory."""
-    cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
-    cdef Work work = cut(leaves.leaf, source, leaves.count, True)
+    cdef const gc_leaf *source = to.leaf if to.source == NULL else to.source
+    cdef Work work = cut(to.leaf, source, to.count, True)
     cdef Scratch scratch
     cdef Task task
     scratch.memory = NULL
     try:
         take_scratch(&scratch, work.team)
-        if leaves._foreign is not None:
-            leaves.announce(changed(leaves, plan))
+        if to._foreign is not None:
+            to.announce(changed(to, plan))
     except:
         if scratch.memory != NULL:
             give_scratch(&scratch)
         PyMem_Free(work.group)
         raise
     task.room = scratch.room
-    task.leaf, task.source, task.group, task.write, task.per_unit = leaves.leaf, source, work.group, plan.write, plan.count > 1
+    task.leaf, task.source, task.group, task.write, task.per_unit = to.leaf, source, work.group, plan.write, plan.count > 1
     with nogil:
         run(&task, &work, True)
     give_scratch(&scratch)
     PyMem_Free(work.group)
-    leaves.written()
+    to.written()
 
 
 cdef object find_nonfinite(Sums sums, Leaves leaves):

@@ -7,6 +7,8 @@ on which side of its threshold a norm lies, it goes on as EVERYWHERE does."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .._core.decide import clamping, decide, decide_clamp
 from .._core.samples import batch_of, decide_samples
 from .._cpu import accumulate, passes
@@ -16,6 +18,9 @@ from .settle import settle, settle_clamp, settle_samples, takes_numbers
 from .strict import enforce
 from .sums import About, DeviceSums, absorb, value_at
 from .table import sample_table, table_of
+
+if TYPE_CHECKING:
+    from .._core.engine import Engine
 
 
 class Everywhere:
@@ -113,8 +118,8 @@ class Sent:
         EVERYWHERE.sum_samples(request, self._plan)
 
 
-EVERYWHERE = Everywhere()
-DEVICES = Devices()
+EVERYWHERE: Engine = Everywhere()
+DEVICES: Engine = Devices()
 
 
 def _sent(report, plan):

@@ -67,10 +67,6 @@ class DeviceSums:
         absorb(sums, self.by_device, naming)
         return sums
 
-    def within(self, threshold):
-        """Whether it is known without a wait for a device that nothing exceeds a threshold: never."""
-        return False
-
     @cached_property
     def totals(self):
         """The Sum of all, on each device: folded from the same Sums in the same order everywhere."""

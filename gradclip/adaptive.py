@@ -160,7 +160,7 @@ def clip_adaptive(
 
 
 def _adaptive(params, clip_factor, eps, unit_axis, norm):
-    """What the pair asks for."""
+    """The request of `clip_adaptive_` and `clip_adaptive`, after a check of the arguments."""
     clip_factor, eps = number("clip_factor", clip_factor), number("eps", eps, 0.0)
     if not 0.0 < clip_factor < math.inf:
         raise ValueError(f"clip_factor must be positive and finite, not {clip_factor!r}")

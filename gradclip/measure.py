@@ -306,7 +306,7 @@ def apply_clip(
 
 
 def _application(measure, max_norm, norm):
-    """What the pair asks for."""
+    """The request of `apply_clip_` and `apply_clip`, after a check of the arguments."""
     if not isinstance(measure, Measure):
         raise TypeError(f"measure must be a Measure, not {type(measure).__name__}")
     own = {"ord": measure.ord, "grad_scale": measure.grad_scale}

@@ -246,7 +246,7 @@ def clip_by_norm(
 
 
 def _by_norm(norm, max_norm, axis):
-    """What the pair asks for."""
+    """The request of `clip_by_norm_` and `clip_by_norm`."""
     request = _ByNorm(Options.of(norm), max_norm)
     request.axis = axis
     return request
@@ -427,7 +427,7 @@ def normalize(
 
 
 def _normalization(target, eps, per_leaf, norm):
-    """What the pair asks for."""
+    """The request of `normalize_` and `normalize`, after a check of the arguments."""
     if not isinstance(per_leaf, bool | np.bool_):
         raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
     options, target = Options.of({**norm, "eps": eps}), number("target", target, 0.0)

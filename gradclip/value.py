@@ -92,7 +92,7 @@ def clip_by_value(grads: Any, clip_min: Number, clip_max: Number | None = None, 
 
 
 def _by_value(clip_min, clip_max):
-    """What the pair asks for."""
+    """The request of `clip_by_value_` and `clip_by_value`, after a check of the arguments."""
     low, high = _bounds(clip_min, clip_max)
     request = _ByValue(DEFAULT, high)
     request.low = low

@@ -67,11 +67,10 @@ cdef class Request:
     cpdef decide(self, engine, Leaves read):
         """The report, and the plan that is to be written; None where nothing is."""
         sums = self.measure(engine, read)
-        if type(self.threshold) is not float:
-            if not PyArray_Check(self.threshold) and isinstance(self.threshold, Threshold):
-                self.threshold = self.shown = asked(self.threshold, sums, self.options)
-        elif engine is HOST and self.mode is CLIP and self.to.source == NULL and self.options.plain and \
-                sums.within(self.threshold):
+        if not (type(self.threshold) is float or PyArray_Check(self.threshold)) and isinstance(self.threshold, Threshold):
+            self.threshold = self.shown = asked(self.threshold, sums, self.options)
+        if type(self.threshold) is float and engine is HOST and self.mode is CLIP and self.to.source == NULL and \
+                self.options.plain and sums.within(self.threshold):
             return ClipReport(sums, self.shown, self.to.units, None, 0, False, self.norms), None    # the usual step, kept short
         return engine.decide(self, sums)
 

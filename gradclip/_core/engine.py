@@ -22,16 +22,16 @@ class Engine(Protocol):
         """The report of a Request and the plan to be written, None where nothing is."""
 
     def measure_written(self, to: Any, plan: Plan, ord: float) -> Any:
-        """The Sums of what a Plan of the host's would write; nothing is written."""
+        """The Sums of what a Plan of the host would write; nothing is written."""
 
     def write(self, to: Any, plan: Any) -> None:
         """Write what was decided: all of it or, with an error, nothing."""
 
     def clamp(self, read: Any, to: Any, low: float, high: float) -> tuple[Any, Any]:
-        """The same as `decide` for elements that are brought into [low, high], after a read pass that counts those outside."""
+        """The report and the plan of elements brought into [low, high], after a read pass that counts those outside."""
 
     def decide_samples(self, request: Any, sums: Any) -> tuple[Any, Any]:
-        """The same as `decide` for samples that are summed."""
+        """The report and the plan of samples that are summed."""
 
     def sum_samples(self, request: Any, plan: Any) -> None:
         """Write the sums over the batch of what was decided of each sample."""

@@ -28,7 +28,7 @@ class Ranked:
             self._high.discard(value)
 
     def quantile(self, q):
-        """As `numpy.quantile`, with its very operations."""
+        """The q-quantile of the values, by the very operations of `numpy.quantile`."""
         virtual = (self._low.size + self._high.size - 1) * q
         index = math.floor(virtual)
         while self._low.size > index + 1:

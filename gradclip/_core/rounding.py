@@ -17,7 +17,7 @@ ROUNDS = 4
 
 
 class Unit(NamedTuple):
-    """Of a dtype: half an ulp of 1, half the least subnormal number, the largest number."""
+    """How a dtype rounds: half an ulp of 1 (the unit roundoff), half the least subnormal number, the largest number."""
 
     half: float
     least: float
@@ -35,7 +35,7 @@ _ROOM = 1 + 2.0**-20  # for factors and products that are rounded before
 
 
 def unit_of(dtype):
-    """That of a dtype, or of the parts of a complex one."""
+    """How a dtype rounds, or the parts of a complex one."""
     return _UNITS.get(np.empty(0, dtype).real.dtype.name, _FLOAT64)
 
 
@@ -45,7 +45,8 @@ def typical(arrays):
 
 
 def safety(ord):
-    """Of a norm of an order that is not RATIONAL: within 4 ulp of the exact one (below 1: 4 / ord); twice that is taken off."""
+    """The factor that makes a measured norm, of an order that is not RATIONAL, certainly no more than the exact one: that lies
+    within 4 ulp (below order 1, 4 / ord), and twice that is taken off."""
     return 1 - 2.0**-49 / min(ord, 1.0)
 
 
@@ -67,7 +68,7 @@ class Room(NamedTuple):
 
     @classmethod
     def of(cls, parts, ord, grad_scale=1.0):
-        """parts: (elements, dtype, dtype that they are rounded to) of each leaf."""
+        """The Room of one unit, which has a part in each leaf: (elements, dtype, dtype that they are rounded to)."""
         units = [unit_of(to) for _, _, to in parts]
         relative = max((unit.half for unit in units), default=0.0)
         # of a complex number both parts, and the magnitude that was measured

@@ -221,7 +221,7 @@ cdef class Sums:
         return part * Fraction(2) ** exponent
 
     def scaled(self, unit=None):
-        """The same sum, of any order, as a Fraction and the exponent of a power of two."""
+        """The sum behind a norm of any order, as a Fraction and the exponent of the power of two that it is multiplied by."""
         cdef Py_ssize_t index = index_of(unit)
         cdef Sum s = self.total if index < 0 else reopen(&self.unit[index])
         cdef double a, b, c, d

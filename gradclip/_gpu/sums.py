@@ -54,7 +54,7 @@ class DeviceSums:
         return self if self._by_unit is None else self._by_unit
 
     def host(self, arrays=None):
-        """As Sums of this process. arrays: the leaves, if the first element that is not finite is to be shown."""
+        """What was found as Sums of the host. arrays: the leaves, if the first element that is not finite is to be shown."""
         if self._host is None:
             self._host = self._brought() if self._bring is None else self._bring()
         if arrays is not None and self._host.nonfinite():

@@ -97,6 +97,8 @@ class Memory:
 
     def __del__(self):
         global used
+        if used is None:  # the interpreter ends
+            return
         used -= self.host.nbytes
         dropped.append(self.host)
         if self.spoilt_in is not None:
@@ -107,11 +109,43 @@ def spoil(host):
     host.reshape(-1).view(np.uint8).fill(0xA5)
 
 
-class ndarray:
-    """An array whose elements only `get` shows, as on a GPU."""
+class UnownedMemory:
+    """Memory of another library's, which `owner` keeps."""
 
-    def __init__(self, host, device, memory=None):
-        self._host, self._device, self._memory = host, device, memory or Memory(host)
+    def __init__(self, ptr, size, owner, device_id):
+        self.ptr, self.size, self.owner, self.device_id = ptr, size, owner, device_id
+
+
+class MemoryPointer:
+    """A place in memory."""
+
+    def __init__(self, mem, offset):
+        self.mem, self.offset, self.ptr, self.device_id = mem, offset, mem.ptr + offset, mem.device_id
+
+    def __add__(self, offset):
+        return MemoryPointer(self.mem, self.offset + offset)
+
+
+def host_at(shape, dtype, pointer, strides, order):
+    """An array of the host of the elements at a place in memory."""
+    dtype = np.dtype(dtype)
+    strides = strides or np.empty(shape, dtype, order).strides
+    reach = dtype.itemsize + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    shown = {"data": (pointer.ptr, False), "shape": (reach,), "typestr": "|u1", "version": 3}
+    return np.ndarray(shape, dtype, np.asarray(types.SimpleNamespace(__array_interface__=shown)), 0, strides)
+
+
+class ndarray:
+    """An array whose elements only `get` shows, as on a GPU.
+
+    Made of a shape, a dtype and a place in memory, as CuPy has it; or of an array of the host and a device."""
+
+    def __init__(self, shape, dtype, memptr=None, strides=None, order="C"):
+        if isinstance(shape, tuple):
+            self._host, self._device = host_at(shape, dtype, memptr, strides, order), memptr.device_id
+            self._memory = memptr.mem
+        else:
+            self._host, self._device, self._memory = shape, dtype, memptr or Memory(shape)
 
     dtype = property(lambda self: self._host.dtype)
     shape = property(lambda self: self._host.shape)
@@ -126,7 +160,7 @@ class ndarray:
     @property
     def data(self):
         address = self._host.__array_interface__["data"][0] if self._host.dtype.kind != "V" else self._host.ctypes.data
-        return types.SimpleNamespace(ptr=address, device_id=self._device)
+        return MemoryPointer(UnownedMemory(address, self._host.nbytes, self._memory, self._device), 0)
 
     @property
     def __cuda_array_interface__(self):
@@ -339,6 +373,8 @@ def memcpy_peer(to, to_device, source, source_device, size, stream):
 
 
 cuda = types.SimpleNamespace(
+    UnownedMemory=UnownedMemory,
+    MemoryPointer=MemoryPointer,
     Device=_Device,
     Event=Event,
     Stream=Stream,

@@ -154,6 +154,7 @@ def torch_tensor(cupy, monkeypatch):
             self.dtype, self.device = self.array.dtype, SimpleNamespace(index=0)
             self.__cuda_array_interface__ = {**self.array.__cuda_array_interface__, "stream": None}  # as PyTorch has it
             self.shape, self.stride, self.storage_offset = self.array.shape, lambda: (1,), lambda: 0
+            self.data_ptr, self.is_contiguous = lambda: self.array.data.ptr, lambda: True
             self.numel, self.element_size = lambda: self.array.size, lambda: self.array.itemsize
             storage = SimpleNamespace(device=SimpleNamespace(type="cuda"), nbytes=lambda: self.array.nbytes)
             self.untyped_storage = lambda: storage
@@ -165,6 +166,7 @@ def torch_tensor(cupy, monkeypatch):
     Tensor.__module__ = "torch"
     module = ModuleType("torch")
     module.strided, module.bfloat16, module.from_dlpack = "strided", "bfloat16", lambda array: array
+    module.float64 = np.dtype(np.float64)
     module.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=Tensor.stream.ptr))
     module.told = []
     module.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=module.told.append))
@@ -205,6 +207,39 @@ def test_all_of_a_call_with_tensors_runs_in_pytorchs_stream(cupy, torch_tensor):
     gradclip.clip_by_global_norm_(here, 1.0)
     gradclip.clip_adaptive_(here, [np.ones(2)])
     assert g[0].tolist() == here[0].tolist()
+
+
+def test_tensors_of_pytorch_itself(cupy):
+    """On a GPU: views of any strides and dtypes, in place and as new tensors, as on the processor."""
+    torch = pytest.importorskip("torch")
+    if is_stand_in(cupy) or not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU")
+    kinds = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128
+    numbers = torch.arange(1, 97, dtype=torch.float64).reshape(8, 12) / 7
+    for kind in kinds:
+        base = numbers.to(kind)
+        views = [
+            base.clone(),
+            base.clone().t(),
+            base.clone()[:, 1:7],
+            base.clone()[2:, ::3],
+            base.clone()[:0],
+            base[0, 0].clone(),
+        ]
+        on_gpu = [view.cuda() if view.is_contiguous() else view.t().cuda().t() for view in views]
+        on_gpu[2] = base.clone().cuda()[:, 1:7]
+        versions = [tensor._version for tensor in on_gpu]
+        new, report = gradclip.clip_by_global_norm(on_gpu, 1.0)
+        want = gradclip.clip_by_global_norm_(views, 1.0)
+        assert_same_report(want, report)
+        assert_same_report(want, gradclip.clip_by_global_norm_(on_gpu, 1.0))
+        for view, tensor, made, version in zip(views, on_gpu, new, versions, strict=True):
+            assert torch.equal(view, tensor.cpu())
+            assert torch.equal(view, made.cpu())
+            assert tensor._version > version
+    weight = torch.ones(3, device="cuda", requires_grad=True)
+    with pytest.raises(TypeError, match="1: .*requires grad"):
+        gradclip.clip_by_global_norm_([on_gpu[0], weight * 2], 1.0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to itself")

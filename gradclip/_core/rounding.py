@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ _UNITS = {
 _ROOM = 1 + 2.0**-20  # for factors and products that are rounded before
 
 
+@lru_cache(64)  # names of dtypes are slow
 def unit_of(dtype):
     """How a dtype rounds, or the parts of a complex one."""
     return _UNITS.get(np.empty(0, dtype).real.dtype.name, _FLOAT64)
@@ -81,7 +83,8 @@ class Room(NamedTuple):
         count = 1.0 if ord == math.inf else sum(n * (least / most) ** ord for n, least in absolute) ** (power / ord)
         lost = most**power * count * _ROOM
         slope = 1.0 + relative * _ROOM + 2.0**-48 / power
-        floor = 0.5 if all(to.name in _UNITS for _, _, to in parts) else 0.25  # bounds or moduli are rounded too
+        exact = all(to.kind != "c" and unit_of(to) is not _FLOAT64 for _, _, to in parts)
+        floor = 0.5 if exact else 0.25  # bounds or moduli are rounded too
         filled = [unit.most for unit, (n, _, _) in zip(units, parts, strict=True) if n]
         return cls(lost, slope, power, floor, min(filled, default=math.inf))
 

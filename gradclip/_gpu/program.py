@@ -23,6 +23,7 @@ KERNELS = (  # all that the source defines: what else is launched is an error, a
     *("write_leaves", "sum_samples"),
 )
 THREADS = 256
+APART = 512  # bytes between the beginnings of arrays in one allocation, as CuPy's pool has it
 MOST_CONSTANT = 32768  # bytes of what is kept on a device for later calls
 PER_THREAD = 2  # CUDA's number of the default stream of each thread
 # Products and sums are fused only where the source says so: every device must round as the processor does.
@@ -150,6 +151,23 @@ class Place:
             if shape is None:
                 return cupy.empty_like(array)
             return cupy.empty(shape, array.dtype)  # CuPy's empty_like would take () for no shape
+
+    def all_empty_like(self, arrays):
+        """A new array like each of some, as results: those that are contiguous lie in one allocation."""
+        import cupy
+
+        self.refuse_capture("a call that makes new arrays: pass out=, and make the same call once before")
+        sizes = [-(-array.nbytes // APART) * APART for array in arrays]
+        with self:
+            memory, offset, made = cupy.empty(sum(sizes), np.uint8).data, 0, []
+            for array, size in zip(arrays, sizes, strict=True):
+                if size and (array._c_contiguous or array._f_contiguous):
+                    order = "C" if array._c_contiguous else "F"
+                    made.append(cupy.ndarray(array.shape, array.dtype, memory + offset, order=order))
+                    offset += size
+                else:
+                    made.append(cupy.empty_like(array))
+        return made
 
     def constant(self, array):
         """A copy of an array that stays as it is; of one that is not large, that of an earlier call in this stream."""

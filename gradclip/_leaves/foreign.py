@@ -4,6 +4,7 @@ library is imported here; one is used only when the caller has."""
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -71,18 +72,13 @@ def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
         return _values(node, kind), node
     _check_leaf(node, kind, weights)
     if is_tensor(node):
-        try:
-            tensor = plain(node, write)
-        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{kind} gives no view of its memory: {error}") from None
+        return _view_tensor(node, kind, write), node
     if _is_on_gpu(node):
         try:
-            return _view_gpu(tensor if is_tensor(node) else node, write), node
+            return _view_gpu(node, write), node
         except (AttributeError, KeyError, BufferError, RuntimeError) as error:
             raise TypeError(f"{kind} gives CuPy no view of its memory: {error}") from None
     try:
-        if is_tensor(node):
-            return _view_torch(tensor), node
         if hasattr(node, "__array_interface__") or _is_buffer(node):
             return np.asarray(node if hasattr(node, "__array_interface__") else memoryview(node), copy=False), node
         if hasattr(node, "__array__"):  # JAX: read-only, bfloat16 included
@@ -114,20 +110,57 @@ def _values(node: Any, kind: str) -> np.ndarray[Any, Any]:
     return node.data
 
 
-def _view_gpu(node: Any, write: bool) -> Any:
-    """As a CuPy array of the same memory."""
+def _view_tensor(node: Any, kind: str, write: bool) -> Any:
+    """The memory of a tensor of PyTorch's, as an array of NumPy or CuPy."""
+    try:
+        tensor = plain(node, write)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{kind} gives no view of its memory: {error}") from None
+    try:
+        return _tensor_on_gpu(tensor) if tensor.is_cuda else _view_torch(tensor)
+    except (AttributeError, KeyError, TypeError, ValueError, BufferError, RuntimeError) as error:
+        where = "CuPy no view of its memory" if tensor.is_cuda else "NumPy no view of its memory on the CPU"
+        raise TypeError(f"{kind} gives {where}: {error}") from None
+
+
+@cache
+def _dtype_of(dtype: Any) -> np.dtype[Any] | None:
+    """The dtype of NumPy's for one of PyTorch's, if gradients may have it."""
+    torch = sys.modules["torch"]
+    for name in ("float32", "float16", "float64", "complex64", "complex128"):
+        if dtype is getattr(torch, name, None):
+            return np.dtype(name)
+    return np.dtype(_brain()) if dtype == torch.bfloat16 else None
+
+
+def _tensor_on_gpu(tensor: Any) -> Any:
+    """As a CuPy array of the same memory. CuPy itself would ask for `__cuda_array_interface__`, which is slow."""
+    cupy = _cupy()
+    dtype = _dtype_of(tensor.dtype)
+    if dtype is None or not tensor.numel():
+        with cupy.cuda.Device(tensor.device.index):  # CuPy would copy from another device to the current one
+            return cupy.asarray(tensor)
+    size = dtype.itemsize
+    reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), reach * size, tensor, tensor.device.index)
+    strides = tuple(stride * size for stride in tensor.stride())
+    return cupy.ndarray(tuple(tensor.shape), dtype, cupy.cuda.MemoryPointer(memory, 0), strides)
+
+
+def _cupy() -> Any:
+    """CuPy, without which nothing on a GPU can be a leaf."""
     try:
         import cupy
     except ImportError:
         raise ImportError('arrays on a GPU need CuPy: pip install "gradclip[cuda12]" or "gradclip[cuda13]"') from None
+    return cupy
+
+
+def _view_gpu(node: Any, write: bool) -> Any:
+    """As a CuPy array of the same memory."""
+    cupy = _cupy()
     if isinstance(node, cupy.ndarray):
         return node
-    if is_tensor(node):
-        torch = sys.modules["torch"]
-        with cupy.cuda.Device(node.device.index):  # CuPy would copy from another device to the current one
-            if node.dtype == torch.bfloat16:
-                return cupy.asarray(node.view(torch.int16)).view(_brain())
-            return cupy.asarray(node)
     shown: Any = getattr(node, "__cuda_array_interface__", None)
     if write and (_library(node) in ("jax", "jaxlib") or (shown is not None and shown["data"][1])):
         raise ValueError("read-only array, which cannot be written")

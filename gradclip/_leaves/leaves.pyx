@@ -225,6 +225,20 @@ cdef class Leaves(Units):
             return np.empty_like(self.arrays[i], subok=False, shape=shape)
         return self.place(self.leaf[i].device - 1).empty_like(self.arrays[i], shape)
 
+    def all_empty_like(self):
+        """A new array like each of these, where it lies."""
+        cdef Py_ssize_t i
+        cdef dict there = {}
+        made = [None if self.leaf[i].device else np.empty_like(self.arrays[i], subok=False) for i in range(self.count)]
+        if self.on_device:
+            for i in range(self.count):
+                if self.leaf[i].device:
+                    there.setdefault(self.leaf[i].device - 1, []).append(i)
+        for device, which in there.items():
+            for i, array in zip(which, self.place(device).all_empty_like([self.arrays[i] for i in which])):
+                made[i] = array
+        return made
+
     def place(self, int device):
         """A device, and the stream in which these are worked on there: found out once."""
         from .._gpu.program import Place
@@ -270,7 +284,7 @@ cdef class Leaves(Units):
         cdef Leaves to
         cdef Py_ssize_t i
         if out is None:
-            to = Leaves([self.empty_like(i) for i in range(self.count)], False, self.name, False, self.walked())
+            to = Leaves(self.all_empty_like(), False, self.name, False, self.walked())
         else:
             to = self.counterpart(out, "out", True, True)
             self.check_alike(to)
@@ -332,7 +346,10 @@ cdef class Leaves(Units):
         self.check_apart(others, same_view)
 
     cdef int check_apart(self, Leaves others, bint same_view) except -1:
-        found = find_overlap(self.leaf, self.arrays, None if others is None else others.arrays, same_view)
+        if others is None:
+            found = find_overlap(self.leaf, self.arrays, NULL, None, same_view)
+        else:
+            found = find_overlap(self.leaf, self.arrays, others.leaf, others.arrays, same_view)
         if found is None:
             return 0
         i, j = found

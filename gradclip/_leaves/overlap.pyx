@@ -330,10 +330,38 @@ cdef object search(list arrays, Py_ssize_t count, bint same, Extent *extent, Py_
     return None
 
 
-cdef object find_overlap(const gc_leaf *leaf, list written, list read, bint same):
+cdef bint put_extents(const gc_leaf *leaf, Py_ssize_t n, Py_ssize_t first, Extent *extent) noexcept nogil:
+    """Extents of contiguous leaves, numbered from `first` on, empty ones at no address; False where one is not contiguous."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        if leaf[i].ndim or leaf[i].units != 1:
+            return False
+        extent[i].low = extent[i].high = 0
+        if leaf[i].size:
+            extent[i].low = <uintptr_t>leaf[i].data
+            extent[i].high = extent[i].low + <uintptr_t>(leaf[i].size * leaf[i].itemsize)
+        extent[i].index = first + i
+    return True
+
+
+cdef bint apart(const gc_leaf *leaf, Py_ssize_t n, const gc_leaf *other, Py_ssize_t m, Extent *extent) except -1:
+    """Whether the leaves of two nestings certainly lie apart. False: not known."""
+    cdef Py_ssize_t i
+    cdef uintptr_t end = 0
+    if not put_extents(leaf, n, 0, extent) or not put_extents(other, m, n, extent + n):
+        return False
+    sort(extent, n + m)
+    for i in range(n + m):
+        if extent[i].low < end:
+            return False
+        end = max(end, extent[i].high)
+    return True
+
+
+cdef object find_overlap(const gc_leaf *leaf, list written, const gc_leaf *other, list read, bint same):
     """The indices of two arrays, the first of them written (and described by `leaf`), that share an element; or None.
 
-    Arrays that are read count on from those that are written. The i-th of each may be the `same` view."""
+    Arrays that are read (described by `other`) count on from those that are written. The i-th of each may be the `same` view."""
     cdef list arrays = written + read if read else written
     cdef Py_ssize_t i, n = 0, count = len(written)
     cdef Extent *extent
@@ -343,7 +371,7 @@ cdef object find_overlap(const gc_leaf *leaf, list written, list read, bint same
     if extent == NULL:
         raise MemoryError
     try:
-        if not read and side_by_side(leaf, count, extent):
+        if side_by_side(leaf, count, extent) if not read else apart(leaf, count, other, len(read), extent):
             return None
         arrays = list(map(addressed, arrays))
         for i in range(len(arrays)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 
@@ -12,8 +13,13 @@ def is_tensor(node: Any) -> bool:
     return is_tensor_type(type(node))
 
 
-def is_tensor_type(cls: type) -> bool:
+def is_tensor_type(cls: Any) -> bool:
     """Whether objects of a type are tensors."""
+    return _is_tensor_type(cls)
+
+
+@lru_cache(256)
+def _is_tensor_type(cls: Any) -> bool:
     return any(c.__name__ == "Tensor" and c.__module__ == "torch" for c in cls.__mro__)
 
 
@@ -54,10 +60,14 @@ def plain(tensor: Any, write: bool) -> Any:
 def _check_storage(tensor: Any) -> None:
     """A TypeError where elements of a tensor are not in its storage: NumPy would make memory of its own for them."""
     storage = tensor.untyped_storage()
-    if storage.device.type == "meta":
+    # The storage's own device is what a fake tensor cannot hide, and slow to ask for where there is memory on a GPU.
+    if not (tensor.is_cuda and tensor.data_ptr()) and storage.device.type == "meta":
         raise TypeError("a meta or fake tensor, which has no memory")
-    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + reach + 1) * tensor.element_size() if tensor.numel() else 0
+    if tensor.is_contiguous():
+        reach = tensor.numel()
+    else:
+        reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + reach) * tensor.element_size() if tensor.numel() else 0
     if storage.nbytes() < needed:
         raise TypeError(f"its storage was released or cut short: it holds {storage.nbytes()} of {needed} bytes")
 

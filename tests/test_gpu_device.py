@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 from gpu_leaves import (
+    assert_same_report,
     batch,
     host,
     is_stand_in,
@@ -218,28 +219,22 @@ def test_tensors_of_pytorch_itself(cupy):
     numbers = torch.arange(1, 97, dtype=torch.float64).reshape(8, 12) / 7
     for kind in kinds:
         base = numbers.to(kind)
-        views = [
-            base.clone(),
-            base.clone().t(),
-            base.clone()[:, 1:7],
-            base.clone()[2:, ::3],
-            base.clone()[:0],
-            base[0, 0].clone(),
-        ]
-        on_gpu = [view.cuda() if view.is_contiguous() else view.t().cuda().t() for view in views]
-        on_gpu[2] = base.clone().cuda()[:, 1:7]
-        versions = [tensor._version for tensor in on_gpu]
-        new, report = gradclip.clip_by_global_norm(on_gpu, 1.0)
+        views = [base.clone(), base.clone().t(), base.clone()[2:, ::3], base.clone()[:0], base[0, 0].clone()]
+        tensors = [view.cuda() if view.is_contiguous() else view.t().cuda().t() for view in views]
+        views.append(base.clone()[:, 1:7])
+        tensors.append(base.clone().cuda()[:, 1:7])
+        versions = [tensor._version for tensor in tensors]
+        new, report = gradclip.clip_by_global_norm(tensors, 1.0)
         want = gradclip.clip_by_global_norm_(views, 1.0)
         assert_same_report(want, report)
-        assert_same_report(want, gradclip.clip_by_global_norm_(on_gpu, 1.0))
-        for view, tensor, made, version in zip(views, on_gpu, new, versions, strict=True):
+        assert_same_report(want, gradclip.clip_by_global_norm_(tensors, 1.0))
+        for view, tensor, made, version in zip(views, tensors, new, versions, strict=True):
             assert torch.equal(view, tensor.cpu())
             assert torch.equal(view, made.cpu())
             assert tensor._version > version
     weight = torch.ones(3, device="cuda", requires_grad=True)
     with pytest.raises(TypeError, match="1: .*requires grad"):
-        gradclip.clip_by_global_norm_([on_gpu[0], weight * 2], 1.0)
+        gradclip.clip_by_global_norm_([tensors[0], weight * 2], 1.0)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to itself")

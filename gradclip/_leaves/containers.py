@@ -15,7 +15,7 @@ import numpy as np
 
 from . import pytree
 from .foreign import TREES, is_array, type_name
-from .pytorch import holds_weights, is_tensor_type
+from .pytorch import holds_weights, is_tensor, is_tensor_type
 
 Container = TypeVar("Container")
 Opened = tuple[list[Any], "list[Any] | None"]  # items, and what they are called
@@ -184,6 +184,8 @@ def kind_of(node: Any, weights: bool = False) -> Kind | None:  # noqa: PLR0911 -
     found = _registered.get(type(node))
     if found is not None:
         return found
+    if is_tensor(node):
+        return None
     if pytree.is_node(node):
         return _JAX
     if isinstance(node, list | tuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .pytorch import holds_weights, is_module, is_tensor, plain
+from .pytorch import holds_weights, is_module, is_parameter, is_tensor, plain
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -17,6 +17,9 @@ TREES = (
     "pass the arrays in it (of a tree of JAX's: leaves, tree = jax.tree.flatten(grads), then jax.tree.unflatten(tree, clipped)"
     "); a container of your own: gradclip.register_container"
 )
+
+
+WEIGHTS = "a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad"
 
 
 def _library(node: Any) -> str:
@@ -67,12 +70,12 @@ def is_array(node: Any) -> bool:
 def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
     """The memory of a leaf as an ndarray, without a copy; and the object that owns this memory. TypeError where there is
     none, or where it is that of parameters and not of gradients, unless `weights` are meant."""
+    if is_tensor(node):
+        return _view_tensor(node, write, weights), node
     kind = type_name(node)
     if is_sparse(node):
         return _values(node, kind), node
     _check_leaf(node, kind, weights)
-    if is_tensor(node):
-        return _view_tensor(node, kind, write), node
     if _is_on_gpu(node):
         try:
             return _view_gpu(node, write), node
@@ -91,7 +94,7 @@ def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
 def _check_leaf(node: Any, kind: str, weights: bool) -> None:
     """Raise a TypeError that says why an object is no leaf, if it is none."""
     if not weights and holds_weights(node):
-        raise TypeError(f"{kind}: a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad")
+        raise TypeError(f"{kind}: {WEIGHTS}")
     if isinstance(node, np.generic):
         raise TypeError(f"{kind} {node!r} is a scalar without memory of its own; use a 0-d array")
     if is_module(node):
@@ -110,17 +113,19 @@ def _values(node: Any, kind: str) -> np.ndarray[Any, Any]:
     return node.data
 
 
-def _view_tensor(node: Any, kind: str, write: bool) -> Any:
+def _view_tensor(node: Any, write: bool, weights: bool) -> Any:
     """The memory of a tensor of PyTorch's, as an array of NumPy or CuPy."""
+    if not weights and is_parameter(node):
+        raise TypeError(f"{type_name(node)}: {WEIGHTS}")
     try:
         tensor = plain(node, write)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{kind} gives no view of its memory: {error}") from None
+        raise TypeError(f"{type_name(node)} gives no view of its memory: {error}") from None
     try:
         return _tensor_on_gpu(tensor) if tensor.is_cuda else _view_torch(tensor)
     except (AttributeError, KeyError, TypeError, ValueError, BufferError, RuntimeError) as error:
         where = "CuPy no view of its memory" if tensor.is_cuda else "NumPy no view of its memory on the CPU"
-        raise TypeError(f"{kind} gives {where}: {error}") from None
+        raise TypeError(f"{type_name(node)} gives {where}: {error}") from None
 
 
 @cache
@@ -140,10 +145,11 @@ def _tensor_on_gpu(tensor: Any) -> Any:
     if dtype is None or not tensor.numel():
         with cupy.cuda.Device(tensor.device.index):  # CuPy would copy from another device to the current one
             return cupy.asarray(tensor)
-    size = dtype.itemsize
-    reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    size, strides, reach = dtype.itemsize, None, tensor.numel()
+    if not tensor.is_contiguous():
+        strides = tuple(stride * size for stride in tensor.stride())
+        reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), reach * size, tensor, tensor.device.index)
-    strides = tuple(stride * size for stride in tensor.stride())
     return cupy.ndarray(tuple(tensor.shape), dtype, cupy.cuda.MemoryPointer(memory, 0), strides)
 
 

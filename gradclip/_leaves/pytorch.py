@@ -33,9 +33,14 @@ def is_module(node: Any) -> bool:
     return _is_of_nn(node, "Module")
 
 
+def is_parameter(node: Any) -> bool:
+    """Whether something is a `torch.nn.Parameter`."""
+    return _is_of_nn(node, "Parameter")
+
+
 def holds_weights(node: Any) -> bool:
     """Whether something is a `torch.nn.Parameter`, or a module of them."""
-    return is_module(node) or _is_of_nn(node, "Parameter")
+    return is_module(node) or is_parameter(node)
 
 
 def _is_of_nn(node: Any, name: str) -> bool:

@@ -42,9 +42,18 @@ def clip_adaptive_(
         Least norm of parameters, so that units that start at zero can grow.
     unit_axis : int, default 0
         Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's.
-    **norm
-        The options ``ord``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`; `ord` holds for the
-        parameters too.
+    ord : float, default 2
+        Which norm, of gradients and of parameters: any p > 0, or ``inf``.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf in gradients: raise an error, write nothing, make them 0 and clip the rest, or follow
+        IEEE arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norms and thresholds speak of the true gradient, and whatever is
+        written is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of each unit written is at most its threshold, which is
+        `clip_factor` times the norm of its parameters as measured, or times `eps`. For orders other than 1, 2 and
+        ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
@@ -133,9 +142,18 @@ def clip_adaptive(
         Least norm of parameters, so that units that start at zero can grow.
     unit_axis : int, default 0
         Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's.
-    **norm
-        The options ``ord``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`; `ord` holds for the
-        parameters too.
+    ord : float, default 2
+        Which norm, of gradients and of parameters: any p > 0, or ``inf``.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf in gradients: raise an error, clip nothing (new leaves are copies then, and `out` is
+        not written), make them 0 and clip the rest, or follow IEEE arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norms and thresholds speak of the true gradient, and whatever is
+        returned is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of each unit of the result is at most its threshold, which is
+        `clip_factor` times the norm of its parameters as measured, or times `eps`. For orders other than 1, 2 and
+        ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------

@@ -70,10 +70,12 @@ class Measure:
 
     @property
     def nonfinite(self) -> int:
+        """How many elements are NaN or Inf."""
         return self._nans + self._infs
 
     @property
     def norm(self) -> float:
+        """Norm of the finite elements, of the true (unscaled) gradient."""
         if self.ord not in (1.0, 2.0, math.inf):
             return self.sums(True).norm()
         power = 1 if self.ord == math.inf else int(self.ord)
@@ -82,6 +84,7 @@ class Measure:
 
     @property
     def norms(self) -> Floats:
+        """Float64, the norms of the leaves."""
         if len(self._parts) == 2:
             object.__setattr__(self, "_parts", (np.concatenate(_in_order(self._parts)),))
         joined: Floats = self._parts[0]
@@ -101,7 +104,14 @@ class Measure:
         return f"Measure({text})"
 
     def exact(self) -> Fraction:
-        """The sum of the powers (or the maximum) of the stored, finite magnitudes, as a Fraction."""
+        """Return the sum behind the norm: of the powers of the stored, finite magnitudes, or their maximum.
+
+        Returns
+        -------
+        fractions.Fraction
+            The norm to the power ``ord`` of the stored gradient, which is the true one times ``grad_scale``; for ``ord=inf``
+            the norm itself.
+        """
         return Fraction(self._sum) * Fraction(2) ** self._exponent
 
     def __add__(self, other: Measure) -> Measure:
@@ -139,7 +149,18 @@ class Measure:
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
     def sums(self, finite_only):
-        """The Sums of a read pass that found this. finite_only: whether their norm leaves NaN and Inf out."""
+        """Return this as the sums of a read pass, which decisions are made of.
+
+        Parameters
+        ----------
+        finite_only : bool
+            Whether their norm leaves NaN and Inf out.
+
+        Returns
+        -------
+        Sums
+            What the engine of the host would have found.
+        """
         found = self._nans, self._infs, self.first_nonfinite
         return Sums.from_exact(self._sum, self._exponent, self.ord, self.grad_scale, finite_only, self.max_abs, found)
 
@@ -195,6 +216,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
     Returns
     -------
     Measure
+        The norm, the norms of the leaves, the largest magnitude, and how many elements are NaN or Inf and where the first is.
 
     Examples
     --------
@@ -232,14 +254,29 @@ def apply_clip_(
         measures at all give; given here, it is a TypeError.
     max_norm : float or Threshold
         The threshold >= 0, or a rule of `gradclip.thresholds` that gives it.
-    **norm
-        The options ``eps``, ``nonfinite`` and ``strict`` of `clip_by_global_norm_`; ``ord`` and ``grad_scale`` are those of
-        the measure.
+    ord : float, optional
+        That of the measure, which is taken without it; another is a ValueError.
+    eps : float, default 0
+        Added to the norm; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, write nothing, make them 0 and clip the rest, or follow IEEE
+        arithmetic.
+    grad_scale : float, optional
+        That of the measure, which is taken without it; another is a ValueError.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of the union is at most `max_norm` once each of its parts has been
+        clipped so. For orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
     ClipReport
         Its norm is that of the measure.
+
+    Raises
+    ------
+    NonFiniteGradientError, TypeError, ValueError
+        As `clip_by_global_norm_`, the NaN and Inf being those that the measure counts; `measure` is no Measure, or was made
+        with another ``ord`` or ``grad_scale`` than given here.
 
     Examples
     --------
@@ -279,9 +316,18 @@ def apply_clip(
     out : nesting of arrays, optional
         Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
         new leaves are made.
-    **norm
-        The options ``eps``, ``nonfinite`` and ``strict`` of `clip_by_global_norm_`; ``ord`` and ``grad_scale`` are those of
-        the measure.
+    ord : float, optional
+        That of the measure, which is taken without it; another is a ValueError.
+    eps : float, default 0
+        Added to the norm; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, clip nothing (new leaves are copies then, and `out` is not written),
+        make them 0 and clip the rest, or follow IEEE arithmetic.
+    grad_scale : float, optional
+        That of the measure, which is taken without it; another is a ValueError.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of the union is at most `max_norm` once each of its parts has been
+        clipped so. For orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------

@@ -52,6 +52,7 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
     Returns
     -------
     ClipReport
+        What was seen and done; ``scale`` is the factor, and ``norm`` that of the gradient as it was.
 
     Raises
     ------
@@ -107,8 +108,19 @@ def clip_by_global_norm(
     out : nesting of arrays, optional
         Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
         new leaves are made.
-    **norm
-        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    eps : float, default 0
+        Added to the norm; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, clip nothing (new leaves are copies then, and `out` is not written),
+        make them 0 and clip the rest, or follow IEEE arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norm and threshold speak of the true gradient, and whatever is
+        returned is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of the result is at most `max_norm`. For orders other than 1, 2 and
+        ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
@@ -151,8 +163,19 @@ def clip_by_norm_(
         None are paths) is an error, unless `grads` is empty. A dict with the keys of `grads` is a nesting.
     axis : int or tuple of int, optional
         The axes of a slice, as in `numpy.linalg.norm`: each slice along them is clipped on its own.
-    **norm
-        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    eps : float, default 0
+        Added to the norm of each leaf or slice; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, write nothing, make them 0 and clip the rest, or follow IEEE
+        arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norms and thresholds speak of the true gradient, and whatever is
+        written is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of each leaf or slice written is at most its threshold. For orders
+        other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
@@ -220,8 +243,19 @@ def clip_by_norm(
     out : nesting of arrays, optional
         Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
         new leaves are made.
-    **norm
-        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    eps : float, default 0
+        Added to the norm of each leaf or slice; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, clip nothing (new leaves are copies then, and `out` is not written),
+        make them 0 and clip the rest, or follow IEEE arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norms and thresholds speak of the true gradient, and whatever is
+        returned is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of each leaf or slice of the result is at most its threshold. For
+        orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
@@ -328,8 +362,17 @@ def normalize_(
         Added to the norm.
     per_leaf : bool, default False
         Normalise each leaf on its own.
-    **norm
-        The options ``ord``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, write nothing, make them 0 and normalise the rest, or follow IEEE
+        arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norm and target speak of the true gradient, and whatever is
+        written is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of what was written is at most `target`. For orders other than 1, 2
+        and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
@@ -401,8 +444,17 @@ def normalize(
         Added to the norm.
     per_leaf : bool, default False
         Normalise each leaf on its own.
-    **norm
-        The options ``ord``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, normalise nothing (new leaves are copies then, and `out` is not
+        written), make them 0 and normalise the rest, or follow IEEE arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norm and target speak of the true gradient, and whatever is
+        returned is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of the result is at most `target`. For orders other than 1, 2 and
+        ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------

@@ -25,8 +25,19 @@ def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[NormOptions]) 
         axis, and its norm runs over all leaves.
     max_norm : float
         The threshold >= 0 of each sample.
-    **norm
-        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    eps : float, default 0
+        Added to the norm of each sample; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, write nothing, make them 0 and clip the rest, or follow IEEE
+        arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norms and threshold speak of the true gradient, and whatever is
+        written is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of each sample written is at most `max_norm`. For orders other than
+        1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
@@ -75,8 +86,19 @@ def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Un
     out : nesting of arrays, optional
         Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
         new leaves are made.
-    **norm
-        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    eps : float, default 0
+        Added to the norm of each sample; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf: raise an error, clip nothing (new leaves are copies then, and `out` is not written),
+        make them 0 and clip the rest, or follow IEEE arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norms and threshold speak of the true gradient, and whatever is
+        returned is unscaled.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of each sample of the result is at most `max_norm`. For orders other
+        than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
@@ -118,10 +140,18 @@ def per_sample_clip_sum(
     out : nesting of arrays, optional
         Where the sums go: leaves of the shapes without the batch, of any float dtype; no memory of `grads`. Without it,
         new leaves are made.
-    **norm
-        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`. ``nonfinite``:
-        ``"zero"`` leaves samples with NaN or Inf out of the sum, ``"skip"`` returns zeros (in `out` too) if there are any.
-        `strict` changes nothing: the bound always holds exactly.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    eps : float, default 0
+        Added to the norm of each sample; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about samples with NaN or Inf: raise an error, return zeros (in `out` too), leave them out of the sum,
+        or follow IEEE arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norms and threshold speak of the true gradient, and whatever is
+        returned is unscaled.
+    strict : bool, default False
+        Changes nothing: the bound always holds exactly.
 
     Returns
     -------

@@ -36,9 +36,19 @@ def sgd_step_(
         The learning rate, any finite number.
     max_norm : float or Threshold, default inf
         The threshold >= 0 of the gradients' norm, or a rule of `gradclip.thresholds` that gives it.
-    **norm
-        The options ``ord``, ``eps``, ``nonfinite``, ``grad_scale`` and ``strict`` of `clip_by_global_norm_`. Under
-        ``nonfinite="skip"`` a gradient with NaN or Inf moves nothing.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    eps : float, default 0
+        Added to the norm; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf in gradients: raise an error, move nothing, take them for 0 and clip the rest, or
+        follow IEEE arithmetic.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this. Norm and threshold speak of the true gradient, which is also what
+        is subtracted.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm of ``scale * grads`` is at most `max_norm`. For orders other than 1,
+        2 and ``inf`` see `clip_by_global_norm_`.
 
     Returns
     -------

@@ -65,7 +65,7 @@ def test_the_source_compiles(nvrtc, architecture):
 
 
 def test_sources_are_ascii_and_structs_are_as_python_sees_them():
-    """Words of Sum, Write and Leaf: numbered in sums.py, table.py and _leaves.pyx."""
+    """Words of Sum, Write and Leaf: numbered in sums.py, table.py and rows.pyx."""
     from gradclip._core import rounding
     from gradclip._gpu import reading, settle, sums, table
 

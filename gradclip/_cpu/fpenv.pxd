@@ -1,4 +1,4 @@
-"""The floating-point state of the passes (fpenv.h), as Cython sees it."""
+"""The floating-point state of the passes (kernels/fpenv.h), as Cython sees it."""
 
 cdef extern from "fpenv.h" nogil:
     ctypedef struct gc_fpenv:

@@ -11,7 +11,7 @@ Why they look like this:
   measured as if already written goes through a buffer of one block, in L1.
 * The write pass takes the groups backwards: the end of what was read is what the cache still holds.
   Within a group it runs forwards, as prefetchers want it.
-* Every chunk of work enters the standard floating-point state and leaves the caller's (fpenv.h).
+* Every chunk of work enters the standard floating-point state and leaves the caller's (kernels/fpenv.h).
 * Between groups a read pass asks for signals (watch.pxd); a write pass is not interrupted: all or nothing.
 * What threads work on lies in their room (machine.pyx), not on the stack: a thread of 64 KiB is enough.
 """

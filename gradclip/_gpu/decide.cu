@@ -1,4 +1,5 @@
-/* From sums to what is written: one thread per unit, the decisions of Plan.settle (_cpu/plan.pyx). */
+/* From sums to what is written: one thread per unit. A unit is decided by gc_settle (_scalar/unit.h), as on the host, where
+ * Plan.settle (_cpu/plan.pyx) asks it. */
 enum {
     NORMALIZE = 1,
     FINITE_ONLY = 2,

@@ -1,5 +1,5 @@
 /* Bounds that hold in exact arithmetic: sums beside the power of a bound, and factors that shrink until what would be
- * written keeps it: `enforce` and `shrink` of _core/strict.py in pairs of float64. */
+ * written keeps it: `enforce` and `shrink_step` of _core/strict.py in pairs of float64. */
 #define ERROR 0x1p-70  /* above that of a Sum, which is below 2**-72, and of the quotient */
 #define MARGIN 0x1p-60 /* what _core/strict.py takes for it */
 

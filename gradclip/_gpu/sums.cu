@@ -1,4 +1,4 @@
-/* Sums, folded in pairs of float64 (a GPU has no long double, in which _cpu/fold.pxd folds).
+/* Sums, folded in pairs of float64 (a GPU has no long double, in which _cpu/kernels/fold.h folds).
  *
  * The headers of _scalar and the .cu files of this folder are one source: joined in the order that program.py gives and compiled by
  * NVRTC, without any other header, for the device at hand. Every struct is made of 8-byte words, so that NumPy can take

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""How an array lies in memory, as the passes see it (leaf.h): from dtype, shape and strides to a gc_leaf."""
+"""How an array lies in memory, as the passes see it (_cpu/kernels/leaf.h): from dtype, shape and strides to a gc_leaf."""
 from cpython.mem cimport PyMem_Malloc
 from libc.stdint cimport uintptr_t
 

@@ -13,7 +13,7 @@
 static inline double gc_seconds(void) { return (double)GetTickCount64() * 1e-3; }
 #else
 #include <time.h>
-/* Since some moment in the past. */
+/* Returns the seconds since some moment in the past. */
 static inline double gc_seconds(void)
 {
     struct timespec now;

@@ -228,12 +228,14 @@ cdef class Leaves(Units):
     def all_empty_like(self):
         """A new array like each of these, where it lies."""
         cdef Py_ssize_t i
-        cdef dict there = {}
+        cdef dict there
         made = [None if self.leaf[i].device else np.empty_like(self.arrays[i], subok=False) for i in range(self.count)]
-        if self.on_device:
-            for i in range(self.count):
-                if self.leaf[i].device:
-                    there.setdefault(self.leaf[i].device - 1, []).append(i)
+        if not self.on_device:
+            return made
+        there = {}
+        for i in range(self.count):
+            if self.leaf[i].device:
+                there.setdefault(self.leaf[i].device - 1, []).append(i)
         for device, which in there.items():
             for i, array in zip(which, self.place(device).all_empty_like([self.arrays[i] for i in which])):
                 made[i] = array

@@ -284,7 +284,6 @@ cdef class Leaves(Units):
     def target(self, out=None):
         """Leaves to write results of these into: new arrays like them, or those of `out`."""
         cdef Leaves to
-        cdef Py_ssize_t i
         if out is None:
             to = Leaves(self.all_empty_like(), False, self.name, False, self.walked())
         else:

@@ -57,15 +57,15 @@ cdef class Request:
     # ---- the steps, in order ----------------------------------------------------------------------
 
     cpdef Leaves prepare(self, Leaves leaves):
-        """The leaves that the read pass reads, after all checks of these that need no reading."""
+        """Return the leaves that the read pass is to read, after every check of them that needs no reading."""
         return leaves
 
     cpdef Leaves target(self, Leaves leaves, out):
-        """The leaves that receive results: new ones, or those of `out`."""
+        """Return the leaves that receive results: new ones, or those of `out`."""
         return leaves.target(out)
 
     cpdef decide(self, engine, Leaves read):
-        """The report, and the plan that is to be written; None where nothing is."""
+        """Return the report, and the plan that is to be written: None if nothing is."""
         sums = self.measure(engine, read)
         if not (type(self.threshold) is float or PyArray_Check(self.threshold)) and isinstance(self.threshold, Threshold):
             self.threshold = self.shown = asked(self.threshold, sums, self.options)
@@ -75,12 +75,12 @@ cdef class Request:
         return engine.decide(self, sums)
 
     cpdef measure(self, engine, Leaves read):
-        """What a read pass finds."""
+        """Return the sums that a read pass over the leaves finds."""
         options = self.options
         return engine.measure(read, options.ord, options.grad_scale, options.finite_only)
 
     cpdef write(self, engine, plan):
-        """The write pass."""
+        """Write what was decided: the write pass."""
         engine.write(self.to, plan)
 
 
@@ -92,7 +92,7 @@ cdef object asked(rule, sums, options):
 
 
 def total_threshold(max_norm):
-    """A threshold of the norm of all leaves: a float, or the rule itself."""
+    """Return a threshold of the norm of all leaves, checked: a float, or the rule itself."""
     if type(max_norm) is float and <double>max_norm > 0:
         return max_norm
     return max_norm if isinstance(max_norm, Threshold) else number("max_norm", max_norm, 0.0)
@@ -124,18 +124,20 @@ def onto(params, grads, Request request):
 
 
 def measured(grads, options):
-    """What one read pass finds of `grads`, its norms by the finite elements alone if the options say so."""
+    """Return the sums that one read pass over `grads` finds; their norms leave NaN and Inf out if the options say so."""
     cdef Leaves leaves = Leaves(grads)
     return engine_of(leaves, False).measure(leaves, options.ord, options.grad_scale, options.finite_only)
 
 
 cdef object engine_of(Leaves read, bint elsewhere):
-    """The engine that serves a call, picked once. elsewhere: whether the norm was measured before."""
+    """Return the engine that serves a call, picked once, here. elsewhere: whether the norm was measured before the call."""
     return on_devices(read.on_device == read.count and not elsewhere) if read.on_device else HOST
 
 
 cdef object served(Request request, Leaves read, out):
-    """The report, or (out, report), after everything was checked. Nothing that may fail comes after the write pass."""
+    """Measure, decide and write, after everything was checked; returns the report, or (out, report).
+
+    Nothing that may fail comes after the write pass."""
     engine = engine_of(read, request.elsewhere)
     report, plan = request.decide(engine, read)
     found = report if out is None else (out, report)

@@ -14,7 +14,7 @@ from .strict import by_unit, enforce, exceeding, shrink_step
 
 
 def decide(engine, request, sums):
-    """The report, and the Plan that is to be written: None where nothing is.
+    """Return the report of a Request, and the Plan that is to be written: None if nothing is.
 
     engine : what reads, for `strict`, what a Plan would write
     sums : the Sums of the units, or of the samples, of `request.to`
@@ -41,7 +41,7 @@ def decide(engine, request, sums):
 
 
 def _decided(request, sums, together):
-    """The Plan of the units that have a norm, before `strict` holds it to its thresholds."""
+    """Return the Plan that brings units to their thresholds, before `strict` holds it to these in exact arithmetic."""
     options, normalize = request.options, request.mode is NORMALIZE
     plan = Plan(1 if together else len(request.threshold))
     exact = options.strict and not normalize and options.ord in RATIONAL
@@ -51,7 +51,7 @@ def _decided(request, sums, together):
 
 
 def refused(sums, options):
-    """Whether NaN and Inf, of which there are some, forbid to write anything; or a NonFiniteGradientError."""
+    """Return whether the NaN and Inf that were found forbid to write anything; or raise the error that the options ask for."""
     if options.nonfinite == "raise":
         path, index = sums.first_nonfinite
         raise NonFiniteGradientError(path, index, sums.nonfinite(), sums.first_value)
@@ -66,7 +66,10 @@ def clamping(low, high):
 
 
 def decide_clamp(to, low, high, sums):
-    """The report, and the Plan that clamps leaves of which an element is outside, by Sums that count these: None for none."""
+    """Return the report of a clamp, and the Plan that clamps leaves with elements outside [low, high]: None if there are none.
+
+    sums : those of a read pass that counted the elements outside, leaf by leaf
+    """
     outside = sums.outside()
     report = ClipReport(sums, high, sums.size, clipped_count=outside)
     if not outside and not to.is_target:

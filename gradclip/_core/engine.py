@@ -1,4 +1,4 @@
-"""What an engine does: the protocol, the engine of the host, and the door to those of GPUs. call.pyx picks one a call."""
+"""The protocol of engines, the engine of the host, and `on_devices`, which gives those of GPUs. call.pyx picks one per call."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Engine(Protocol):
         """Write what was decided: all of it or, with an error, nothing."""
 
     def clamp(self, read: Any, to: Any, low: float, high: float) -> tuple[Any, Any]:
-        """The report and the plan of elements brought into [low, high], after a read pass that counts those outside."""
+        """Return the report and the plan that brings elements into [low, high], after a read pass that counts those outside."""
 
     def decide_samples(self, request: Any, sums: Any) -> tuple[Any, Any]:
-        """The report and the plan of samples that are summed."""
+        """Return the report and the plan of a sum of clipped samples."""
 
     def sum_samples(self, request: Any, plan: Any) -> None:
-        """Write the sums over the batch of what was decided of each sample."""
+        """Write the sums over the batch, each sample multiplied by the factor that the plan gives it."""
 
 
 class Host:
@@ -57,7 +57,10 @@ HOST: Engine = Host()
 
 
 def on_devices(alone):
-    """The engine of leaves of which some lie on GPUs. alone: whether all do, and their norm is measured there."""
+    """Return the engine of a call some of whose leaves lie on GPUs.
+
+    alone : whether all of them do, and their norm is measured in this call
+    """
     # Imported when a first leaf lies on a GPU. `_gpu` imports this room, not the other way round but for this line.
     from .._gpu.engine import DEVICES, EVERYWHERE
 

@@ -18,7 +18,7 @@ MOST = sys.float_info.max * (1.0 - 2.0**-51)
 
 
 def decide_samples(request, sums):
-    """The report, and the Plan of what each sample adds to each leaf. Of no samples where nothing is to be added.
+    """Return the report, and the Plan of what each sample adds to each leaf: a Plan of no samples if nothing is to be added.
 
     request : as `decide` takes it, with `samples`: the Leaves that are summed, cut into samples
     sums : the Sums of samples
@@ -38,7 +38,7 @@ def batch_of(request, plan):
 
 
 def _decided(request, sums):
-    """The Plan of samples."""
+    """Return a Plan with a factor for each sample, alike for all leaves."""
     options = request.options
     safe, most = safe_norm(request), largest_term(request)
     if kept(request):
@@ -55,7 +55,7 @@ def _decided(request, sums):
 
 
 def safe_norm(request):
-    """The norm of a sample that stays within the threshold when each element is rounded up to what the sums hold."""
+    """Return a norm to which samples may be brought, so that each keeps the threshold however its elements are rounded."""
     if request.threshold == math.inf:
         return math.inf
     parts = [(a[:1].size, a.dtype, b.dtype) for a, b in _pairs(request)]
@@ -69,17 +69,17 @@ def kept(request):
 
 
 def largest_term(request):
-    """The largest magnitude of what a sample may add to each leaf, which is not Inf; None where no element comes near."""
+    """Return, for each leaf, the largest magnitude that a sample may add; None if no element can become Inf."""
     if request.threshold == math.inf or (request.options.grad_scale >= 1.0 and _held(request)):
         return None
     return np.array([min(unit_of(b.dtype).most, MOST) for _, b in _pairs(request)])
 
 
 def _held(request):
-    """Whether the sums' dtypes hold every number of the samples'."""
+    """Return whether every sum has a dtype that holds each number of the samples' dtype."""
     return all(np.can_cast(a.dtype, b.dtype) for a, b in _pairs(request))
 
 
 def _pairs(request):
-    """The samples and the sum of each leaf."""
+    """Return pairs, one for each leaf: the array of its samples and the array of their sum."""
     return zip(request.samples.arrays, request.to.arrays, strict=True)

@@ -16,11 +16,14 @@ MARGIN = 1 + Fraction(1, 2**60)
 
 
 def exceeding(sums, leaves, options, threshold, by_sample):
-    """Whether the norm of each unit exceeds its threshold, uint8. Measured norms are within an ulp: the sums behind them are
-    compared only where a norm lies at its threshold.
+    """Return whether the norm of each unit exceeds its threshold, as uint8.
+
+    A measured norm is within an ulp of the exact one. So the sums behind norms are compared only where a norm lies at its
+    threshold.
 
     leaves : those that were measured
-    by_sample : whether a unit of `sums` is a sample, which has a part of each leaf"""
+    by_sample : whether a unit of `sums` is a sample, which has a part of each leaf
+    """
     if type(threshold) is float:
         return np.array([_exceeds(sums, None, threshold, leaves, options, by_sample)], np.uint8)
     norms = sums.norms()
@@ -60,7 +63,7 @@ def _slow_sum(arrays, ord):
 
 
 def _power(value, ord):
-    """What the sum behind a norm is compared with: the power of a threshold, or for the maximum itself."""
+    """Return what the sum behind a norm is compared with: the threshold to the power `ord`, or for `inf` itself."""
     return Fraction(value) ** (1 if ord == math.inf else int(ord))
 
 
@@ -80,7 +83,7 @@ def shrink_step(request, plan, sums):
 
 
 def by_unit(request, plan, sums):
-    """The Plan of the units of leaves, where that of samples or of all together does not do: NaN and Inf differ by unit."""
+    """Return a Plan by unit, if one by sample or one for all together does not say enough: NaN and Inf differ by unit."""
     units, zeroed = request.to.units, request.options.finite_only and sums.nonfinite()
     if plan.count != units and (plan.count != 1 or zeroed):
         plan = plan.cycled(units)
@@ -90,8 +93,11 @@ def by_unit(request, plan, sums):
 
 
 def enforce(engine, request, plan, sums):
-    """Shrink factors until what would be written keeps the thresholds in exact arithmetic: by what it was measured to be above,
-    and a slack that doubles. What is still above in the last round gets a factor that holds however elements are rounded."""
+    """Shrink factors until what would be written keeps the thresholds in exact arithmetic.
+
+    Each round measures what would be written. A factor that is too large is multiplied by threshold / norm and by 1 - slack,
+    whose slack doubles from round to round. If it is still too large in the last round, it gets a value that holds however
+    elements are rounded."""
     options, share, threshold = request.options, request.share, request.threshold
     together = type(threshold) is float
     units = [(None, threshold)] if together else list(enumerate(threshold.tolist()))
@@ -119,13 +125,14 @@ def enforce(engine, request, plan, sums):
 
 
 def _safe(room, threshold, ord, share):
-    """A norm of all leaves such that the share of it keeps the threshold however elements are rounded."""
+    """Return a norm to which all leaves may be brought, so that the share of it that is written keeps the threshold however
+    elements are rounded."""
     part = float(share) ** (1.0 / ord) if ord in RATIONAL else float(share)  # of the norm
     return room.threshold(threshold * part) / part if part else 0.0
 
 
 def _ratio(written, unit, threshold, ord, share):
-    """What brings a written norm to its threshold; above 1 where it certainly keeps it."""
+    """Return the factor that brings a written norm to its threshold; a number above 1 if the norm certainly keeps it."""
     if written.nonfinite(unit):
         return 0.5  # overflow is above any threshold
     if ord not in RATIONAL:

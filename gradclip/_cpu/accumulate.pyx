@@ -123,7 +123,7 @@ cdef bint any_infinite(const double *sums, ptrdiff_t n) noexcept nogil:
 
 
 cdef bint add_up(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdiff_t n, Desk *d) noexcept nogil:
-    """A strip of the sums. False: stopped."""
+    """Sum one strip over the batch; returns False if a signal stopped it."""
     cdef ptrdiff_t i
     if interrupted(d.watch, d.thread, &d.saved) or not sum_samples_of(b, batch, first, n, 1, d, d.sums):
         return False

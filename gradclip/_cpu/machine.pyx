@@ -172,7 +172,9 @@ spare.memory = NULL
 
 
 cdef int take_scratch(Scratch *scratch, int team) except -1:
-    """Room for what threads work on: threads may have a stack of 64 KiB, and memory that is used again is in cache."""
+    """Take memory for each thread of a team to work in, since their stacks may have 64 KiB only.
+
+    What the last pass gave back is taken if it is large enough: it is still in cache."""
     if spare.memory != NULL and spare.team >= team:
         scratch[0] = spare
         spare.memory = NULL
@@ -186,7 +188,7 @@ cdef int take_scratch(Scratch *scratch, int team) except -1:
 
 
 cdef void give_scratch(Scratch *scratch) noexcept:
-    """Keep the larger one for the next pass."""
+    """Give the memory of a team back: the larger one of this and the one that is kept is kept for the next pass."""
     cdef Scratch other = spare
     if other.memory == NULL or other.team < scratch.team:
         spare.memory, spare.room, spare.team = scratch.memory, scratch.room, scratch.team

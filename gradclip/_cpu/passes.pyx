@@ -62,8 +62,10 @@ cdef struct Work:           # the list of it
 
 
 cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint columns) except *:
-    """Groups of about a segment (kernels/work.h), shared out in chunks, a few per thread, so that a thread that the system
-    holds up does not hold up the others. Units that are columns come in panels, or with `columns` False one by one."""
+    """Return the list of work: groups of about a segment (kernels/work.h), shared out in chunks.
+
+    A thread gets a few chunks, so that one that the system holds up does not hold up the others. Units that are columns come in
+    panels, or with `columns` False one by one."""
     cdef Work work
     cdef gc_work found
     if not gc_survey(&found, leaf, count, columns):
@@ -88,8 +90,10 @@ cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint
 # ---- the region that does it ---------------------------------------------------------------------
 
 cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) noexcept nogil:
-    """Whole units, a gc_measured of each. Usual ones of one block are added up in pairs of doubles: to fold each into long
-    doubles takes longer than to sum ten elements."""
+    """Measure whole units, each into its gc_measured, and add them to `total`.
+
+    The sums of usual units of one block are added in pairs of doubles: to fold each into long doubles takes longer than to
+    sum ten elements."""
     cdef ptrdiff_t j, unit = g.unit, left = g.count
     cdef const gc_leaf *leaf = &t.leaf[g.leaf]
     cdef bint plain = t.bounds == NULL and t.write == NULL
@@ -119,7 +123,7 @@ cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) n
 
 
 cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcept nogil:
-    """A Sum of each group, and a gc_measured of each unit that lies whole in one."""
+    """Measure some groups: each into its Sum, and every unit that lies whole in one into its gc_measured."""
     cdef ptrdiff_t i
     cdef char *room = t.room + thread * <size_t>ROOM
     cdef const Group *g
@@ -175,7 +179,7 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end, int thread)
 
 
 cdef void run(Task *t, const Work *work, bint writing) noexcept nogil:
-    """All groups: one thread, or a parallel region."""
+    """Work through all groups, on one thread or in a parallel region."""
     cdef Py_ssize_t i, chunk = work.chunk, n = work.count
     if work.team == 1 and writing:
         write_chunk(t, 0, n, 0)
@@ -190,7 +194,7 @@ cdef void run(Task *t, const Work *work, bint writing) noexcept nogil:
 
 
 cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
-    """Groups into the total, and the parts of units into these, in order."""
+    """Fold groups into the total, and the segments of a unit into the unit, in order."""
     cdef Py_ssize_t i, start = 0, above = 0
     cdef const Group *g
     cdef gc_measured *unit
@@ -284,7 +288,7 @@ def measure_written(Leaves to, Plan plan, double ord):
 
 
 cdef list changed(Leaves leaves, Plan plan):
-    """Whether `write` changes anything in each leaf."""
+    """Return, for each leaf, whether `write` changes anything in it."""
     cdef const gc_leaf *source = leaves.leaf if leaves.source == NULL else leaves.source
     cdef const gc_leaf *leaf
     cdef const Write *w

@@ -28,7 +28,7 @@ cdef class StandardState:
 
 
 cdef void settle_one(Write *w, const gc_measured *unit, double threshold, const gc_question *ask, int decided) noexcept:
-    """What becomes of one unit; `decided`: whether it is brought to its threshold, -1 where that is not decided yet."""
+    """Decide one unit. decided: whether it is brought to its threshold; -1 if that is to be decided here."""
     w.acts = decided if decided >= 0 else gc_exceeds(unit, threshold, ask)
     w.kind = gc_settle(unit, threshold, ask, &w.acts, &w.factor)
 
@@ -48,12 +48,15 @@ cdef double rounded(double x, int dtype) noexcept:
 
 
 cdef gc_question question(Sums sums, double eps, bint normalize, bint held) noexcept:
-    """What `gc_settle` is asked of units of these sums."""
+    """Return what `gc_settle` has to know of a call, whichever unit it decides."""
     return gc_question(sums.order, eps, sums.grad_scale, sums.finite_only, normalize, held)
 
 
 def safe_threshold(double threshold, room):
-    """A norm that keeps a threshold when each element is rounded up: `room` is a `_core.rounding.Room`."""
+    """Return a norm to which elements may be brought, so that it keeps a threshold even when each of them is rounded up.
+
+    room : a `_core.rounding.Room`
+    """
     cdef gc_room r = gc_room(room.lost, room.slope, room.power, room.floor, room.most)
     cdef gc_fpenv saved = gc_fp_enter()
     cdef double result = gc_safe_threshold(threshold, &r)
@@ -104,8 +107,9 @@ cdef class Plan:
         gc_fp_leave(saved)
 
     def aim(self, Py_ssize_t i, Sums sums, unit, double threshold, double eps, double most):
-        """Bring what was measured as `unit` (None: all together) to another threshold, but no element above `most` unless it
-        is already."""
+        """Give entry i the factor that brings the norm of `unit` (None: of all together) to a threshold.
+
+        No element gets above `most` by it that is not above it already."""
         cdef Py_ssize_t index = index_of(unit)
         cdef double largest = sums.largest(index)
         cdef gc_fpenv saved = gc_fp_enter()
@@ -136,7 +140,7 @@ cdef class Plan:
             self.write[i].zero = sums.count != self.count or sums.nonfinite_of(i) > 0
 
     def leave_out(self, Sums sums):
-        """Make all of a unit 0 that has an element that is not finite."""
+        """Make every element of a unit 0 if one of them is not finite."""
         cdef Py_ssize_t i
         for i in range(self.count):
             if sums.nonfinite_of(i):
@@ -152,7 +156,7 @@ cdef class Plan:
         gc_fp_leave(saved)
 
     def cycled(self, Py_ssize_t count):
-        """A Plan for `count` units, which take what these do in turn."""
+        """Return a Plan for `count` units, which repeats the entries of this one in their order."""
         cdef Plan plan = Plan(count)
         cdef Py_ssize_t i
         for i in range(count):
@@ -173,7 +177,7 @@ cdef class Plan:
         return self.write[i].factor.value
 
     def records(self):
-        """What another engine needs of this: of each unit the words kind, acts, zero and, of its factor, value, last, shift."""
+        """Return the plan as words for GPUs: for each unit kind, acts, zero and, of its factor, value, last and shift."""
         cdef Py_ssize_t i
         cdef const Write *w
         words = np.empty((self.count, 6), np.int64)
@@ -186,7 +190,7 @@ cdef class Plan:
         return words
 
     def bounds(self):
-        """The bounds of those that clamp, alike in all of them: (low, high) by dtype; None where none does."""
+        """Return the bounds of a plan that clamps, alike for all units: (low, high) by dtype; None if it clamps nothing."""
         cdef Py_ssize_t i
         for i in range(self.count):
             if self.write[i].kind == GC_CLAMP:
@@ -212,7 +216,7 @@ cdef class Plan:
         return least
 
     def keeps(self, Py_ssize_t i):
-        """Whether unit i is left as it is, but perhaps for elements that are not finite."""
+        """Return whether unit i is left as it is, apart from elements that are not finite."""
         return self.write[i].kind == GC_KEEP
 
     def acting(self):

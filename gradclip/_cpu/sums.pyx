@@ -49,12 +49,12 @@ cdef class Sums:
 
     @property
     def units(self):
-        """These Sums by unit: where these are of samples, what they were added up from."""
+        """The Sums by unit: these themselves or, if these are of samples, those that they were added up from."""
         return self if self.by_unit is None else self.by_unit
 
     @staticmethod
     def from_exact(total, exponent, ord, grad_scale, bint finite_only, max_abs, found):
-        """Sums of no leaves of their own, whose total was measured elsewhere: the integer total * 2**exponent.
+        """Return the Sums of leaves that were measured elsewhere: no units, and the integer total * 2**exponent for all.
 
         found: how many elements are NaN, how many Inf, and the place of the first of them."""
         cdef Sums sums = Sums(0, 0, ord, grad_scale, finite_only)
@@ -112,8 +112,10 @@ cdef class Sums:
         return sums
 
     def weigh(self, Py_ssize_t first, double clip_factor, double eps):
-        """Thresholds of adaptive clipping for the units before `first`: clip_factor * max(norm of the parameters, eps), the
-        parameters of unit i being unit first + i; inf where one of them is not finite."""
+        """Return the thresholds of adaptive clipping for the units before `first`.
+
+        They are clip_factor * max(norm of the parameters, eps). The parameters of unit i are unit first + i. A threshold is inf
+        where one of them is not finite."""
         thresholds = np.empty(first)
         cdef double[::1] threshold = thresholds
         cdef Py_ssize_t i
@@ -124,8 +126,10 @@ cdef class Sums:
         return thresholds
 
     def absorb(self, numbers, records):
-        """Take in units of some numbers that another engine measured: of each the words high, low, bin, amax, its exponent,
-        nans, infs, outside; what follows them is left out."""
+        """Take in units that another engine measured.
+
+        numbers: which units these are
+        records: a row of words for each: high, low, bin, amax, its exponent, nans, infs, outside; more are not read"""
         cdef const Py_ssize_t[::1] unit = numbers
         cdef const int64_t[:, ::1] word = records
         cdef const double[:, ::1] number = records.view(np.float64)

@@ -36,7 +36,9 @@ class Allocating:
 
 @cache
 def _exchange():
-    """The driver's function for it; None where there is none: then only a relaxed capture, which is CuPy's, allocates."""
+    """Return the driver's function that exchanges the capture mode of a thread; None if there is none.
+
+    Then calls can allocate only in a relaxed capture, which is CuPy's."""
     try:
         return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1").cuThreadExchangeStreamCaptureMode
     except (OSError, AttributeError):

@@ -68,7 +68,7 @@ class Everywhere:
 
 
 class Devices(Everywhere):
-    """The engine of leaves that all lie on GPUs. A plan of its own carries itself out."""
+    """The engine of leaves that all lie on GPUs. The plans that it makes have methods that write."""
 
     def measure(self, leaves, ord, grad_scale=1.0, finite_only=False):
         parts = [read(table, ord) for table in _read_tables(leaves)]
@@ -123,7 +123,7 @@ DEVICES: Engine = Devices()
 
 
 def _sent(report, plan):
-    """What the host decided, its plan as one of DEVICES."""
+    """Return what the host decided, with its plan as one that DEVICES can write."""
     return report, None if plan is None else Sent(plan)
 
 
@@ -133,7 +133,7 @@ def _tables(leaves):
 
 
 def _read_tables(leaves):
-    """The tables of leaves that are read first in a call."""
+    """Return the tables of the leaves on each GPU, for the first pass of a call; refuse what a CUDA graph cannot capture."""
     tables = _tables(leaves)
     for table in tables if len(tables) > 1 else ():  # of which a graph would capture one device's part
         table.place.refuse_capture("a call whose leaves lie on several devices")
@@ -141,17 +141,17 @@ def _read_tables(leaves):
 
 
 def _counted(leaves, bounds):
-    """What the devices find of leaves for `clamp`: of order 2, elements outside the bounds of a Plan being counted."""
+    """Return what each GPU finds by a read pass that counts elements outside the bounds of a Plan."""
     return [read(table, 2.0, limits=_constant(table, bounds.bounds())) for table in _read_tables(leaves)]
 
 
 def _writes(table, words):
-    """One Write for all, or those of the units of a table."""
+    """Return on the device of a table the Writes of its units, or the one Write for all."""
     return table.place.upload(words[table.numbers] if len(words) > 1 else words)
 
 
 def _constant(table, limits):
-    """The bounds of clamping where a table is; 0, a null pointer, for none."""
+    """Return the bounds of a clamp on the device of a table; 0, a null pointer, if there are none."""
     return 0 if limits is None else table.place.constant(limits)
 
 

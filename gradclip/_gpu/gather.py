@@ -10,7 +10,7 @@ from .reading import WORDS_OF_SUM
 
 
 def carry(copies):
-    """Copies between devices: of (place, array, place, array of as many bytes there) from the first to the second.
+    """Copy between devices: for each (place, array, place, array of as many bytes there) the first array into the second.
 
     Streams wait for each other by events: a copy for what fills its source; and what comes next on the source's device for the
     copy, since the memory of an array that is dropped goes to whatever that stream does next."""
@@ -28,7 +28,11 @@ def carry(copies):
 
 
 def gathered(places, rows, fold):
-    """On each device the Sums of all devices, in order: `rows` of each, which `fold(k, to)` begins to make on device k."""
+    """Return on each device the Sums of all devices, in the order of devices.
+
+    rows : how many each device has
+    fold : fold(k, to) begins to write those of device k to `to`
+    """
     held = [place.empty(len(places) * rows, WORDS_OF_SUM) for place in places]
 
     def of(k, j):
@@ -41,7 +45,11 @@ def gathered(places, rows, fold):
 
 
 def delivered(places, arrays, have, want):
-    """Numbers (one for each unit, device by device) to where they are needed. have, want: of which units, on each device."""
+    """Return numbers, one for each unit, on the devices where they are needed.
+
+    arrays : the numbers, device by device
+    have, want : whose numbers each device has, and whose it needs
+    """
     if all(map(np.array_equal, have, want)):
         return arrays
     at = np.empty((2, sum(map(len, have))), np.intp)  # of each unit: the device, and the place there

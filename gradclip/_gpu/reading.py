@@ -32,8 +32,12 @@ def order_of(ord):
 
 
 def read(table, ord, writes=None, opened=0, limits=None):
-    """Begin to read the leaves of a table. writes: they are measured as these would make them; opened: only where one of
-    these words, of which there is one for each Write, is not 0. limits: elements outside of them are counted."""
+    """Launch a read pass over the leaves of a table; returns the Part that it fills.
+
+    writes : they are measured as these would make them
+    opened : a word for each of the writes; only what has one that is not 0 is measured
+    limits : elements outside of them are counted
+    """
     place = table.place
     unit, partial = place.empty(table.units, WORDS_OF_SUM), place.empty(table.partials + 2, WORDS_OF_SUM)
     slots = unit if table.slots == table.units else place.empty(table.slots, WORDS_OF_SUM)

@@ -50,7 +50,7 @@ class Settled:
     # ---- carrying it out ----------------------------------------------------------------------------
 
     def write(self, to):
-        """The write pass."""
+        """Launch the write pass on every device."""
         tables = [table_of(to, place.device) for place in self.sums.places]
         to.announce()  # whether anything is to be written is known on the devices alone
         parts = self.sums.units.by_device
@@ -61,7 +61,7 @@ class Settled:
         to.written()
 
     def sum_samples(self, request):
-        """The write pass of sums of samples."""
+        """Launch the write pass of sums of samples on every device."""
         tables = [sample_table(request.samples, place.device, request.to) for place in self.sums.places]
         request.to.announce()
         with Uninterrupted():
@@ -116,7 +116,7 @@ class Settled:
 
 
 def settle(request, sums):
-    """What the devices decide of a Request."""
+    """Launch the decision of a Request on every device; returns the Settled that holds it."""
     options, together, steps = request.options, isinstance(request.threshold, float), request.mode is mode.STEP
     wanted = {
         NORMALIZE: request.mode is mode.NORMALIZE,
@@ -132,20 +132,22 @@ def settle(request, sums):
 
 
 def settle_clamp(sums, bounds):
-    """What the devices decide of elements outside of bounds, which were counted: leaves that have one are clamped."""
+    """Launch the decision of a clamp on every device: leaves of which an element was counted as outside are clamped."""
     settled = Settled(sums, False, _thresholds(sums, 0.0), Question(DEFAULT, CLAMPS))
     settled.bounds = [place.constant(bounds) for place in sums.places]
     return settled
 
 
 def takes_numbers(request, sums):
-    """Whether only numbers decide of samples that are summed: to raise, of no samples, or across devices."""
+    """Return whether the host has to decide about samples that are summed.
+
+    It does to raise an error, for an empty batch, and if the factor of a sample depends on elements on several devices."""
     across = len(sums.places) > 1 and largest_term(request) is not None
     return request.options.nonfinite == "raise" or not sums.count or across
 
 
 def settle_samples(request, sums):
-    """What the devices decide of samples that are summed."""
+    """Launch the decision about samples that are summed on every device; returns the Settled that holds it."""
     options, most = request.options, largest_term(request)
     flags = _policy(options) | BOUNDS | (KEPT if kept(request) else 0)
     thresholds = _thresholds(sums, safe_norm(request))
@@ -158,12 +160,12 @@ def settle_samples(request, sums):
 
 
 def _policy(options):
-    """The flags of what is done about NaN and Inf."""
+    """Return the flag that tells the kernels what is done about NaN and Inf."""
     return {"skip": SKIP, "zero": FINITE_ONLY}.get(options.nonfinite, 0)
 
 
 def _thresholds(sums, threshold):
-    """On each device the thresholds of its units, if they differ, or a null pointer; and that of all."""
+    """Return a pair for each device: the thresholds of its units, or a null pointer if all have the same one; and that one."""
     if isinstance(threshold, np.ndarray) and (threshold == threshold[:1]).all():
         threshold = float(threshold[0]) if len(threshold) else 0.0
     if isinstance(threshold, float):

@@ -1,4 +1,4 @@
-"""Sums that stay on the GPUs."""
+"""`DeviceSums`: what a read pass found, on the GPUs that found it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DeviceSums:
 
     @property
     def units(self):
-        """These Sums by unit."""
+        """The Sums by unit: these themselves or, if these are of samples, those that they were folded from."""
         return self if self._by_unit is None else self._by_unit
 
     def host(self, arrays=None):
@@ -82,7 +82,7 @@ class DeviceSums:
         return to
 
     def _fold_owners(self, k, sums, owners, to):
-        """Every owners-th of some Sums together; and partial Sums of all of them."""
+        """Fold every owners-th of some Sums together, into `to`; returns that and partial Sums of all of them."""
         blocks = -(-owners // THREADS)
         partial = self.places[k].empty(blocks, WORDS_OF_SUM)
         self.places[k].launch("fold_owners", blocks, sums, len(sums), owners, self.order, to, partial)
@@ -128,7 +128,9 @@ class DeviceSums:
         return delivered(self.places, thresholds, have, want)
 
     def call_for_the_host(self, strict):
-        """Whether an element is NaN or Inf or, `strict`, only exact sums decide: waits, and brings no more than totals."""
+        """Return whether the host has to decide: an element is NaN or Inf or, under `strict`, only exact sums tell.
+
+        This waits for the GPUs, and fetches no more than totals."""
         if self._host is not None and not strict:
             return self._host.nonfinite() > 0
         totals = self.totals if strict else self.totals[:1]  # NaN and Inf are alike on all devices
@@ -139,15 +141,15 @@ class DeviceSums:
         return self.told(threshold, False).view(np.float64) if isinstance(threshold, list) else threshold
 
     def shared(self, k, together):
-        """The Sums of what shares a norm, on one device: of its units, or of all together."""
+        """Return the Sums on one device that have a factor each: of its units or, with `together`, of all together."""
         return self.totals[k] if together else self.by_device[k].unit
 
     def words(self, together, width):
-        """Room for so many words for each of these, on each device."""
+        """Return on each device an array of `width` words for each factor, yet to be filled."""
         return [place.empty(len(self.shared(k, together)), width) for k, place in enumerate(self.places)]
 
     def told(self, arrays, together):
-        """What devices hold of all units, or alike for all together, as one array of the host."""
+        """Fetch a row for each factor from the devices, as one array: of all units or, with `together`, one row for all."""
         if together or self.by_device[0].numbers is None or len(self.by_device) == 1:
             return self.places[0].fetch(arrays[0])
         words = np.empty((self.count, *arrays[0].shape[1:]), np.int64)
@@ -180,7 +182,7 @@ def first_of(table, words):
 
 
 def value_at(places, array, index):
-    """One element of an array, which lies here or on one of some devices."""
+    """Return one element of an array that lies on the host or on one of some devices."""
     if isinstance(array, np.ndarray):
         return array.flat[index]
     place = next(place for place in places if place.device == array.data.device_id)

@@ -93,13 +93,13 @@ cdef int describe_on_device(gc_leaf *leaf, object array, bint write) except -1:
 
 
 cdef int check_apart(cnp.ndarray a) except -1:
-    """A ValueError where two elements of an array share memory, so that it cannot be written."""
+    """Raise a ValueError if two elements of an array share memory, so that it cannot be written."""
     if overlaps_itself(a):
         raise ValueError("elements of this view share memory (broadcast or overlapping strides)")
     return 0
 
 
 def refuse_dtype(dtype):
-    """The TypeError of an array that holds no floating-point numbers, or others than the passes know."""
+    """Raise the TypeError about an array that holds no floating-point numbers, or such as the passes do not know."""
     raise TypeError(f"dtype {dtype} cannot be clipped; "
                     "float16, bfloat16, float32, float64, complex64 and complex128 can")

@@ -118,7 +118,7 @@ cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint 
 
 
 cdef void put(Axes *x, Axes *y, int where, ptrdiff_t n, ptrdiff_t i, ptrdiff_t j) noexcept:
-    """One more axis; its place has been made."""
+    """Put an axis into a place that was made for it."""
     x.length[where], y.length[where], x.stride[where], y.stride[where] = n, n, i, j
     x.count += 1
     y.count += 1

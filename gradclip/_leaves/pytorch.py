@@ -49,7 +49,7 @@ def _is_of_nn(node: Any, name: str) -> bool:
 
 
 def plain(tensor: Any, write: bool) -> Any:
-    """The tensor without its graph; a TypeError where it has no plain memory, or must not be written."""
+    """Return the tensor without its graph; or raise a TypeError if it has no plain memory, or must not be written."""
     torch = sys.modules["torch"]
     if write and tensor.requires_grad:
         raise TypeError("it requires grad: a parameter or part of a graph; pass p.grad, or p.data if it is to be changed")
@@ -63,7 +63,7 @@ def plain(tensor: Any, write: bool) -> Any:
 
 
 def _check_storage(tensor: Any) -> None:
-    """A TypeError where elements of a tensor are not in its storage: NumPy would make memory of its own for them."""
+    """Raise a TypeError if elements of a tensor are not in its storage: NumPy would make memory of its own for them."""
     storage = tensor.untyped_storage()
     # The storage's own device is what a fake tensor cannot hide, and slow to ask for where there is memory on a GPU.
     if not (tensor.is_cuda and tensor.data_ptr()) and storage.device.type == "meta":

@@ -80,7 +80,7 @@ cdef list items_of(Node node):
 
 
 cdef list keys_of(Node node):
-    """What the items of a container are called; None if they are numbered, or if it has others now."""
+    """Return the keys of a container's items; None if they are numbered, or if it holds others by now."""
     cdef list keys = node.keys
     if keys is None and node.kind is None and PyDict_CheckExact(node.container):
         keys = list(node.container)
@@ -95,7 +95,7 @@ cdef bint is_by_key(Node node):
 
 
 cdef object outlined(object item):
-    """A node without its container and its leaves."""
+    """Return a copy of a tree without its containers and leaves, which says what their paths are."""
     cdef Node node, made
     if item is None or type(item) is not Node:
         return item is not None or None
@@ -135,8 +135,9 @@ cdef Tree flat_tree(object nesting, list leaves, str name):
 
 
 def places(item, parts=()):
-    """(the keys that lead to it, it) of everything in a tree, in the order of the walk, worked out only as far as it is
-    asked for: where the walk found an error, it has not been further."""
+    """Yield everything in a tree in the order of the walk, each as (the keys that lead to it, the item).
+
+    This goes only as far as it is asked for: where the walk found an error, it has not been further."""
     yield parts, item
     if type(item) is Node:
         keys = keys_of(<Node>item)
@@ -227,7 +228,7 @@ cdef class Tree:
         return 0
 
     def check_kind(self, Node node):
-        """A container that is not as usual can hold what is going to be written, and be made again where this is meant."""
+        """Refuse a container that cannot hold what is going to be written or, if `rebuild` is meant, cannot be made again."""
         try:
             if self.write:
                 node.kind.check_holds(node.container, node.items)
@@ -264,7 +265,7 @@ cdef class Tree:
     # ---- a nesting that changes -------------------------------------------------------------
 
     cdef int check_unchanged(self, Node node) except -1:
-        """A RuntimeError where a container holds something else than when it was walked, as far as it can be asked again."""
+        """Raise a RuntimeError if a container holds something else than when it was walked, as far as it can be asked again."""
         cdef Py_ssize_t i, n
         cdef list now, then = node.items
         if PyTuple_CheckExact(node.container) or not (node.kind is None or node.kind.live):
@@ -281,7 +282,7 @@ cdef class Tree:
         return 0
 
     def refuse_change(self, Node node, Py_ssize_t index):
-        """The RuntimeError of a container whose item of this index is another now."""
+        """Raise the RuntimeError that names the item of a container that was replaced during the call."""
         parts = next(parts for parts, item in places(self.root) if item is node)
         names = list(node.container)[index : index + 1] if isinstance(node.container, dict) else [index]
         raise RuntimeError(f"{'/'.join((*parts, *map(str, names))) or self.name}: {self.name} changed during the call")
@@ -289,8 +290,9 @@ cdef class Tree:
     # ---- matching ---------------------------------------------------------------------------
 
     def match(self, other, str name, bint spare=False, bint write=False):
-        """What stands in another nesting in the places of the leaves, in order, dicts matched by key; or a ValueError that
-        names the path where the two part.
+        """Return what another nesting has in the places of the leaves, in order, dicts matched by key.
+
+        Where the two are nested in different ways, this is a ValueError that names the path.
 
         Parameters
         ----------
@@ -305,8 +307,9 @@ cdef class Tree:
         return sought.found
 
     def match_patterns(self, list patterns, str name):
-        """For each leaf the index of the first of some patterns that matches its whole path (shell-style; ``*`` matches ``/``
-        too), or None; a ValueError for a pattern that matches no path at all, those of None included."""
+        """Return, for each leaf, the index of the first of some patterns that matches its whole path, or None.
+
+        Patterns are shell-style; ``*`` matches ``/`` too. One that matches no path, those of None included, is a ValueError."""
         matchers = [re.compile(translate(pattern)).match for pattern in patterns]
         everything = self.paths(True)
         for pattern, match in zip(patterns, matchers):
@@ -393,7 +396,7 @@ cdef class Tree:
         return self.made_anew(self.root, leaves, &position)
 
     cdef object made_anew(self, object item, list leaves, Py_ssize_t *position):
-        """One item of it, whose first leaf is that of `position`."""
+        """Return one item of the nesting with other leaves, of which the next to be used is number `position`."""
         cdef Node node
         cdef list items = []
         if item is None:

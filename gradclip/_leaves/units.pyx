@@ -85,7 +85,7 @@ cdef class Units:
         return 0
 
     cdef int make_room_for_sources(self) except -1:
-        """As many rows as there are leaves, of no axes so far."""
+        """Make the table of sources: a row for each leaf, without axes so far."""
         cdef size_t size = max(self.count, 1) * sizeof(gc_leaf)
         self.source = <gc_leaf *>PyMem_Malloc(size)
         if self.source == NULL:
@@ -153,7 +153,7 @@ cdef class Units:
         return 0
 
     def summed_into(self, Units to):
-        """Pairs of samples and their sum: every index of the first axis of these goes to the same leaf of `to`."""
+        """Return a table that pairs samples with their sum: every index of their first axis goes to the same leaf of `to`."""
         cdef Units pairs = Units.__new__(Units)
         cdef Py_ssize_t i
         cdef gc_leaf *leaf

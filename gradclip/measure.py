@@ -148,12 +148,12 @@ class Measure:
     def __radd__(self, other: int) -> Measure:
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
-    def sums(self, finite_only):
+    def sums(self, finite_only=False):
         """Return this as the sums of a read pass, which decisions are made of.
 
         Parameters
         ----------
-        finite_only : bool
+        finite_only : bool, default False
             Whether their norm leaves NaN and Inf out.
 
         Returns

@@ -385,6 +385,20 @@ def test_a_threshold_of_0_lets_no_tiny_sample_through(cupy):
         assert host(sums).tolist() == [0.0, 0.0]
 
 
+def test_an_empty_leaf_beside_one_that_is_clipped(cupy):
+    for call in (
+        lambda g: gradclip.clip_per_sample_(g, 1.0),
+        lambda g: gradclip.clip_by_norm_(g, 1.0, axis=1),
+        lambda g: gradclip.clip_by_norm_(g, 1.0, axis=0),
+        lambda g: gradclip.clip_by_value_(g, 0.5),
+        lambda g: gradclip.clip_by_global_norm_(g, 1.0),
+    ):
+        leaves = [np.ones((5, 3), np.float32), np.ones((5, 0), np.float32)]
+        gpu = there(cupy, leaves)
+        assert_same_report(call(leaves), call(gpu))
+        assert_same_bits(leaves, gpu)
+
+
 def test_empty_gradients(cupy):
     for tree in ([on_gpu(cupy, np.ones(0))], {"a": on_gpu(cupy, np.ones((3, 0))), "b": None}):
         report = gradclip.clip_by_global_norm_(tree, 1.0)

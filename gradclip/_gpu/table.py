@@ -121,9 +121,10 @@ def _cut(row):
     """Fill in how the work of each leaf is cut. `narrow` comes as: units are columns."""
     size, units, columns = row[:, ROW["size"]], row[:, ROW["units"]], row[:, ROW["narrow"]]
     narrow = (units > 1) & ((columns & (units >= FEW)) | (size <= NARROW))
-    tile = np.where(narrow, -(-size // (SEGMENTS * NARROW_TILE)) * NARROW_TILE, TILE // ITEMSIZE[row[:, ROW["from_dtype"]]])
+    by_thread = np.maximum(-(-size // (SEGMENTS * NARROW_TILE)), 1) * NARROW_TILE
+    tile = np.where(narrow, by_thread, TILE // ITEMSIZE[row[:, ROW["from_dtype"]]])
     row[:, ROW["narrow"]], row[:, ROW["tile"]] = narrow, tile
-    row[:, ROW["segments"]] = np.clip(-(-size // np.maximum(tile * np.where(narrow, 1, TILES), 1)), 1, SEGMENTS)
+    row[:, ROW["segments"]] = np.clip(-(-size // (tile * np.where(narrow, 1, TILES))), 1, SEGMENTS)
     row[:, ROW["first_block"]] = _before(_blocks(row))
     row[:, ROW["first_slot"]] = _before(units * row[:, ROW["segments"]])
 

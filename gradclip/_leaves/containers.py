@@ -261,12 +261,20 @@ def register_container(
     for name, function in (("flatten", flatten), ("rebuild", rebuild)):
         if not callable(function):
             raise TypeError(f"{name} must be callable, not {function!r:.80}")
-    if type in (list, tuple, dict, _TYPE(None)) or issubclass(type, np.ndarray | np.generic | str) or is_tensor_type(type):
+    if type in _KNOWN or issubclass(type, _SCALARS) or _is_array_type(type):
         raise ValueError(f"{type.__module__}.{type.__qualname__} is known already, and cannot be registered")
     if _registered.setdefault(type, made := Registered(flatten, rebuild)) is not made:
         raise ValueError(f"{type.__module__}.{type.__qualname__} is registered already")
 
 
+def _is_array_type(cls: Any) -> bool:
+    """Whether objects of a type are arrays or tensors of a library, which need not be loaded."""
+    cupys = any(c.__name__ == "ndarray" and c.__module__.partition(".")[0] == "cupy" for c in cls.__mro__)
+    return issubclass(cls, np.ndarray) or is_tensor_type(cls) or cupys
+
+
+_KNOWN = (list, tuple, dict, set, frozenset, object, type, type(None))
+_SCALARS = (np.generic, int, float, complex, str, bytes, bytearray, memoryview)
 _TYPE = type  # which `register_container` has another of
 
 

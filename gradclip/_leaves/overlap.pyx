@@ -361,7 +361,7 @@ cdef bint apart(const gc_leaf *leaf, Py_ssize_t n, const gc_leaf *other, Py_ssiz
 cdef object find_overlap(const gc_leaf *leaf, list written, const gc_leaf *other, list read, bint same):
     """The indices of two arrays, the first of them written (and described by `leaf`), that share an element; or None.
 
-    Arrays that are read, described by `other`, count on from those that are written. The i-th of each may be the `same` view."""
+    Arrays that are read (described by `other`) count on from the written ones. The i-th of each may be the `same` view."""
     cdef list arrays = written + read if read else written
     cdef Py_ssize_t i, n = 0, count = len(written)
     cdef Extent *extent

@@ -144,7 +144,7 @@ def _tensor_on_gpu(tensor: Any) -> Any:
     dtype = _dtype_of(tensor.dtype)
     if dtype is None or not tensor.numel():
         with cupy.cuda.Device(tensor.device.index):  # CuPy would copy from another device to the current one
-            return cupy.asarray(tensor)
+            return cupy.asarray(tensor) if dtype is None else cupy.empty(tuple(tensor.shape), dtype)
     size, strides, reach = dtype.itemsize, None, tensor.numel()
     if not tensor.is_contiguous():
         strides = tuple(stride * size for stride in tensor.stride())

@@ -67,7 +67,7 @@ def test_the_source_compiles(nvrtc, architecture):
 def test_sources_are_ascii_and_structs_are_as_python_sees_them():
     """Words of Sum, Write and Leaf: numbered in sums.py, table.py and rows.pyx."""
     from gradclip._core import rounding
-    from gradclip._gpu import reading, settle, sums, table
+    from gradclip._gpu import decisions, reading, sums, table
 
     code = source()
     assert code.isascii()
@@ -86,14 +86,14 @@ def test_sources_are_ascii_and_structs_are_as_python_sees_them():
     assert words("Sum").index("infs") == sums.INFS
     assert words("Sum").index("first") == sums.FIRST
     assert len(words("Sum")) == reading.WORDS_OF_SUM
-    assert len(words("Write")) == settle.WORDS_OF_WRITE
-    assert words("Write") == ["kind", "acts", "zero", "value", "last", "shift"]
+    assert len(words("Write")) == decisions.WORDS_OF_WRITE
+    assert words("Write") == ["kind", "clips", "zero", "value", "last", "shift"]
     assert words("View") == ["data", "dtype", "ndim", "axes"]
     assert words("Leaf")[:2] == ["to", "from"]
     assert {name: 6 + k for k, name in enumerate(words("Leaf")) if k > 1} | {"to": 0, "from": 4, "from_dtype": 5} == table.ROW
-    assert words("gc_room") == list(rounding.Room._fields)
+    assert words("gc_rounding_bound") == list(rounding.RoundingBound._fields)
     flags = re.search(r"enum {\s*(NORMALIZE = 1.*?)\s*}", code, re.S)[1]
-    assert {n: getattr(settle, n) for n in re.findall(r"[A-Z_]+", flags)} == {
+    assert {n: getattr(decisions, n) for n in re.findall(r"[A-Z_]+", flags)} == {
         n: int(v) for n, v in re.findall(r"([A-Z_]+) = (\d+)", flags)
     }
 

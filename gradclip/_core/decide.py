@@ -1,7 +1,7 @@
 """From what was measured to what is written, on the host: one Request and its Sums to a report and a Plan.
 
 A *unit* is what shares one norm and one factor: all leaves together, each leaf, a slice of one, or a sample of all. What
-happens to NaN and Inf is settled here, and norms are compared with thresholds."""
+happens to NaN and Inf is decided here, and norms are compared with thresholds."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _decided(request, sums, together):
     options, normalize = request.options, request.mode is NORMALIZE
     plan = Plan(1 if together else len(request.threshold))
     exact = options.strict and not normalize and options.ord in RATIONAL
-    acts = exceeding(sums, request.to, options, request.threshold, request.by_sample) if exact else None
-    plan.settle(sums, request.threshold, options.eps, normalize, options.strict, acts)
+    clips = exceeding(sums, request.to, options, request.threshold, request.by_sample) if exact else None
+    plan.decide(sums, request.threshold, options.eps, normalize, options.strict, clips)
     return plan
 
 

@@ -57,7 +57,7 @@ def exact_order(ord, arrays):
     return ord == 2 or (ord in RATIONAL and all(a.dtype.kind != "c" for a in arrays))
 
 
-class Room(NamedTuple):
+class RoundingBound(NamedTuple):
     """A norm stays within a bound when it is brought to `threshold(bound)` and each element rounded up: by a relative part, and
     by a subnormal part, whose norm over all elements is taken off (below order 1, where norms do not add, its power). Or when
     it is brought to `floor` of the bound: what is at most half the least number becomes 0, so nothing is more than doubled."""
@@ -70,7 +70,7 @@ class Room(NamedTuple):
 
     @classmethod
     def of(cls, parts, ord, grad_scale=1.0):
-        """The Room of one unit, which has a part in each leaf: (elements, dtype, dtype that they are rounded to)."""
+        """The RoundingBound of one unit, which has a part in each leaf: (elements, dtype, dtype that they are rounded to)."""
         units = [unit_of(to) for _, _, to in parts]
         relative = max((unit.half for unit in units), default=0.0)
         # of a complex number both parts, and the magnitude that was measured
@@ -90,12 +90,13 @@ class Room(NamedTuple):
 
     @classmethod
     def of_leaves(cls, to, options, together):
-        """The Room of what is written to leaves: to one unit of each where these share a norm, else to the largest."""
+        """The RoundingBound of what is written to leaves: to one unit of each where these share a norm, else to the largest."""
         parts = [(a.size // max(n, 1), a.dtype, a.dtype) for a, n in zip(to.arrays, to.leaf_units(), strict=True)]
-        room = cls.of(parts, options.ord, options.grad_scale)
+        rounding = cls.of(parts, options.ord, options.grad_scale)
         if together:
-            return room
-        return room._replace(lost=max((cls.of([part], options.ord, options.grad_scale).lost for part in parts), default=0.0))
+            return rounding
+        lost = (cls.of([part], options.ord, options.grad_scale).lost for part in parts)
+        return rounding._replace(lost=max(lost, default=0.0))
 
     def threshold(self, bound):
         """The norm that keeps a bound when it is brought there."""

@@ -10,7 +10,7 @@ import numpy as np
 from .._cpu.plan import Plan, StandardState
 from ..report import ClipReport
 from .decide import refused
-from .rounding import Room, exact_order, unit_of
+from .rounding import RoundingBound, exact_order, unit_of
 from .strict import exceeding
 
 # What rounds to float64 without overflow after two more roundings.
@@ -46,7 +46,7 @@ def _decided(request, sums):
     else:
         over = ~(sums.norms() <= safe)
     plan = Plan(sums.count)
-    plan.settle(sums, np.full(sums.count, safe), options.eps, False, True, (over & (safe < math.inf)).astype(np.uint8))
+    plan.decide(sums, np.full(sums.count, safe), options.eps, False, True, (over & (safe < math.inf)).astype(np.uint8))
     if most is not None:
         plan.keep_finite(sums.units, most)
     if sums.nonfinite() and options.finite_only:
@@ -59,7 +59,7 @@ def safe_norm(request):
     if request.threshold == math.inf:
         return math.inf
     parts = [(a[:1].size, a.dtype, b.dtype) for a, b in _pairs(request)]
-    return Room.of(parts, request.options.ord, request.options.grad_scale).threshold(request.threshold)
+    return RoundingBound.of(parts, request.options.ord, request.options.grad_scale).threshold(request.threshold)
 
 
 def kept(request):

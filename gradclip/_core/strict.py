@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from .rounding import RATIONAL, ROUNDS, Room, exact_order, safety, typical
+from .rounding import RATIONAL, ROUNDS, RoundingBound, exact_order, safety, typical
 
 # Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
 # in exact arithmetic.
@@ -101,7 +101,7 @@ def enforce(engine, request, plan, sums):
     options, share, threshold = request.options, request.share, request.threshold
     together = type(threshold) is float
     units = [(None, threshold)] if together else list(enumerate(threshold.tolist()))
-    slack, room = typical(request.to.arrays), Room.of_leaves(request.to, options, together or request.by_sample)
+    slack, rounding = typical(request.to.arrays), RoundingBound.of_leaves(request.to, options, together or request.by_sample)
     for more in reversed(range(ROUNDS)):
         written = engine.measure_written(request.to, by_unit(request, plan, sums), options.ord)
         if request.by_sample:
@@ -117,18 +117,18 @@ def enforce(engine, request, plan, sums):
             if more:
                 plan.shrink(i, ratio * (1.0 - max(slack, 2.0**-53)))
             else:
-                most = room.most if written.nonfinite(unit) else math.inf
-                plan.aim(i, sums, unit, _safe(room, bound, options.ord, share), options.eps, most)
+                most = rounding.most if written.nonfinite(unit) else math.inf
+                plan.set_threshold(i, sums, unit, _safe(rounding, bound, options.ord, share), options.eps, most)
         if not over:
             return
         slack *= 2.0
 
 
-def _safe(room, threshold, ord, share):
+def _safe(rounding, threshold, ord, share):
     """Return a norm to which all leaves may be brought, so that the share of it that is written keeps the threshold however
     elements are rounded."""
     part = float(share) ** (1.0 / ord) if ord in RATIONAL else float(share)  # of the norm
-    return room.threshold(threshold * part) / part if part else 0.0
+    return rounding.threshold(threshold * part) / part if part else 0.0
 
 
 def _ratio(written, unit, threshold, ord, share):

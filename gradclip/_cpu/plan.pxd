@@ -3,7 +3,7 @@ from gradclip._cpu.scalar cimport gc_factor
 cdef extern from "write.h" nogil:
     ctypedef struct Write "gc_write":
         int kind
-        bint acts
+        bint clips
         bint zero
         gc_factor factor
         double low[4]

@@ -12,7 +12,7 @@ from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport GC_F16, kernels
 from gradclip._cpu.scalar cimport (
     GC_CLAMP, GC_KEEP, GC_SCALE, GC_STEP, gc_exceeds, gc_keep_finite, gc_limited_factor, gc_measured, gc_multiply,
-    gc_plain_factor, gc_question, gc_room, gc_safe_threshold, gc_settle, gc_shrink)
+    gc_plain_factor, gc_question, gc_rounding_bound, gc_safe_threshold, gc_decide, gc_shrink)
 from gradclip._cpu.sums cimport ALL, Sums, index_of
 
 
@@ -27,10 +27,10 @@ cdef class StandardState:
         gc_fp_leave(self.saved)
 
 
-cdef void settle_one(Write *w, const gc_measured *unit, double threshold, const gc_question *ask, int decided) noexcept:
+cdef void decide_one(Write *w, const gc_measured *unit, double threshold, const gc_question *ask, int decided) noexcept:
     """Decide one unit. decided: whether it is brought to its threshold; -1 if that is to be decided here."""
-    w.acts = decided if decided >= 0 else gc_exceeds(unit, threshold, ask)
-    w.kind = gc_settle(unit, threshold, ask, &w.acts, &w.factor)
+    w.clips = decided if decided >= 0 else gc_exceeds(unit, threshold, ask)
+    w.kind = gc_decide(unit, threshold, ask, &w.clips, &w.factor)
 
 
 cdef double rounded(double x, int dtype) noexcept:
@@ -48,16 +48,16 @@ cdef double rounded(double x, int dtype) noexcept:
 
 
 cdef gc_question question(Sums sums, double eps, bint normalize, bint held) noexcept:
-    """Return what `gc_settle` has to know of a call, whichever unit it decides."""
+    """Return what `gc_decide` has to know of a call, whichever unit it decides."""
     return gc_question(sums.order, eps, sums.grad_scale, sums.finite_only, normalize, held)
 
 
-def safe_threshold(double threshold, room):
+def safe_threshold(double threshold, rounding):
     """Return a norm to which elements may be brought, so that it keeps a threshold even when each of them is rounded up.
 
-    room : a `_core.rounding.Room`
+    rounding : a `_core.rounding.RoundingBound`
     """
-    cdef gc_room r = gc_room(room.lost, room.slope, room.power, room.floor, room.most)
+    cdef gc_rounding_bound r = gc_rounding_bound(rounding.lost, rounding.slope, rounding.power, rounding.floor, rounding.most)
     cdef gc_fpenv saved = gc_fp_enter()
     cdef double result = gc_safe_threshold(threshold, &r)
     gc_fp_leave(saved)
@@ -79,34 +79,34 @@ cdef class Plan:
     def __dealloc__(self):
         PyMem_Free(self.write)
 
-    def settle(self, Sums sums, thresholds, double eps=0, bint normalize=False, bint held=False, acts=None):
+    def decide(self, Sums sums, thresholds, double eps=0, bint normalize=False, bint held=False, clips=None):
         """Decide each unit: to its threshold where its norm exceeds it, or with `normalize` wherever there is a norm;
         else to be unscaled or left as it is.
 
         thresholds: a float, for all leaves together; or float64 of one per unit of `sums`.
         held: a factor that rounds to 1 is still to be enforced.
-        acts: whether each unit is to be brought to its threshold, where that was decided before."""
+        clips: whether each unit is to be brought to its threshold, where that was decided before."""
         cdef bint together = isinstance(thresholds, float)
         cdef double[::1] threshold = None if together else thresholds
-        cdef const unsigned char[::1] decided = acts
+        cdef const unsigned char[::1] decided = clips
         cdef gc_question ask = question(sums, eps, normalize, held)
         cdef Py_ssize_t i
         cdef gc_measured unit
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(self.count):
             unit = sums.at(ALL if together else i)
-            settle_one(&self.write[i], &unit, <double>thresholds if together else threshold[i], &ask,
-                       -1 if acts is None else decided[i])
+            decide_one(&self.write[i], &unit, <double>thresholds if together else threshold[i], &ask,
+                       -1 if clips is None else decided[i])
         gc_fp_leave(saved)
 
     def shrink(self, Py_ssize_t i, double ratio):
         """Multiply the factor by something below 1."""
         cdef gc_fpenv saved = gc_fp_enter()
-        self.write[i].acts = True
+        self.write[i].clips = True
         gc_shrink(&self.write[i].factor, ratio)
         gc_fp_leave(saved)
 
-    def aim(self, Py_ssize_t i, Sums sums, unit, double threshold, double eps, double most):
+    def set_threshold(self, Py_ssize_t i, Sums sums, unit, double threshold, double eps, double most):
         """Give entry i the factor that brings the norm of `unit` (None: of all together) to a threshold.
 
         No element gets above `most` by it that is not above it already."""
@@ -115,7 +115,7 @@ cdef class Plan:
         cdef gc_fpenv saved = gc_fp_enter()
         cdef gc_measured sum = sums.at(index)
         cdef gc_question ask = question(sums, eps, False, True)
-        self.write[i].acts = True
+        self.write[i].clips = True
         self.write[i].factor = gc_limited_factor(&sum, threshold, &ask, most, largest)
         gc_fp_leave(saved)
 
@@ -130,7 +130,7 @@ cdef class Plan:
         for i in range(units.count):
             w = &self.write[i % self.count]
             if gc_keep_finite(&w.factor, units.largest(i), largest[i // self.count]):
-                w.kind, w.acts = GC_SCALE, True
+                w.kind, w.clips = GC_SCALE, True
         gc_fp_leave(saved)
 
     def zero_nonfinite(self, Sums sums):
@@ -177,7 +177,7 @@ cdef class Plan:
         return self.write[i].factor.value
 
     def records(self):
-        """Return the plan as words for GPUs: for each unit kind, acts, zero and, of its factor, value, last and shift."""
+        """Return the plan as words for GPUs: for each unit kind, clips, zero and, of its factor, value, last and shift."""
         cdef Py_ssize_t i
         cdef const Write *w
         words = np.empty((self.count, 6), np.int64)
@@ -185,7 +185,7 @@ cdef class Plan:
         cdef double[:, ::1] number = words.view(np.float64)
         for i in range(self.count):
             w = &self.write[i]
-            word[i, 0], word[i, 1], word[i, 2], word[i, 5] = w.kind, w.acts, w.zero, w.factor.shift
+            word[i, 0], word[i, 1], word[i, 2], word[i, 5] = w.kind, w.clips, w.zero, w.factor.shift
             number[i, 3], number[i, 4] = w.factor.value, w.factor.last
         return words
 
@@ -223,7 +223,7 @@ cdef class Plan:
         """How many units are brought to their threshold."""
         cdef Py_ssize_t i, count = 0
         for i in range(self.count):
-            count += self.write[i].acts
+            count += self.write[i].clips
         return count
 
     def idle(self):

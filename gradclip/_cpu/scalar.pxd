@@ -23,9 +23,9 @@ cdef extern from "_scalar/factor.h" nogil:
     gc_factor gc_plain_factor(double value)
     void gc_multiply(gc_factor *f, double by)
     void gc_shrink(gc_factor *f, double ratio)
-    ctypedef struct gc_room:
+    ctypedef struct gc_rounding_bound:
         double lost, slope, power, floor, most
-    double gc_safe_threshold(double threshold, const gc_room *room)
+    double gc_safe_threshold(double threshold, const gc_rounding_bound *rounding)
 
 
 cdef extern from "_scalar/unit.h" nogil:
@@ -43,7 +43,7 @@ cdef extern from "_scalar/unit.h" nogil:
         double ord, eps, grad_scale
         bint finite_only, normalize, held
     bint gc_exceeds(const gc_measured *u, double threshold, const gc_question *ask)
-    int gc_settle(const gc_measured *u, double threshold, const gc_question *ask, bint *acts, gc_factor *factor)
+    int gc_decide(const gc_measured *u, double threshold, const gc_question *ask, bint *clips, gc_factor *factor)
     bint gc_keep_finite(gc_factor *f, double amax, double most)
     double gc_adaptive_threshold(const gc_measured *weight, double clip_factor, double eps, double ord)
     gc_factor gc_limited_factor(const gc_measured *u, double threshold, const gc_question *ask, double most, double largest)

@@ -1,5 +1,5 @@
-/* From sums to what is written: one thread per unit. A unit is decided by gc_settle (_scalar/unit.h), as on the host, where
- * Plan.settle (_cpu/plan.pyx) asks it. */
+/* From sums to what is written: one thread per unit. A unit is decided by gc_decide (_scalar/unit.h), as on the host, where
+ * Plan.decide (_cpu/plan.pyx) asks it. */
 enum {
     NORMALIZE = 1,
     FINITE_ONLY = 2,
@@ -16,31 +16,31 @@ enum {
 __device__ bool shows_nonfinite(const Sum *s, i64 flags) { return s->nans + s->infs > 0 && !(flags & FINITE_ONLY); }
 
 /* Returns whether only an exact sum tells on which side of its threshold the norm is; it then counts as above. */
-__device__ bool settle_one(Write *w, const Sum *s, double goal, const gc_question *ask, double limit, i64 flags)
+__device__ bool decide_one(Write *w, const Sum *s, double threshold, const gc_question *ask, double limit, i64 flags)
 {
     const bool finite = !shows_nonfinite(s, flags);
     bool close = false;
-    int acts;
-    if (finite && flags & BOUNDS && goal < GC_INF) /* a sample that is added as it is must be within the limit */
-        acts =
-            !(flags & KEPT ? side_of(s, limit, 1, ask->ord) == WITHIN : gc_shown_norm(s, ask->ord, ask->grad_scale, 1) <= goal);
+    int clips;
+    if (finite && flags & BOUNDS && threshold < GC_INF) /* a sample that is added as it is must be within the limit */
+        clips = !(flags & KEPT ? side_of(s, limit, 1, ask->ord) == WITHIN
+                               : gc_shown_norm(s, ask->ord, ask->grad_scale, 1) <= threshold);
     else if (finite && flags & STRICT && !ask->normalize && is_rational(ask->ord)) {
-        const int side = goal < GC_INF ? side_of(s, goal, ask->grad_scale, ask->ord) : WITHIN;
-        acts = side != WITHIN;
+        const int side = threshold < GC_INF ? side_of(s, threshold, ask->grad_scale, ask->ord) : WITHIN;
+        clips = side != WITHIN;
         close = side == CLOSE && flags & EXACT;
     } else
-        acts = gc_exceeds(s, goal, ask);
-    w->kind = gc_settle(s, goal, ask, &acts, &w->factor);
-    w->acts = acts;
+        clips = gc_exceeds(s, threshold, ask);
+    w->kind = gc_decide(s, threshold, ask, &clips, &w->factor);
+    w->clips = clips;
     return close;
 }
 
-/* goals: one per unit, or null: `goal` for each. limit: see BOUNDS. open: null; or whether what a unit becomes is to be
- * held to its goal by `enforce`. total: null, unless it is needed for SKIP or to count, as its `outside`, the units that
+/* thresholds: one per unit, or null: `threshold` for each. limit: see BOUNDS. open: null; or whether what a unit becomes is to be
+ * held to its threshold by `enforce`. total: null, unless it is needed for SKIP or to count, as its `outside`, the units that
  * only exact sums decide. */
-extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const double *goals, double goal, double eps, double ord,
-                                  double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open,
-                                  Write *writes)
+extern "C" __global__ void decide_units(const Sum *unit, Sum *total, i64 n, const double *thresholds, double threshold,
+                                        double eps, double ord, double grad_scale, double lr, double limit, double safety,
+                                        i64 flags, i64 *open, Write *writes)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n)
@@ -50,19 +50,19 @@ extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const doub
         ord, eps, grad_scale, (flags & FINITE_ONLY) != 0, (flags & NORMALIZE) != 0, (flags & (BOUNDS | STRICT)) != 0};
     Write w = {GC_KEEP, 0, 0, gc_plain_factor(1)};
     bool close = false;
-    if (goals)
-        goal = goals[i];
+    if (thresholds)
+        threshold = thresholds[i];
     if (flags & SKIP && total->nans + total->infs > 0) {
         w.kind = flags & (KEEP_OUT | STEPS) ? GC_LEAVE : GC_KEEP;
     } else if (flags & CLAMPS) {
         w.kind = s->outside ? GC_CLAMP : GC_KEEP;
     } else {
-        close = settle_one(&w, s, goal, &ask, limit, flags);
+        close = decide_one(&w, s, threshold, &ask, limit, flags);
         w.zero = flags & FINITE_ONLY && s->nans + s->infs > 0;
         if (flags & STEPS) {
             w.kind = GC_STEP;
             if (flags & STRICT && !shows_nonfinite(s, flags))
-                shrink_step(&w, s, goal, grad_scale, ord, flags & EXACT, safety);
+                shrink_step(&w, s, threshold, grad_scale, ord, flags & EXACT, safety);
             gc_multiply(&w.factor, lr);
         }
         if (w.zero && flags & BOUNDS) { /* such a sample is left out of the sum */
@@ -71,7 +71,7 @@ extern "C" __global__ void settle(const Sum *unit, Sum *total, i64 n, const doub
         }
     }
     if (open)
-        open[i] = w.kind == GC_SCALE && goal < GC_INF && !shows_nonfinite(s, flags);
+        open[i] = w.kind == GC_SCALE && threshold < GC_INF && !shows_nonfinite(s, flags);
     if (close) {
         if (total)
             atomicAdd((u64 *)&total->outside, 1ull);
@@ -93,17 +93,17 @@ extern "C" __global__ void keep_finite(const Sum *unit, i64 leaves, const double
         const Sum *s = unit + k * n + i;
         if (gc_keep_finite(&w.factor, ldexp(s->amax, (int)s->exponent), most[k])) {
             w.kind = GC_SCALE;
-            w.acts = 1;
+            w.clips = 1;
         }
     }
     writes[i] = w;
 }
 
 /* Adaptive clipping: the bound of each unit from its parameters, clip_factor * max(norm, eps); Inf where one is not finite. */
-extern "C" __global__ void weigh(const Sum *weight, i64 n, double clip_factor, double eps, double ord, double *goals)
+extern "C" __global__ void weigh(const Sum *weight, i64 n, double clip_factor, double eps, double ord, double *thresholds)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n)
         return;
-    goals[i] = gc_adaptive_threshold(weight + i, clip_factor, eps, ord);
+    thresholds[i] = gc_adaptive_threshold(weight + i, clip_factor, eps, ord);
 }

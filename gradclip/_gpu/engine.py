@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from .._core.decide import clamping, decide, decide_clamp
 from .._core.samples import batch_of, decide_samples
 from .._cpu import accumulate, passes
+from . import decisions
 from .program import Uninterrupted
 from .reading import read
-from .settle import settle, settle_clamp, settle_samples, takes_numbers
 from .strict import enforce
 from .sums import About, DeviceSums, absorb, value_at
 from .table import sample_table, table_of
@@ -56,7 +56,7 @@ class Everywhere:
     def sum_samples(self, request, plan):
         batch, words = batch_of(request, plan), plan.records()
         tables = [sample_table(request.samples, device, request.to) for device in request.samples.devices()]
-        ready = [(table, table.place.upload(words[:batch])) for table in tables]  # the same for each leaf
+        ready = [(table, table.stream.upload(words[:batch])) for table in tables]  # the same for each leaf
         with Uninterrupted():
             accumulate.sum_samples(request.samples, request.to, plan, batch, False)
             for table, writes in ready:
@@ -64,7 +64,7 @@ class Everywhere:
                     table.launch("sum_samples", writes, batch, 0, 0)
                 else:
                     for i in table.which:
-                        table.place.zero(request.to.arrays[i])
+                        table.stream.zero(request.to.arrays[i])
 
 
 class Devices(Everywhere):
@@ -77,26 +77,26 @@ class Devices(Everywhere):
 
     def decide(self, request, sums):
         options = request.options
-        settled = settle(request, sums)
+        decided = decisions.decide(request, sums)
         if options.nonfinite == "raise" and sums.call_for_the_host(options.strict):
             request.threshold = sums.on_host(request.threshold)
             return _sent(*super().decide(request, sums.host(request.to.sources)))
-        if settled.opened is not None:
-            enforce(request, sums, settled)
+        if decided.opened is not None:
+            enforce(request, sums, decided)
         size = sums.count if request.by_sample else request.to.units
-        return settled.report(options, request.shown, size, request.norms), settled
+        return decided.report(options, request.shown, size, request.norms), decided
 
     def clamp(self, read, to, low, high):
         bounds = clamping(low, high)
         about = About(2.0, 1.0, False, read.size, read.naming())
-        settled = settle_clamp(DeviceSums(_counted(read, bounds), read.units, about), bounds.bounds())
-        return settled.report_of_elements(high), settled
+        decided = decisions.decide_clamp(DeviceSums(_counted(read, bounds), read.units, about), bounds.bounds())
+        return decided.report_of_elements(high), decided
 
     def decide_samples(self, request, sums):
-        if takes_numbers(request, sums):
+        if decisions.takes_numbers(request, sums):
             return _sent(*super().decide_samples(request, sums.host(request.samples.arrays)))
-        settled = settle_samples(request, sums)
-        return settled.report(request.options, request.shown, sums.count, None), settled
+        decided = decisions.decide_samples(request, sums)
+        return decided.report(request.options, request.shown, sums.count, None), decided
 
     def write(self, to, plan):
         plan.write(to)
@@ -136,7 +136,7 @@ def _read_tables(leaves):
     """Return the tables of the leaves on each GPU, for the first pass of a call; refuse what a CUDA graph cannot capture."""
     tables = _tables(leaves)
     for table in tables if len(tables) > 1 else ():  # of which a graph would capture one device's part
-        table.place.refuse_capture("a call whose leaves lie on several devices")
+        table.stream.refuse_capture("a call whose leaves lie on several devices")
     return tables
 
 
@@ -147,12 +147,12 @@ def _counted(leaves, bounds):
 
 def _writes(table, words):
     """Return on the device of a table the Writes of its units, or the one Write for all."""
-    return table.place.upload(words[table.numbers] if len(words) > 1 else words)
+    return table.stream.upload(words[table.numbers] if len(words) > 1 else words)
 
 
 def _constant(table, limits):
     """Return the bounds of a clamp on the device of a table; 0, a null pointer, if there are none."""
-    return 0 if limits is None else table.place.constant(limits)
+    return 0 if limits is None else table.stream.constant(limits)
 
 
 def _gathered(sums, leaves, parts):
@@ -160,6 +160,6 @@ def _gathered(sums, leaves, parts):
     absorb(sums, parts, leaves.path)
     sums.size = leaves.size
     if sums.nonfinite():
-        places = [part.table.place for part in parts]
-        sums.first_value = value_at(places, leaves.sources[sums.first_leaf], sums.first_nonfinite[1])
+        streams = [part.table.stream for part in parts]
+        sums.first_value = value_at(streams, leaves.sources[sums.first_leaf], sums.first_nonfinite[1])
     return sums

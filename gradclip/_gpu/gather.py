@@ -10,41 +10,41 @@ from .reading import WORDS_OF_SUM
 
 
 def carry(copies):
-    """Copy between devices: for each (place, array, place, array of as many bytes there) the first array into the second.
+    """Copy between devices: for each (stream, array, stream, array of as many bytes there) the first array into the second.
 
     Streams wait for each other by events: a copy for what fills its source; and what comes next on the source's device for the
     copy, since the memory of an array that is dropped goes to whatever that stream does next."""
-    places = {place.device: place for source, _, to, _ in copies for place in (source, to)}
+    streams = {stream.device: stream for source, _, to, _ in copies for stream in (source, to)}
     pairs = sorted({(source.device, to.device) for source, _, to, _ in copies})
-    filled = {device: place.mark() for device, place in places.items()}
+    filled = {device: stream.mark() for device, stream in streams.items()}
     for source, to in pairs:
-        places[to].follow(filled[source])
+        streams[to].follow(filled[source])
     for _, array, to, there in copies:
         if array.nbytes:
             to.copy(there, array)
-    copied = {device: place.mark() for device, place in places.items()}
+    copied = {device: stream.mark() for device, stream in streams.items()}
     for source, to in pairs:
-        places[source].follow(copied[to])
+        streams[source].follow(copied[to])
 
 
-def gathered(places, rows, fold):
+def gathered(streams, rows, fold):
     """Return on each device the Sums of all devices, in the order of devices.
 
     rows : how many each device has
     fold : fold(k, to) begins to write those of device k to `to`
     """
-    held = [place.empty(len(places) * rows, WORDS_OF_SUM) for place in places]
+    held = [stream.empty(len(streams) * rows, WORDS_OF_SUM) for stream in streams]
 
     def of(k, j):
         return held[j][k * rows : (k + 1) * rows]
 
-    for k in range(len(places)):
+    for k in range(len(streams)):
         fold(k, of(k, k))
-    carry([(place, of(k, k), to, of(k, j)) for k, place in enumerate(places) for j, to in enumerate(places) if j != k])
+    carry([(stream, of(k, k), to, of(k, j)) for k, stream in enumerate(streams) for j, to in enumerate(streams) if j != k])
     return held
 
 
-def delivered(places, arrays, have, want):
+def delivered(streams, arrays, have, want):
     """Return numbers, one for each unit, on the devices where they are needed.
 
     arrays : the numbers, device by device
@@ -52,16 +52,16 @@ def delivered(places, arrays, have, want):
     """
     if all(map(np.array_equal, have, want)):
         return arrays
-    at = np.empty((2, sum(map(len, have))), np.intp)  # of each unit: the device, and the place there
+    at = np.empty((2, sum(map(len, have))), np.intp)  # of each unit: the device, and the stream there
     for k, units in enumerate(have):
         at[0, units], at[1, units] = k, np.arange(len(units))
-    received = [place.empty(len(units)) for place, units in zip(places, want, strict=True)]
+    received = [stream.empty(len(units)) for stream, units in zip(streams, want, strict=True)]
     copies = []
-    for place, units, to in zip(places, want, received, strict=True):
+    for stream, units, to in zip(streams, want, received, strict=True):
         device, index = at[:, units]
         edges = np.flatnonzero(np.diff(device, prepend=-1) | (np.diff(index, prepend=-1) - 1)).tolist()
         for start, stop in pairwise([*edges, len(units)]):  # what lies side by side goes together
             k, first = device[start], index[start]
-            copies.append((places[k], arrays[k][first : first + stop - start], place, to[start:stop]))
+            copies.append((streams[k], arrays[k][first : first + stop - start], stream, to[start:stop]))
     carry(copies)
     return received

@@ -15,11 +15,11 @@ from .capture import Allocating, keep
 
 # In this order one source: the arithmetic that both engines share, and the kernels.
 SHARED = ("portable.h", "range.h", "wide.h", "factor.h", "powers.h", "unit.h")
-FILES = ("sums.cu", "leaves.cu", "measure.cu", "strict.cu", "decide.cu", "write.cu")
+FILES = ("sums.cu", "leaves.cu", "measure.cu", "fold.cu", "strict.cu", "decide.cu", "write.cu")
 KERNELS = (  # all that the source defines: what else is launched is an error, and a test compares
     *("measure_largest", "measure_magnitudes", "measure_squares", "measure_powers", "measure_and_count"),
     *("fold_segments", "fold_owners", "fold_total"),
-    *("settle", "enforce", "keep_finite", "weigh"),
+    *("decide_units", "enforce", "keep_finite", "weigh"),
     *("write_leaves", "sum_samples"),
 )
 THREADS = 256
@@ -69,10 +69,10 @@ class _Borrowed:
         return 0, self.stream.cuda_stream
 
 
-class Place:
+class DeviceStream:
     """A device, and the stream on it in which a call works from its first launch to the reading of its report.
 
-    ``with place``: device and stream are current, and afterwards what was current before. CuPy's ``with stream`` would then
+    ``with stream``: device and stream are current, and afterwards what was current before. CuPy's ``with stream`` would then
     make another current than the one that the user had made so by `stream.use()`."""
 
     def __init__(self, device, pytorchs):

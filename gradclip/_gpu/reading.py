@@ -38,9 +38,9 @@ def read(table, ord, writes=None, opened=0, limits=None):
     opened : a word for each of the writes; only what has one that is not 0 is measured
     limits : elements outside of them are counted
     """
-    place = table.place
-    unit, partial = place.empty(table.units, WORDS_OF_SUM), place.empty(table.partials + 2, WORDS_OF_SUM)
-    slots = unit if table.slots == table.units else place.empty(table.slots, WORDS_OF_SUM)
+    stream = table.stream
+    unit, partial = stream.empty(table.units, WORDS_OF_SUM), stream.empty(table.partials + 2, WORDS_OF_SUM)
+    slots = unit if table.slots == table.units else stream.empty(table.slots, WORDS_OF_SUM)
     total = partial.data.ptr + 8 * WORDS_OF_SUM * table.partials  # behind them, and then the ticket of fold_segments
     ticket = total + 8 * WORDS_OF_SUM
     made = (0, 0, 0) if writes is None else (writes, opened, len(writes))
@@ -48,6 +48,6 @@ def read(table, ord, writes=None, opened=0, limits=None):
     order = order_of(ord)
     table.launch(kernel, *made, 0 if limits is None else limits, order, slots, ticket)
     folds = slots, table.units, table.lanes, order, unit, partial, total, ticket
-    place.launch("fold_segments", table.partials, *table.args, *folds)
+    stream.launch("fold_segments", table.partials, *table.args, *folds)
     of_all = partial[table.partials : table.partials + 1] if table.partials else None  # else nothing was launched
     return Part(table, unit, partial[: table.partials], table.numbers, of_all)

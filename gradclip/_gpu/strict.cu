@@ -62,21 +62,21 @@ __device__ bool exactly_within(const Sum *s, double bound, double ord)
 
 __device__ void shrink(Write *w, double ratio)
 {
-    w->acts = 1;
+    w->clips = 1;
     gc_shrink(&w->factor, ratio);
 }
 
 /* A step, whose products are not rounded to a gradient: its factor alone keeps the bound. exact: the sum is that of the
  * order, and not of rounded moduli or powers, whose norms are right to `safety`. */
-__device__ void shrink_step(Write *w, const Sum *s, double goal, double grad_scale, double ord, bool exact, double safety)
+__device__ void shrink_step(Write *w, const Sum *s, double threshold, double grad_scale, double ord, bool exact, double safety)
 {
-    if (goal == GC_INF || w->factor.last == 0 || (!w->acts && grad_scale == 1))
+    if (threshold == GC_INF || w->factor.last == 0 || (!w->clips && grad_scale == 1))
         return;
     if (!exact) {
         shrink(w, 2 * safety - 1);
         return;
     }
-    const gc_wide q = quotient(s, goal, 1, ord);
+    const gc_wide q = quotient(s, threshold, 1, ord);
     for (;;) {
         gc_wide left = q;
         for (int k = 0; k < (ord == 2 ? 2 : 1); k++) {
@@ -108,42 +108,42 @@ __device__ double ratio_to(const Sum *written, double bound, double ord, double 
 
 enum { LATE = 2 }; /* open, a round behind the processor */
 
-/* One round, a thread for each Write that is still open: it is closed, or shrinks. room: of the last round, after which
+/* One round, a thread for each Write that is still open: it is closed, or shrinks. rounding: of the last round, after which
  * nothing is measured again; else null. unit: what was measured before. */
-extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, const double *goals, double goal, double eps,
-                                   double ord, double grad_scale, double safety, double slack, const gc_room *room, i64 *open,
-                                   Write *writes)
+extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, const double *thresholds, double threshold,
+                                   double eps, double ord, double grad_scale, double safety, double slack,
+                                   const gc_rounding_bound *rounding, i64 *open, Write *writes)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n || !open[i])
         return;
-    if (goals)
-        goal = goals[i];
+    if (thresholds)
+        threshold = thresholds[i];
     Write *w = writes + i;
-    if (w->kind == GC_KEEP) { /* `settle` could not tell: it was measured again, as it is, with what note_bits finds */
-        if (exactly_within(written + i, goal, ord)) {
+    if (w->kind == GC_KEEP) { /* `decide_units` could not tell: it was measured again, as it is, with what note_bits finds */
+        if (exactly_within(written + i, threshold, ord)) {
             const Write kept = {GC_KEEP, 0, w->zero, gc_plain_factor(1)};
             *w = kept;
             open[i] = 0;
             return;
         }
         w->kind = GC_SCALE;
-        if (w->factor.value < 1 && !room) { /* by eps: that is yet to be measured, a round late */
+        if (w->factor.value < 1 && !rounding) { /* by eps: that is yet to be measured, a round late */
             open[i] = LATE;
             return;
         }
     }
     if (open[i] == LATE)
         slack = fmax(slack / 2, 0x1p-53);
-    const double ratio = ratio_to(written + i, goal, ord, safety);
+    const double ratio = ratio_to(written + i, threshold, ord, safety);
     if (ratio > 1) {
         open[i] = 0;
-    } else if (room) {
-        w->acts = 1;
+    } else if (rounding) {
+        w->clips = 1;
         const gc_question ask = {ord, eps, grad_scale, 1, 0, 1};
-        const double most = written[i].nans + written[i].infs > 0 ? room->most : GC_INF; /* what is finite stays so */
-        w->factor =
-            gc_limited_factor(unit + i, gc_safe_threshold(goal, room), &ask, most, ldexp(unit[i].amax, (int)unit[i].exponent));
+        const double most = written[i].nans + written[i].infs > 0 ? rounding->most : GC_INF; /* what is finite stays so */
+        w->factor = gc_limited_factor(unit + i, gc_safe_threshold(threshold, rounding), &ask, most,
+                                      ldexp(unit[i].amax, (int)unit[i].exponent));
     } else
         shrink(w, ratio * (1 - slack));
 }

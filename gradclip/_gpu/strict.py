@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._core.rounding import ROUNDS, Room, safety, typical
+from .._core.rounding import ROUNDS, RoundingBound, safety, typical
 from .program import THREADS
 from .reading import order_of, read
 from .table import table_of
 
 
-def enforce(request, sums, settled):
+def enforce(request, sums, decided):
     """Shrink factors until what they would write keeps the thresholds.
 
     Each round measures what would be written by the Writes that are open, closes those that keep their threshold and shrinks
     the others, by a slack that doubles. In the last they get a factor that holds however elements are rounded."""
-    options, together, opened = request.options, settled.together, settled.opened
-    slack, room = typical(request.to.arrays), Room.of_leaves(request.to, options, together or request.by_sample)
-    tables = [table_of(request.to, place.device) for place in sums.places]
+    options, together, opened = request.options, decided.together, decided.opened
+    slack, rounding = typical(request.to.arrays), RoundingBound.of_leaves(request.to, options, together or request.by_sample)
+    tables = [table_of(request.to, stream.device) for stream in sums.streams]
     common = options.eps, order_of(options.ord), options.grad_scale, safety(options.ord)
     for more in reversed(range(ROUNDS)):
-        triples = zip(tables, settled.writes, opened, strict=True)
+        triples = zip(tables, decided.writes, opened, strict=True)
         written = sums.of_writes([read(table, options.ord, made, words) for table, made, words in triples])
-        for k, place in enumerate(sums.places):
-            n = len(settled.writes[k])
-            last = 0 if more else place.constant(np.array(room))
-            args = *settled.thresholds[k], *common, max(slack, 2.0**-53), last, opened[k], settled.writes[k]
-            place.launch("enforce", -(-n // THREADS), written.shared(k, together), sums.shared(k, together), n, *args)
+        for k, stream in enumerate(sums.streams):
+            n = len(decided.writes[k])
+            last = 0 if more else stream.constant(np.array(rounding))
+            args = *decided.thresholds[k], *common, max(slack, 2.0**-53), last, opened[k], decided.writes[k]
+            stream.launch("enforce", -(-n // THREADS), written.shared(k, together), sums.shared(k, together), n, *args)
         slack *= 2.0

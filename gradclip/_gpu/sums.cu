@@ -16,11 +16,11 @@ enum { THREADS = 256, AHEAD = 8, APART = THREADS * 16 };
 struct Sum : gc_measured {
     i64 first;              /* flat index in its leaf of the first element that is not finite, or NONE */
     /* outside, first: where `strict` measures what it may keep, what note_bits tells; outside of a total:
-                               what `settle` counts */
+                               what `decide_units` counts */
 };
 
 struct Write {
-    i64 kind, acts, zero; /* kind: GC_KEEP, ... */
+    i64 kind, clips, zero; /* kind: GC_KEEP, ... */
     gc_factor factor;
 };
 

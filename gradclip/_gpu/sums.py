@@ -36,7 +36,7 @@ class DeviceSums:
     this process, for which the pass must have ended. Leaves are not held: a report that is not read keeps no gradient alive."""
 
     def __init__(self, parts, count, about, bring=None, by_unit=None):
-        self.by_device, self.places, self.count = parts, [part.table.place for part in parts], count
+        self.by_device, self.streams, self.count = parts, [part.table.stream for part in parts], count
         self.order, self.grad_scale = order_of(about.ord), about.grad_scale
         # What Sums are made from, if not from `parts`; and the Sums by unit, where these are by sample. Never a reference to
         # these Sums themselves: they would live on until the garbage collector runs.
@@ -58,7 +58,7 @@ class DeviceSums:
         if self._host is None:
             self._host = self._brought() if self._bring is None else self._bring()
         if arrays is not None and self._host.nonfinite():
-            self._host.first_value = value_at(self.places, arrays[self._host.first_leaf], self._host.first_nonfinite[1])
+            self._host.first_value = value_at(self.streams, arrays[self._host.first_leaf], self._host.first_nonfinite[1])
         return self._host
 
     def _brought(self):
@@ -74,28 +74,28 @@ class DeviceSums:
         if len(sums) == 1 and self.by_device[0].total is not None:
             return [self.by_device[0].total]
         if len(sums) > 1 and self.by_device[0].numbers is not None:
-            sums = gathered(self.places, 1, lambda k, to: self._fold_total(k, sums[k], to))
-        return [self._fold_total(k, found, self.places[k].empty(1, WORDS_OF_SUM)) for k, found in enumerate(sums)]
+            sums = gathered(self.streams, 1, lambda k, to: self._fold_total(k, sums[k], to))
+        return [self._fold_total(k, found, self.streams[k].empty(1, WORDS_OF_SUM)) for k, found in enumerate(sums)]
 
     def _fold_total(self, k, sums, to):
-        self.places[k].launch("fold_total", 1, sums, len(sums), self.order, to)
+        self.streams[k].launch("fold_total", 1, sums, len(sums), self.order, to)
         return to
 
     def _fold_owners(self, k, sums, owners, to):
         """Fold every owners-th of some Sums together, into `to`; returns that and partial Sums of all of them."""
         blocks = -(-owners // THREADS)
-        partial = self.places[k].empty(blocks, WORDS_OF_SUM)
-        self.places[k].launch("fold_owners", blocks, sums, len(sums), owners, self.order, to, partial)
+        partial = self.streams[k].empty(blocks, WORDS_OF_SUM)
+        self.streams[k].launch("fold_owners", blocks, sums, len(sums), owners, self.order, to, partial)
         return to, partial
 
     def by_sample(self, batch):
         """The Sums of samples, each of which owns every batch-th unit of each device."""
         sums = [part.unit for part in self.by_device]
         if len(sums) > 1:  # what is folded first is less to carry
-            sums = gathered(self.places, batch, lambda k, to: self._fold_owners(k, sums[k], batch, to))
+            sums = gathered(self.streams, batch, lambda k, to: self._fold_owners(k, sums[k], batch, to))
         parts = []
         for k, part in enumerate(self.by_device):
-            owner, partial = self._fold_owners(k, sums[k], batch, self.places[k].empty(batch, WORDS_OF_SUM))
+            owner, partial = self._fold_owners(k, sums[k], batch, self.streams[k].empty(batch, WORDS_OF_SUM))
             parts.append(Part(part.table, owner, partial, None))
         return DeviceSums(parts, batch, self._about, lambda: self.host().by_sample(batch), self)
 
@@ -105,7 +105,7 @@ class DeviceSums:
         for k, part in enumerate(self.by_device):
             some = slice(*np.searchsorted(part.numbers, (start, stop)).tolist())
             unit = part.unit[some]
-            unit, partial = self._fold_owners(k, unit, len(unit), self.places[k].empty(len(unit), WORDS_OF_SUM))
+            unit, partial = self._fold_owners(k, unit, len(unit), self.streams[k].empty(len(unit), WORDS_OF_SUM))
             parts.append(Part(part.table, unit, partial, part.numbers[some]))
         about = self._about._replace(grad_scale=grad_scale)
         return DeviceSums(parts, stop - start, about, lambda: self.host().of_units(start, stop, grad_scale))
@@ -118,14 +118,15 @@ class DeviceSums:
     def weigh(self, first, clip_factor, eps):
         """The thresholds of adaptive clipping, on each device for its units before `first`; the others are parameters."""
         thresholds, have, want = [], [], []
-        for place, part in zip(self.places, self.by_device, strict=True):
+        for stream, part in zip(self.streams, self.by_device, strict=True):
             start = int(np.searchsorted(part.numbers, first))
             weight = part.unit[start:]
-            thresholds.append(place.empty(len(weight)))
-            place.launch("weigh", -(-len(weight) // THREADS), weight, len(weight), clip_factor, eps, self.order, thresholds[-1])
+            thresholds.append(stream.empty(len(weight)))
+            numbers = len(weight), clip_factor, eps, self.order
+            stream.launch("weigh", -(-len(weight) // THREADS), weight, *numbers, thresholds[-1])
             want.append(part.numbers[:start])
             have.append(part.numbers[start:] - first)
-        return delivered(self.places, thresholds, have, want)
+        return delivered(self.streams, thresholds, have, want)
 
     def call_for_the_host(self, strict):
         """Return whether the host has to decide: an element is NaN or Inf or, under `strict`, only exact sums tell.
@@ -134,7 +135,7 @@ class DeviceSums:
         if self._host is not None and not strict:
             return self._host.nonfinite() > 0
         totals = self.totals if strict else self.totals[:1]  # NaN and Inf are alike on all devices
-        return any(self.places[k].fetch(total)[0, NANS:FIRST].any() for k, total in enumerate(totals))
+        return any(self.streams[k].fetch(total)[0, NANS:FIRST].any() for k, total in enumerate(totals))
 
     def on_host(self, threshold):
         """Thresholds as the host takes them: those that `weigh` gave are on the devices."""
@@ -146,15 +147,15 @@ class DeviceSums:
 
     def words(self, together, width):
         """Return on each device an array of `width` words for each factor, yet to be filled."""
-        return [place.empty(len(self.shared(k, together)), width) for k, place in enumerate(self.places)]
+        return [stream.empty(len(self.shared(k, together)), width) for k, stream in enumerate(self.streams)]
 
     def told(self, arrays, together):
         """Fetch a row for each factor from the devices, as one array: of all units or, with `together`, one row for all."""
         if together or self.by_device[0].numbers is None or len(self.by_device) == 1:
-            return self.places[0].fetch(arrays[0])
+            return self.streams[0].fetch(arrays[0])
         words = np.empty((self.count, *arrays[0].shape[1:]), np.int64)
-        for place, part, array in zip(self.places, self.by_device, arrays, strict=True):
-            words[part.numbers] = place.fetch(array)
+        for stream, part, array in zip(self.streams, self.by_device, arrays, strict=True):
+            words[part.numbers] = stream.fetch(array)
         return words
 
 
@@ -164,7 +165,7 @@ def absorb(sums, parts, naming):
     naming: the function from the index of a leaf to its path"""
     found = [(sums.first_leaf, sums.first_nonfinite[1])] if sums.first_nonfinite else []
     for part in parts:
-        words = part.table.place.fetch(part.unit)
+        words = part.table.stream.fetch(part.unit)
         sums.absorb(part.numbers, words)
         found += first_of(part.table, words)
     if found:
@@ -181,9 +182,9 @@ def first_of(table, words):
     return [(table.which[at], int(words[table.edges[at] : table.edges[at + 1], FIRST].min()))]
 
 
-def value_at(places, array, index):
+def value_at(streams, array, index):
     """Return one element of an array that lies on the host or on one of some devices."""
     if isinstance(array, np.ndarray):
         return array.flat[index]
-    place = next(place for place in places if place.device == array.data.device_id)
-    return place.fetch(array[tuple(map(int, np.unravel_index(index, array.shape)))])
+    stream = next(stream for stream in streams if stream.device == array.data.device_id)
+    return stream.fetch(array[tuple(map(int, np.unravel_index(index, array.shape)))])

@@ -26,7 +26,7 @@ ROW |= {"to": 0, "from": 4, "from_dtype": 5}
 class Table:
     """One table on a device.
 
-    place : where
+    stream : where
     args : what kernels take first: the table, the number of leaves, and where in it the leaf of each thread block is told
     which : indices of the leaves
     edges : where the units of each leaf begin among those of the table, and where they end
@@ -36,8 +36,8 @@ class Table:
         thread blocks that fold
     """
 
-    def __init__(self, place, which, row, pool, first):
-        self.place, self.which = place, which
+    def __init__(self, stream, which, row, pool, first):
+        self.stream, self.which = stream, which
         self.in_place = int((row[:, ROW["to"]] == row[:, ROW["from"]]).all())
         units, segments = row[:, ROW["units"]], row[:, ROW["segments"]]
         self.units, self.slots = int(units.sum()), int((units * segments).sum())
@@ -52,11 +52,11 @@ class Table:
         leaf_of = np.zeros(self.blocks + self.blocks % 2, np.uint32)  # of each thread block
         leaf_of[: self.blocks] = np.repeat(np.arange(len(row), dtype=np.uint32), blocks)
         words = np.concatenate([row.ravel(), np.array(pool, np.int64)])
-        self.args = (place.upload(np.concatenate([words, leaf_of.view(np.int64)])), len(row), len(words))
+        self.args = (stream.upload(np.concatenate([words, leaf_of.view(np.int64)])), len(row), len(words))
 
     def launch(self, name, *args):
         """Begin a pass over all leaves."""
-        self.place.launch(name, self.blocks, *self.args, *args)
+        self.stream.launch(name, self.blocks, *self.args, *args)
 
 
 def table_of(leaves, device):
@@ -67,44 +67,44 @@ def table_of(leaves, device):
         arrays = leaves.sources
         which, row, pool = rows_of(leaves, device)
         turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
-        leaves.tables[device] = _remembered(_made, leaves, leaves.place(device), which, row, pool, turned)
+        leaves.tables[device] = _remembered(_made, leaves, leaves.stream(device), which, row, pool, turned)
     return leaves.tables[device]
 
 
 def sample_table(leaves, device, to):
     """The table of `per_sample_clip_sum`: units are samples, `to` is where their sum is written, threads are its elements."""
-    return _remembered(_made_of_samples, leaves, leaves.place(device), *rows_of(leaves.summed_into(to), device), [])
+    return _remembered(_made_of_samples, leaves, leaves.stream(device), *rows_of(leaves.summed_into(to), device), [])
 
 
 _tables = Remembered(32)  # gradients lie where they lay a step ago
 
 
-def _remembered(make, leaves, place, which, row, pool, turned):
+def _remembered(make, leaves, stream, which, row, pool, turned):
     """A table that was put on the device in this stream needs no copy, and no wait for one. Its key is all that it is made
     from: each function has its own of the same leaves. turned: what indices follow from besides."""
     all_of_them = None if len(which) == leaves.count else tuple(which)
-    key = *place.key, make, all_of_them, row.tobytes(), tuple(pool), tuple(turned)
+    key = *stream.key, make, all_of_them, row.tobytes(), tuple(pool), tuple(turned)
     found = _tables.get(key)
     if found is None:
-        found = _tables.put(key, make(place, which, row, list(pool), leaves.sources))
-    return place.kept(found)
+        found = _tables.put(key, make(stream, which, row, list(pool), leaves.sources))
+    return stream.kept(found)
 
 
-def _made(place, which, row, pool, arrays):
+def _made(stream, which, row, pool, arrays):
     first = row[:, ROW["first_unit"]].copy()
     row[:, ROW["first_unit"]] = _before(row[:, ROW["units"]])
     _cut(row)
     for i, words in zip(which, row, strict=True):
         _index(arrays[i], words, pool)
-    return Table(place, which, row, pool, first)
+    return Table(stream, which, row, pool, first)
 
 
-def _made_of_samples(place, which, row, pool, arrays):
+def _made_of_samples(stream, which, row, pool, arrays):
     row[:, ROW["narrow"]] = 0
     row[:, ROW["units"]] = 1  # of work: each thread takes all samples
     row[:, ROW["segments"]] = -(-row[:, ROW["size"]] * ITEMSIZE[row[:, ROW["from_dtype"]]] // (THREADS * 16))
     row[:, ROW["first_block"]] = _before(_blocks(row))
-    return Table(place, which, row, pool, row[:, ROW["first_unit"]])
+    return Table(stream, which, row, pool, row[:, ROW["first_unit"]])
 
 
 def _before(counts):

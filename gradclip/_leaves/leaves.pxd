@@ -7,7 +7,7 @@ cdef class Leaves(Units):
     cdef Tree _walked                   # where these leaves stand; None: to be made of a flat nesting
     cdef readonly str name              # "grads", "out", ...: stands in messages
     cdef public object tables           # what the GPU engine made of them
-    cdef dict _places                   # device -> where this call works there
+    cdef dict _streams                   # device -> where this call works there
     cdef readonly bint in_torch_stream  # whether one, or what they are made from, is a CUDA tensor of PyTorch's
     cdef list _given                    # the leaves as they were given: arrays, or what has the memory of `arrays`
     cdef dict _foreign                  # index -> of those that are no arrays, what a result is made like; None: all are

@@ -223,7 +223,7 @@ cdef class Leaves(Units):
         """A new array like one of these, where it lies."""
         if not self.leaf[i].device:
             return np.empty_like(self.arrays[i], subok=False, shape=shape)
-        return self.place(self.leaf[i].device - 1).empty_like(self.arrays[i], shape)
+        return self.stream(self.leaf[i].device - 1).empty_like(self.arrays[i], shape)
 
     def all_empty_like(self):
         """A new array like each of these, where it lies."""
@@ -237,23 +237,23 @@ cdef class Leaves(Units):
             if self.leaf[i].device:
                 there.setdefault(self.leaf[i].device - 1, []).append(i)
         for device, which in there.items():
-            for i, array in zip(which, self.place(device).all_empty_like([self.arrays[i] for i in which])):
+            for i, array in zip(which, self.stream(device).all_empty_like([self.arrays[i] for i in which])):
                 made[i] = array
         return made
 
-    def place(self, int device):
+    def stream(self, int device):
         """A device, and the stream in which these are worked on there: found out once."""
-        from .._gpu.program import Place
+        from .._gpu.program import DeviceStream
 
-        if self._places is None:
-            self._places = {}
-        if device not in self._places:
-            self._places[device] = Place(device, self.in_torch_stream)
-        return self._places[device]
+        if self._streams is None:
+            self._streams = {}
+        if device not in self._streams:
+            self._streams[device] = DeviceStream(device, self.in_torch_stream)
+        return self._streams[device]
 
     def brought(self, array):
         """A leaf, or part of one, as an array of NumPy: from a GPU, a copy."""
-        return self.place(array.data.device_id).fetch(array) if is_cupy(array) else array
+        return self.stream(array.data.device_id).fetch(array) if is_cupy(array) else array
 
     # ---- leaves of other nestings that go with these ----------------------------------------
 

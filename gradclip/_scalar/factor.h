@@ -76,18 +76,18 @@ GC_SCALAR void gc_shrink(gc_factor *f, double ratio)
     f->last *= ratio;
 }
 
-/* A norm stays within a threshold when it is brought to gc_safe_threshold of it and each element is rounded up: see Room in
+/* A norm stays within a threshold when it is brought to gc_safe_threshold of it and each element is rounded up: see RoundingBound in
  * _core/rounding.py, which makes these numbers. */
 typedef struct {
     double lost, slope, power, floor, most;
-} gc_room;
+} gc_rounding_bound;
 
-GC_SCALAR double gc_safe_threshold(double threshold, const gc_room *room)
+GC_SCALAR double gc_safe_threshold(double threshold, const gc_rounding_bound *rounding)
 {
-    const int linear = room->power == 1;
-    double left = threshold > 0 ? 1 - room->lost / (linear ? threshold : pow(threshold, room->power)) : 0;
-    left = left <= 0 ? 0 : linear ? left : pow(left, 1 / room->power);
-    return threshold * (left > room->floor ? left : room->floor) / room->slope;
+    const int linear = rounding->power == 1;
+    double left = threshold > 0 ? 1 - rounding->lost / (linear ? threshold : pow(threshold, rounding->power)) : 0;
+    left = left <= 0 ? 0 : linear ? left : pow(left, 1 / rounding->power);
+    return threshold * (left > rounding->floor ? left : rounding->floor) / rounding->slope;
 }
 
 #endif

@@ -72,12 +72,12 @@ GC_SCALAR int gc_exceeds(const gc_measured *u, double threshold, const gc_questi
     return ask->normalize ? u->amax > 0 : gc_shown_norm(u, ask->ord, ask->grad_scale, 1) > threshold;
 }
 
-/* The kind and the factor of a unit that is brought to its threshold or, where *acts is 0, only unscaled. */
-GC_SCALAR int gc_settle(const gc_measured *u, double threshold, const gc_question *ask, int *acts, gc_factor *factor)
+/* The kind and the factor of a unit that is brought to its threshold or, where *clips is 0, only unscaled. */
+GC_SCALAR int gc_decide(const gc_measured *u, double threshold, const gc_question *ask, int *clips, gc_factor *factor)
 {
     const gc_wide one = {1, 0, 0};
     *factor = gc_plain_factor(1);
-    if (!*acts) {
+    if (!*clips) {
         if (ask->grad_scale == 1)
             return GC_KEEP;
         *factor = gc_factor_of(1, one, 0, ask->grad_scale);
@@ -88,7 +88,7 @@ GC_SCALAR int gc_settle(const gc_measured *u, double threshold, const gc_questio
     else
         *factor = gc_factor_of(threshold, gc_norm_of(u, ask->ord, ask->grad_scale), ask->eps, ask->grad_scale);
     if (factor->value == 1 && !ask->held) {
-        *acts = 0;
+        *clips = 0;
         return GC_KEEP;
     }
     return GC_SCALE;

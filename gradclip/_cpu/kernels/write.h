@@ -7,7 +7,7 @@
 
 typedef struct {
     int kind;               /* GC_KEEP, ... */
-    int acts;               /* whether the unit is brought to its threshold */
+    int clips;               /* whether the unit is brought to its threshold */
     int zero;               /* first bring elements that are not finite to 0 */
     gc_factor factor;       /* of GC_SCALE and GC_STEP */
     double low[GC_DTYPES];  /* of GC_CLAMP: the bounds, rounded to each dtype */

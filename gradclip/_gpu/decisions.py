@@ -20,8 +20,10 @@ NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT, STRICT, EXA
 
 
 class Question(NamedTuple):
-    """What a launch of `settle` (decide.cu) is asked of all units: options, flags, the learning rate of a step and, for samples
-    that are summed, the limit within which one is added as it is."""
+    """What a launch of `decide_units` (decide.cu) is asked of all units.
+
+    These are options, flags, the learning rate of a step and, for samples that are summed, the limit within which one is added
+    as it is."""
 
     options: Options
     flags: int
@@ -29,7 +31,7 @@ class Question(NamedTuple):
     limit: float = 0.0
 
 
-class Settled:
+class Decided:
     """What was decided on the devices: on each the Writes of its units, or one for all together.
 
     thresholds: on each device those of its units, or a null pointer, and that of all
@@ -37,21 +39,21 @@ class Settled:
 
     def __init__(self, sums, together, thresholds, question, opened=None):
         self.sums, self.together, self.thresholds, self.opened = sums, together, thresholds, opened
-        self.flags, self.bounds = question.flags, [0] * len(sums.places)
+        self.flags, self.bounds = question.flags, [0] * len(sums.streams)
         self.writes = sums.words(together, WORDS_OF_WRITE)
         options, flags = question.options, question.flags
         numbers = options.eps, sums.order, sums.grad_scale, question.lr, question.limit, safety(options.ord)
         counts = flags & STRICT and options.nonfinite == "raise"  # what only exact sums decide
-        for k, (place, writes) in enumerate(zip(sums.places, self.writes, strict=True)):
+        for k, (stream, writes) in enumerate(zip(sums.streams, self.writes, strict=True)):
             n, total = len(writes), sums.totals[k] if counts or flags & SKIP else 0
             args = *thresholds[k], *numbers, flags, 0 if opened is None else opened[k], writes
-            place.launch("settle", -(-n // THREADS), sums.shared(k, together), total, n, *args)
+            stream.launch("decide_units", -(-n // THREADS), sums.shared(k, together), total, n, *args)
 
     # ---- carrying it out ----------------------------------------------------------------------------
 
     def write(self, to):
         """Launch the write pass on every device."""
-        tables = [table_of(to, place.device) for place in self.sums.places]
+        tables = [table_of(to, stream.device) for stream in self.sums.streams]
         to.announce()  # whether anything is to be written is known on the devices alone
         parts = self.sums.units.by_device
         with Uninterrupted():
@@ -62,7 +64,7 @@ class Settled:
 
     def sum_samples(self, request):
         """Launch the write pass of sums of samples on every device."""
-        tables = [sample_table(request.samples, place.device, request.to) for place in self.sums.places]
+        tables = [sample_table(request.samples, stream.device, request.to) for stream in self.sums.streams]
         request.to.announce()
         with Uninterrupted():
             for table, writes, total in zip(tables, self.writes, self.sums.totals, strict=True):
@@ -71,9 +73,9 @@ class Settled:
 
     def _mark(self):
         """Let the events that reports wait for stand for the end of what was launched so far."""
-        for place, event in self.ends:
+        for stream, event in self.ends:
             if event is not None:
-                place.mark(event)
+                stream.mark(event)
 
     # ---- reporting it -------------------------------------------------------------------------------
 
@@ -104,19 +106,19 @@ class Settled:
 
     def _pending(self, fill, shown, norms):
         """The report that `fill` fills, whoever reads it; its events are marked after all launches."""
-        ends = self.ends = [(place, place.end()) for place in self.sums.places]
+        ends = self.ends = [(stream, stream.end()) for stream in self.sums.streams]
 
         def read():
-            for place, event in ends:
+            for stream, event in ends:
                 if event is not None:
-                    place.follow(event)
+                    stream.follow(event)
             return fill()
 
         return ClipReport.pending(read, shown, norms)
 
 
-def settle(request, sums):
-    """Launch the decision of a Request on every device; returns the Settled that holds it."""
+def decide(request, sums):
+    """Launch the decision of a Request on every device; returns the Decided that holds it."""
     options, together, steps = request.options, isinstance(request.threshold, float), request.mode is mode.STEP
     wanted = {
         NORMALIZE: request.mode is mode.NORMALIZE,
@@ -128,35 +130,35 @@ def settle(request, sums):
     flags = _policy(options) | sum(flag for flag, is_wanted in wanted.items() if is_wanted)
     opened = sums.words(together, 1) if options.strict and not steps else None
     question = Question(options, flags, request.lr if steps else 1.0)
-    return Settled(sums, together, _thresholds(sums, request.threshold), question, opened)
+    return Decided(sums, together, _thresholds(sums, request.threshold), question, opened)
 
 
-def settle_clamp(sums, bounds):
+def decide_clamp(sums, bounds):
     """Launch the decision of a clamp on every device: leaves of which an element was counted as outside are clamped."""
-    settled = Settled(sums, False, _thresholds(sums, 0.0), Question(DEFAULT, CLAMPS))
-    settled.bounds = [place.constant(bounds) for place in sums.places]
-    return settled
+    decided = Decided(sums, False, _thresholds(sums, 0.0), Question(DEFAULT, CLAMPS))
+    decided.bounds = [stream.constant(bounds) for stream in sums.streams]
+    return decided
 
 
 def takes_numbers(request, sums):
     """Return whether the host has to decide about samples that are summed.
 
     It does to raise an error, for an empty batch, and if the factor of a sample depends on elements on several devices."""
-    across = len(sums.places) > 1 and largest_term(request) is not None
+    across = len(sums.streams) > 1 and largest_term(request) is not None
     return request.options.nonfinite == "raise" or not sums.count or across
 
 
-def settle_samples(request, sums):
-    """Launch the decision about samples that are summed on every device; returns the Settled that holds it."""
+def decide_samples(request, sums):
+    """Launch the decision about samples that are summed on every device; returns the Decided that holds it."""
     options, most = request.options, largest_term(request)
     flags = _policy(options) | BOUNDS | (KEPT if kept(request) else 0)
     thresholds = _thresholds(sums, safe_norm(request))
-    settled = Settled(sums, False, thresholds, Question(options, flags, limit=request.threshold))
+    decided = Decided(sums, False, thresholds, Question(options, flags, limit=request.threshold))
     if most is not None:
-        place, part = sums.places[0], sums.units.by_device[0]
-        bounds = place.constant(most[part.table.which])
-        place.launch("keep_finite", -(-sums.count // THREADS), part.unit, len(bounds), bounds, sums.count, settled.writes[0])
-    return settled
+        stream, part = sums.streams[0], sums.units.by_device[0]
+        bounds = stream.constant(most[part.table.which])
+        stream.launch("keep_finite", -(-sums.count // THREADS), part.unit, len(bounds), bounds, sums.count, decided.writes[0])
+    return decided
 
 
 def _policy(options):
@@ -169,10 +171,10 @@ def _thresholds(sums, threshold):
     if isinstance(threshold, np.ndarray) and (threshold == threshold[:1]).all():
         threshold = float(threshold[0]) if len(threshold) else 0.0
     if isinstance(threshold, float):
-        return [(0, threshold)] * len(sums.places)
+        return [(0, threshold)] * len(sums.streams)
     if isinstance(threshold, np.ndarray):
-        pairs = zip(sums.places, sums.by_device, strict=True)
-        threshold = [place.constant(_own(part, threshold)) for place, part in pairs]
+        pairs = zip(sums.streams, sums.by_device, strict=True)
+        threshold = [stream.constant(_own(part, threshold)) for stream, part in pairs]
     return [(own, 0.0) for own in threshold]
 
 

@@ -259,7 +259,7 @@ template <int ORD, class T, bool COUNTS>
 __device__ const char *add_tiles(Running *r, const char *p, const char *last, i64 step, double least, double most)
 {
     Running own = *r;
-    for (; p <= last; p += step) {
+    for (; last - p >= 0; p += step) { /* not p <= last: that of an empty leaf at no address lies below 0 */
         uint4 pack[AHEAD];
         const i64 left = last - p;
 #pragma unroll
@@ -285,10 +285,10 @@ __device__ void measure_tiles(Running *r, const Job *job, char *base, const Boun
     Running own = *r;
     for (i64 tile = job->first;; tile += job->step) {
         const char *p = add_tiles<ORD, T, COUNTS>(&own, base + (tile + mine) * size, last, job->step * size, least, most);
-        if (p > last)
+        if (last - p < 0)
             break;
         tile = (p - base) / size - mine;
-        for (int j = 0; j < AHEAD && p <= last; j++, p += APART)
+        for (int j = 0; j < AHEAD && last - p >= 0; j++, p += APART)
             own = add_apart<ORD, T>(own, job, base, (p - base) / size, T::PACK, 0, bounds, sum, ord);
     }
     if (rest < job->end)

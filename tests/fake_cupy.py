@@ -160,6 +160,8 @@ class ndarray:
     @property
     def data(self):
         address = self._host.__array_interface__["data"][0] if self._host.dtype.kind != "V" else self._host.ctypes.data
+        if self.size == 0:  # as of CuPy's pool
+            address = 0
         return MemoryPointer(UnownedMemory(address, self._host.nbytes, self._memory, self._device), 0)
 
     @property

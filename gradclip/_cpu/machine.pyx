@@ -12,13 +12,13 @@ from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport uintptr_t
 
 import os
-import sys
 import warnings
 
 from cpython.contextvars cimport PyContextVar_New_with_default, get_value
 from libc.limits cimport INT_MAX
 from gradclip._cpu.machine cimport gc_kernels
 from gradclip._cpu.work cimport LINE
+from gradclip._leaves.tree cimport frames_of_gradclip
 
 cdef extern from "dispatch.h" nogil:
     int gc_available(const gc_kernels **tables)
@@ -130,16 +130,6 @@ cdef int allowed() except -1:
     if n > 1:
         n = min(n, processors())
     return max(n, 1)
-
-
-cdef int frames_of_gradclip() except -1:
-    """The stack level of the user's line, for a warning."""
-    cdef int level = 1
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradclip."):
-        level += 1
-        frame = frame.f_back
-    return level
 
 
 cdef int team_of(int n) except -1:

@@ -23,6 +23,7 @@ KERNELS = (  # all that the source defines: what else is launched is an error, a
     *("write_leaves", "sum_samples"),
 )
 THREADS = 256
+NEW_ARRAYS = "a call that makes new arrays: pass out=, and make the same call once before"
 APART = 512  # bytes between the beginnings of arrays in one allocation, as CuPy's pool has it
 MOST_CONSTANT = 32768  # bytes of what is kept on a device for later calls
 PER_THREAD = 2  # CUDA's number of the default stream of each thread
@@ -142,21 +143,19 @@ class DeviceStream:
         with self:
             return cupy.asarray(array)
 
-    def empty_like(self, array, shape=None):
+    def new(self, shape, dtype):
         """A new array as a result."""
         import cupy
 
-        self.refuse_capture("a call that makes new arrays: pass out=, and make the same call once before")
+        self.refuse_capture(NEW_ARRAYS)
         with self:
-            if shape is None:
-                return cupy.empty_like(array)
-            return cupy.empty(shape, array.dtype)  # CuPy's empty_like would take () for no shape
+            return cupy.empty(shape, dtype)
 
     def all_empty_like(self, arrays):
         """A new array like each of some, as results: those that are contiguous lie in one allocation."""
         import cupy
 
-        self.refuse_capture("a call that makes new arrays: pass out=, and make the same call once before")
+        self.refuse_capture(NEW_ARRAYS)
         sizes = [-(-array.nbytes // APART) * APART for array in arrays]
         with self:
             memory, offset, made = cupy.empty(sum(sizes), np.uint8).data, 0, []

@@ -5,13 +5,20 @@ __device__ bool fits_float(double factor)
     return (a >= 0x1p-126 && a <= 0x1.fffffep127) || a == 0;
 }
 
+/* x * factor, rounded once in float64 or, IN_FLOAT, for halves and a factor that float32 holds, in float32. */
+template <class T, bool IN_FLOAT>
+__device__ typename T::bits product(typename T::bits x, double factor)
+{
+    if constexpr (IN_FLOAT)
+        return T::narrowed(times_f32(T::single(x), to_f32(factor)));
+    else
+        return T::narrow(T::wide(x) * factor);
+}
+
 template <class T>
 __device__ typename T::bits times(typename T::bits x, double factor)
 {
-    if constexpr (T::SHORT)
-        if (fits_float(factor))
-            return T::narrowed(times_f32(T::single(x), to_f32(factor)));
-    return T::narrow(T::wide(x) * factor);
+    return T::SHORT && fits_float(factor) ? product<T, T::SHORT>(x, factor) : product<T, false>(x, factor);
 }
 
 /* x * 2**shift in two exact steps, then times `last`, rounded there. */
@@ -54,14 +61,20 @@ RARE void alter(typename T::bits *x, const Write *w, bool is_complex, const Boun
             x[k] = clamped<T>(x[k], bounds->low[dtype], bounds->high[dtype]);
 }
 
-/* y - x * factor: product and difference rounded each, in float32 for halves, then to the dtype of y. */
+/* y - x * factor: product and difference rounded each, where `product` rounds, then to the dtype of y. */
+template <class TO, class T, bool IN_FLOAT>
+__device__ typename TO::bits difference(typename TO::bits y, typename T::bits x, double factor)
+{
+    if constexpr (IN_FLOAT)
+        return TO::narrowed(minus_f32(TO::single(y), times_f32(T::single(x), to_f32(factor))));
+    else
+        return TO::narrow(TO::wide(y) - T::wide(x) * factor);
+}
+
 template <class T>
 __device__ typename T::bits step(typename T::bits y, typename T::bits x, double factor)
 {
-    if constexpr (T::SHORT)
-        if (fits_float(factor))
-            return T::narrowed(minus_f32(T::single(y), times_f32(T::single(x), to_f32(factor))));
-    return T::narrow(T::wide(y) - T::wide(x) * factor);
+    return T::SHORT && fits_float(factor) ? difference<T, T, T::SHORT>(y, x, factor) : difference<T, T, false>(y, x, factor);
 }
 
 __device__ bool is_finite(double x) { return fabs(x) < GC_INF; }
@@ -99,20 +112,16 @@ RARE void write_any(const Job *job, const Write *w, const Bounds *bounds, char *
     store<T>(x, &leaf->to, job->pool, to, i, n);
 }
 
-/* What one kind of write makes of an element. By a factor that float32 holds, halves are multiplied there. */
+/* What one kind of write makes of an element; of halves by a factor that float32 holds. */
 template <class T, int KIND>
 struct Writer {
     double factor, least, most;
     __device__ typename T::bits operator()(typename T::bits x, typename T::bits y) const
     {
-        if constexpr (KIND == GC_SCALE && T::SHORT)
-            return T::narrowed(times_f32(T::single(x), to_f32(factor)));
-        else if constexpr (KIND == GC_SCALE)
-            return T::narrow(T::wide(x) * factor);
-        else if constexpr (KIND == GC_STEP && T::SHORT)
-            return T::narrowed(minus_f32(T::single(y), times_f32(T::single(x), to_f32(factor))));
+        if constexpr (KIND == GC_SCALE)
+            return product<T, T::SHORT>(x, factor);
         else if constexpr (KIND == GC_STEP)
-            return T::narrow(T::wide(y) - T::wide(x) * factor);
+            return difference<T, T, T::SHORT>(y, x, factor);
         else
             return KIND == GC_CLAMP ? clamped<T>(x, least, most) : x;
     }
@@ -221,13 +230,13 @@ __device__ void step_mixed(const Job *job, const Write *w, char *from, char *to)
                 unpack(z, y[j]);
 #pragma unroll
                 for (int k = 0; k < 4; k++)
-                    z[k] = Single::narrow(Single::wide(z[k]) - T::wide(x[4 * j + k]) * factor);
+                    z[k] = difference<Single, T, false>(z[k], x[4 * j + k], factor);
                 p[j] = packed(z);
             }
         }
     for (i64 i = rest; i < job->end; i++) {
         u32 *p = (u32 *)(to + i * sizeof(u32));
-        *p = Single::narrow(Single::wide(*p) - T::wide(*(const u16 *)(from + i * sizeof(u16))) * factor);
+        *p = difference<Single, T, false>(*p, *(const u16 *)(from + i * sizeof(u16)), factor);
     }
 }
 

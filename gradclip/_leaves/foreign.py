@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .pytorch import holds_weights, is_module, is_parameter, is_tensor, plain
+from .pytorch import holds_weights, is_module, is_parameter, is_tensor, plain, reach_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -145,11 +145,9 @@ def _tensor_on_gpu(tensor: Any) -> Any:
     if dtype is None or not tensor.numel():
         with cupy.cuda.Device(tensor.device.index):  # CuPy would copy from another device to the current one
             return cupy.asarray(tensor) if dtype is None else cupy.empty(tuple(tensor.shape), dtype)
-    size, strides, reach = dtype.itemsize, None, tensor.numel()
-    if not tensor.is_contiguous():
-        strides = tuple(stride * size for stride in tensor.stride())
-        reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), reach * size, tensor, tensor.device.index)
+    size = dtype.itemsize
+    strides = None if tensor.is_contiguous() else tuple(stride * size for stride in tensor.stride())
+    memory = cupy.cuda.UnownedMemory(tensor.data_ptr(), reach_of(tensor) * size, tensor, tensor.device.index)
     return cupy.ndarray(tuple(tensor.shape), dtype, cupy.cuda.MemoryPointer(memory, 0), strides)
 
 

@@ -219,11 +219,11 @@ cdef class Leaves(Units):
 
     # ---- where leaves lie -------------------------------------------------------------------
 
-    def empty_like(self, Py_ssize_t i, shape=None):
+    def empty_like(self, Py_ssize_t i, shape):
         """A new array like one of these, where it lies."""
         if not self.leaf[i].device:
             return np.empty_like(self.arrays[i], subok=False, shape=shape)
-        return self.stream(self.leaf[i].device - 1).empty_like(self.arrays[i], shape)
+        return self.stream(self.leaf[i].device - 1).new(shape, self.arrays[i].dtype)
 
     def all_empty_like(self):
         """A new array like each of these, where it lies."""

@@ -62,17 +62,20 @@ def plain(tensor: Any, write: bool) -> Any:
     return tensor
 
 
+def reach_of(tensor: Any) -> int:
+    """How many elements of memory lie between the first and the last of a tensor that has some, both included."""
+    if tensor.is_contiguous():
+        return int(tensor.numel())
+    return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 def _check_storage(tensor: Any) -> None:
     """Raise a TypeError if elements of a tensor are not in its storage: NumPy would make memory of its own for them."""
     storage = tensor.untyped_storage()
     # The storage's own device is what a fake tensor cannot hide, and slow to ask for where there is memory on a GPU.
     if not (tensor.is_cuda and tensor.data_ptr()) and storage.device.type == "meta":
         raise TypeError("a meta or fake tensor, which has no memory")
-    if tensor.is_contiguous():
-        reach = tensor.numel()
-    else:
-        reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    needed = (tensor.storage_offset() + reach) * tensor.element_size() if tensor.numel() else 0
+    needed = (tensor.storage_offset() + reach_of(tensor)) * tensor.element_size() if tensor.numel() else 0
     if storage.nbytes() < needed:
         raise TypeError(f"its storage was released or cut short: it holds {storage.nbytes()} of {needed} bytes")
 

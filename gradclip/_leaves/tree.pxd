@@ -37,3 +37,6 @@ cdef class Tree:
 cdef bint is_cupy(object node)
 cdef list flat_leaves(object nesting)
 cdef Tree flat_tree(object nesting, list leaves, str name)
+
+
+cdef int frames_of_gradclip() except -1

@@ -11,6 +11,7 @@ import scipy.sparse
 from reference import misaligned
 
 import gradclip
+from gradclip._leaves.leaves import Leaves
 
 
 def test_buffers_and_array_interfaces():
@@ -186,6 +187,43 @@ def test_jax_arrays_in_functional_forms():
         assert clipped[0].tolist() == [1.5, 2.0]
         with pytest.raises(ValueError, match="read-only"):
             gradclip.clip_by_global_norm_([x], 2.5)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (300, 70), (1, 0, 3)], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_results_for_jax_are_not_copied(dtype, shape):
+    jax = pytest.importorskip("jax")
+    grads = {"a": jax.numpy.ones(shape, dtype), "b": np.ones(3, np.float32), "c": [jax.numpy.ones(2, dtype)]}
+    leaves = Leaves(grads, anew=True)
+    to = leaves.target()
+    for made in to.arrays:
+        made[...] = 2
+    made = leaves.rebuild(to.arrays)
+    for x, memory in zip([made["a"], made["c"][0]], [to.arrays[0], to.arrays[2]], strict=True):
+        assert isinstance(x, jax.Array)
+        assert x.dtype == dtype
+        assert not x.weak_type
+        assert np.array_equal(np.asarray(x, np.float32), np.full(x.shape, 2, np.float32))
+        assert x.size == 0 or x.unsafe_buffer_pointer() == memory.ctypes.data
+    assert made["b"] is to.arrays[1]
+
+
+def test_results_lie_on_the_device_that_was_chosen_for_a_jax_array():
+    jax = pytest.importorskip("jax")
+    chosen = jax.device_put(np.array([3.0, 4.0], np.float32), jax.devices("cpu")[0])
+    usual = jax.numpy.array([0.0], np.float32)
+    assert (chosen.committed, usual.committed) == (True, False)
+    clipped, _ = gradclip.clip_by_global_norm([usual, chosen, usual], 2.5)
+    assert [x.committed for x in clipped] == [False, True, False]
+    assert [x.tolist() for x in clipped] == [[0.0], [1.5, 2.0], [0.0]]
+    assert clipped[1].devices() == chosen.devices()
+
+
+def test_sums_of_samples_of_jax():
+    jax = pytest.importorskip("jax")
+    sums, _ = gradclip.per_sample_clip_sum([jax.numpy.ones((3, 5)), jax.numpy.zeros((3,))], 100.0)
+    assert all(isinstance(x, jax.Array) for x in sums)
+    assert [x.tolist() for x in sums] == [[3.0] * 5, 0.0]
 
 
 def test_ndarray_subclasses_and_memmaps(tmp_path):

@@ -75,7 +75,7 @@ class Threads(Bench):
 class Functional(Bench):
     """The gradient of ResNet-50 stays, in float32, and the result is new, or goes into `out`."""
 
-    params = (CLIPS, ["gradclip", "numpy", "optax"])
+    params = (CLIPS, ["gradclip", "numpy", "gradclip on JAX", "optax"])
     param_names = ("clips", "peer")
 
     def setup(self, clips, peer):

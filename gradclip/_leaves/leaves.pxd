@@ -20,5 +20,6 @@ cdef class Leaves(Units):
     cdef int sum_duplicates(self) except -1
     cdef int check_apart(self, Leaves others, bint same_view) except -1
     cdef Tree walked(self)
+    cdef object new(self, Py_ssize_t i, shape=*)
     cpdef written(self)
     cpdef check_count(self, Py_ssize_t found)

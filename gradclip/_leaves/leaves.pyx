@@ -194,6 +194,8 @@ cdef class Leaves(Units):
         """The same nesting with other arrays in place of the leaves."""
         cdef Py_ssize_t i
         if self._given is not self.arrays:      # some are no plain arrays
+            if self._foreign is not None:
+                arrays = foreign.as_jax_arrays(self._foreign, arrays)
             arrays = [self.like(i, array) for i, array in enumerate(arrays)]
         return self.walked().rebuild(arrays)
 
@@ -222,14 +224,20 @@ cdef class Leaves(Units):
     def empty_like(self, Py_ssize_t i, shape):
         """A new array like one of these, where it lies."""
         if not self.leaf[i].device:
-            return np.empty_like(self.arrays[i], subok=False, shape=shape)
+            return self.new(i, shape)
         return self.stream(self.leaf[i].device - 1).new(shape, self.arrays[i].dtype)
+
+    cdef object new(self, Py_ssize_t i, shape=None):
+        """A new array of NumPy like one of these, for what `rebuild` puts in its place. shape: its own, if it is None."""
+        if self._foreign is not None and foreign.is_jax_array(self._foreign.get(i)):
+            return foreign.aligned(self.arrays[i].shape if shape is None else shape, self.arrays[i].dtype)
+        return np.empty_like(self.arrays[i], subok=False, shape=shape)
 
     def all_empty_like(self):
         """A new array like each of these, where it lies."""
         cdef Py_ssize_t i
         cdef dict there
-        made = [None if self.leaf[i].device else np.empty_like(self.arrays[i], subok=False) for i in range(self.count)]
+        made = [None if self.leaf[i].device else self.new(i) for i in range(self.count)]
         if not self.on_device:
             return made
         there = {}

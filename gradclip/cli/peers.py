@@ -36,7 +36,14 @@ def module(name: str) -> Any:
 def load(name: str) -> Any:
     """Return the contender of this name; raise a NotImplementedError if its package is not installed."""
     contenders: dict[str, Callable[[], Any]]
-    contenders = {"gradclip": Gradclip, "numpy": NumPy, "scipy": SciPy, "torch": Torch, "optax": Optax}
+    contenders = {
+        "gradclip": Gradclip,
+        "gradclip on JAX": GradclipOnJax,
+        "numpy": NumPy,
+        "scipy": SciPy,
+        "torch": Torch,
+        "optax": Optax,
+    }
     return contenders[name]()
 
 
@@ -367,3 +374,18 @@ class Optax:
     def per_sample_clip_sum(self, grads: Any, max_norm: float) -> Any:
         """Return the sums over the samples, each clipped by its own norm."""
         return self.jax.block_until_ready(self.clip_sum(grads, max_norm)[0])
+
+
+class GradclipOnJax:
+    """Gradclip, called on the arrays of JAX that Optax gets."""
+
+    def __init__(self) -> None:
+        self.jax = module("jax")
+
+    def prepare(self, leaves: Leaves) -> Any:
+        """Return the leaves as the other methods take them."""
+        return Optax().prepare(leaves)
+
+    def clip_by_global_norm(self, grads: Any, max_norm: float) -> Any:
+        """Return new leaves, clipped by the norm of all together."""
+        return self.jax.block_until_ready(gradclip.clip_by_global_norm(grads, max_norm)[0])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ._core.arguments import Grads, number, whole
 from ._core.call import Request, functional, in_place
 from ._core.options import Options, OptionsWithoutEps, Unpack, spelled_out
 from .report import ClipReport
+
+if TYPE_CHECKING:
+    from ._core.engine import AnySums, Engine
+    from ._leaves import Leaves
 
 
 @spelled_out
@@ -177,7 +181,7 @@ def clip_adaptive(
     return functional(grads, _adaptive(params, clip_factor, eps, unit_axis, norm), out)
 
 
-def _adaptive(params, clip_factor, eps, unit_axis, norm):
+def _adaptive(params: Any, clip_factor: float, eps: float, unit_axis: int, norm: OptionsWithoutEps) -> _Adaptive:
     """The request of `clip_adaptive_` and `clip_adaptive`, after a check of the arguments."""
     clip_factor, eps = number("clip_factor", clip_factor), number("eps", eps, 0.0)
     if not 0.0 < clip_factor < math.inf:
@@ -193,21 +197,21 @@ class _Adaptive(Request):
     """Each unit of the gradients to a fraction of the norm of its parameters, which are read beside them."""
 
     params: Any
-    unit_axis: Any
+    unit_axis: int
     eps: float
 
-    def prepare(self, leaves):
+    def prepare(self, leaves: Leaves) -> Leaves:
         leaves.cut([_unit_axes(leaves, i, self.unit_axis) for i in range(leaves.count)])
         return leaves.beside(self.params)
 
-    def measure(self, engine, read):
+    def measure(self, engine: Engine, read: Leaves) -> AnySums:
         options, units = self.options, self.to.units
         both = engine.measure(read, options.ord, finite_only=options.finite_only)
         self.threshold = both.weigh(units, self.shown, self.eps)
         return both.of_units(0, units, options.grad_scale)
 
 
-def _unit_axes(leaves, i, unit_axis):
+def _unit_axes(leaves: Leaves, i: int, unit_axis: int) -> tuple[int, ...]:
     """The axes along which units of a leaf lie: one, or none where it is a single unit."""
     ndim = leaves.arrays[i].ndim
     if ndim < 2:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from ._cpu.plan import StandardState
 from ._cpu.sums import Sums
 from .report import ClipReport
 from .thresholds import Threshold
+
+if TYPE_CHECKING:
+    from ._core.engine import Engine
+    from ._leaves import Leaves
 
 # Bits that a merged sum of other powers than 1 and 2 keeps: a norm is made of the first 106.
 KEPT = 4096
@@ -91,7 +96,7 @@ class Measure:
         joined.flags.writeable = False
         return joined
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[Measure], tuple[Any, ...]]:
         joined = (self.norms,)  # pairs of pairs of thousands of measures would be too deep to pickle
         return Measure, tuple(joined if f.name == "_parts" else getattr(self, f.name) for f in fields(self))
 
@@ -124,7 +129,7 @@ class Measure:
         join = max if self.ord == math.inf else operator.add
         exponent = min(self._exponent, other._exponent)
         if self.ord not in (1.0, 2.0, math.inf):  # powers span more bits than memory has
-            exponent = max(exponent, self._top() - KEPT, other._top() - KEPT)
+            exponent = max([exponent, *(m._exponent + m._sum.bit_length() - KEPT for m in (self, other) if m._sum)])
         mine, theirs = self._in_units_of(exponent), other._in_units_of(exponent)
         return Measure(
             self.ord,
@@ -138,17 +143,14 @@ class Measure:
             *dyadic(Fraction(join(mine, theirs)), exponent),
         )
 
-    def _in_units_of(self, exponent):
+    def _in_units_of(self, exponent: int) -> int:
         shift = self._exponent - exponent
         return self._sum << shift if shift >= 0 else self._sum >> min(-shift, self._sum.bit_length())
-
-    def _top(self):
-        return self._exponent + self._sum.bit_length() if self._sum else -math.inf
 
     def __radd__(self, other: int) -> Measure:
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
-    def sums(self, finite_only=False):
+    def sums(self, finite_only: bool = False) -> Sums:
         """Return this as the sums of a read pass, which decisions are made of.
 
         Parameters
@@ -165,9 +167,10 @@ class Measure:
         return Sums.from_exact(self._sum, self._exponent, self.ord, self.grad_scale, finite_only, self.max_abs, found)
 
 
-def _in_order(parts):
+def _in_order(parts: tuple[Any, ...]) -> list[Floats]:
     """The arrays at the leaves of pairs of pairs, from left to right, however deep."""
-    found, left = [], [parts]
+    found: list[Floats] = []
+    left = [parts]
     while left:
         parts = left.pop()
         if len(parts) == 2:
@@ -177,7 +180,7 @@ def _in_order(parts):
     return found
 
 
-def dyadic(value, exponent):
+def dyadic(value: Fraction, exponent: int) -> tuple[int, int]:
     """value * 2**exponent, the denominator of value being a power of two, as (odd integer or 0, exponent)."""
     numerator, exponent = value.numerator, exponent + 1 - value.denominator.bit_length()
     if not numerator:
@@ -186,7 +189,7 @@ def dyadic(value, exponent):
     return numerator >> zeros, exponent + zeros
 
 
-def root(value, degree):
+def root(value: Fraction, degree: int) -> float:
     """The correctly rounded float64 of a Fraction (degree 1) or of its square root (degree 2)."""
     if degree == 2 and value:
         # 128 bits of the root, and one more that says whether anything follows
@@ -227,6 +230,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
     """
     options = Options(ord=ord, grad_scale=grad_scale, nonfinite="zero")
     sums = measured(grads, options)
+    nans, infs = sums.parts()
     return Measure(
         options.ord,
         options.grad_scale,
@@ -234,7 +238,8 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
         sums.max_abs(),
         (sums.norms(),),
         sums.first_nonfinite,
-        *sums.parts(),
+        nans,
+        infs,
         *dyadic(*sums.scaled()),
     )
 
@@ -351,7 +356,7 @@ def apply_clip(
     return functional(grads, _application(measure, max_norm, norm), out)
 
 
-def _application(measure, max_norm, norm):
+def _application(measure: Measure | Literal[0], max_norm: Number | Threshold, norm: Mapping[str, Any]) -> _Application:
     """The request of `apply_clip_` and `apply_clip`, after a check of the arguments."""
     if not isinstance(measure, Measure):
         raise TypeError(f"measure must be a Measure, not {type(measure).__name__}")
@@ -369,7 +374,7 @@ class _Application(Request):
 
     whole: Measure
 
-    def measure(self, engine, read):
+    def measure(self, engine: Engine, read: Leaves) -> Sums:
         options, whole = self.options, self.whole
         with StandardState():
             if options.strict and options.ord in (1.0, 2.0) and whole.exact():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from ._core.options import NormOptions, Options, OptionsWithoutEps, Unpack, spel
 from ._leaves import is_nesting
 from .report import ClipReport
 from .thresholds import Threshold
+
+if TYPE_CHECKING:
+    from ._core.arguments import Floats
+    from ._leaves import Leaves
 
 
 @spelled_out
@@ -279,7 +283,7 @@ def clip_by_norm(
     return functional(grads, _by_norm(norm, max_norm, axis), out)
 
 
-def _by_norm(norm, max_norm, axis):
+def _by_norm(norm: NormOptions, max_norm: ByLeaf, axis: int | tuple[int, ...] | None) -> _ByNorm:
     """The request of `clip_by_norm_` and `clip_by_norm`."""
     request = _ByNorm(Options.of(norm), max_norm)
     request.axis = axis
@@ -291,7 +295,7 @@ class _ByNorm(Request):
 
     axis: Any
 
-    def prepare(self, leaves):
+    def prepare(self, leaves: Leaves) -> Leaves:
         self.threshold = _by_leaf(leaves, self.shown)
         if self.axis is not None:
             axes = self.axis if isinstance(self.axis, tuple | list) else (self.axis,)
@@ -303,7 +307,7 @@ class _ByNorm(Request):
         return leaves
 
 
-def _others(leaves, i, axes):
+def _others(leaves: Leaves, i: int, axes: Sequence[int]) -> tuple[int, ...]:
     """The axes of a leaf that are not those of its slices."""
     ndim = leaves.arrays[i].ndim
     for axis in axes:
@@ -315,7 +319,7 @@ def _others(leaves, i, axes):
     return tuple(d for d in range(ndim) if d not in inner)
 
 
-def _by_leaf(leaves, max_norm):
+def _by_leaf(leaves: Leaves, max_norm: Any) -> Floats:
     """The threshold of each leaf, float64, from a number, a nesting like the leaves or patterns over their paths."""
     if type(max_norm) is float:
         return np.full(leaves.count, number("max_norm", max_norm, 0.0))
@@ -331,7 +335,7 @@ def _by_leaf(leaves, max_norm):
     return _each(leaves, [number(f"max_norm of {p}", v, 0.0) for p, v in zip(paths, values, strict=True)])
 
 
-def _by_pattern(leaves, patterns):
+def _by_pattern(leaves: Leaves, patterns: Mapping[Any, Any]) -> Floats:
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise ValueError(f"max_norm has the key {pattern!r}, which is neither in grads nor a pattern")
@@ -340,7 +344,7 @@ def _by_pattern(leaves, patterns):
     return _each(leaves, [math.inf if i is None else values[i] for i in first])
 
 
-def _each(leaves, values):
+def _each(leaves: Leaves, values: Sequence[float]) -> Floats:
     """float64 of one value for each leaf."""
     leaves.check_count(len(values))
     return np.array(values, np.float64)
@@ -478,7 +482,7 @@ def normalize(
     return functional(grads, _normalization(target, eps, per_leaf, norm), out)
 
 
-def _normalization(target, eps, per_leaf, norm):
+def _normalization(target: float, eps: float, per_leaf: bool, norm: OptionsWithoutEps) -> Request:
     """The request of `normalize_` and `normalize`, after a check of the arguments."""
     if not isinstance(per_leaf, bool | np.bool_):
         raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
@@ -491,7 +495,7 @@ def _normalization(target, eps, per_leaf, norm):
 class _EachLeaf(Request):
     """Each leaf to the same threshold."""
 
-    def prepare(self, leaves):
+    def prepare(self, leaves: Leaves) -> Leaves:
         self.threshold = np.full(leaves.count, self.threshold)
         return leaves
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from ._core.options import NormOptions, Options, Unpack, spelled_out
 from ._leaves import Leaves
 from .report import ClipReport
 from .thresholds import Threshold
+
+if TYPE_CHECKING:
+    from ._core.engine import AnySums, Engine
 
 
 @spelled_out
@@ -199,43 +202,43 @@ def per_sample_clip_sum(
 class _PerSample(Request):
     """Each sample of a batch to the same threshold."""
 
-    def prepare(self, leaves):
+    def prepare(self, leaves: Leaves) -> Leaves:
         self.batch, self.by_sample = _cut(leaves), True
         self.threshold = np.full(self.batch, self.shown)
         return leaves
 
-    def measure(self, engine, read):
+    def measure(self, engine: Engine, read: Leaves) -> AnySums:
         return super().measure(engine, read).by_sample(self.batch)
 
 
 class _SampleSum(Request):
     """The sum of all samples, each brought to a threshold that its rounding keeps."""
 
-    def prepare(self, leaves):
+    def prepare(self, leaves: Leaves) -> Leaves:
         self.samples, self.batch = leaves, _cut(leaves)
         return leaves
 
-    def target(self, leaves, out):
+    def target(self, leaves: Leaves, out: Any) -> Leaves:
         return _sums_like(leaves, out)
 
-    def measure(self, engine, read):
+    def measure(self, engine: Engine, read: Leaves) -> AnySums:
         return super().measure(engine, read).by_sample(self.batch)
 
-    def decide(self, engine, read):
+    def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
         return engine.decide_samples(self, self.measure(engine, read))
 
-    def write(self, engine, plan):
+    def write(self, engine: Engine, plan: Any) -> None:
         engine.sum_samples(self, plan)
 
 
-def _threshold(max_norm):
+def _threshold(max_norm: Any) -> float:
     """The threshold of each sample."""
     if isinstance(max_norm, Threshold):
         raise TypeError("max_norm: a threshold object sees the global norm; clip samples with a number")
     return number("max_norm", max_norm, 0.0)
 
 
-def _cut(leaves):
+def _cut(leaves: Leaves) -> int:
     """Cut leaves into samples; returns how many there are."""
     batch = 0
     for i, array in enumerate(leaves.arrays):
@@ -248,7 +251,7 @@ def _cut(leaves):
     return batch
 
 
-def _sums_like(leaves, out):
+def _sums_like(leaves: Leaves, out: Any) -> Leaves:
     """The leaves of the sums of samples: new ones, or those of `out`."""
     if out is None:
         return Leaves([leaves.empty_like(i, a.shape[1:]) for i, a in enumerate(leaves.arrays)])

@@ -1,5 +1,8 @@
 """What type checkers and `typing.get_type_hints` make of the package as it is installed."""
 
+import __future__
+
+import ast
 import importlib
 import inspect
 import json
@@ -35,8 +38,23 @@ def annotated():
             yield from ((f"{found.name}.{name}", x) for x in (value, *methods) if inspect.isfunction(x) or inspect.isclass(x))
 
 
+def names_for_checkers(value):
+    """What annotations of an internal function or class may use: its module's names, and those under ``if TYPE_CHECKING``.
+
+    None for what is public, whose annotations may use no more than the module's names."""
+    if not re.search(r"\._(?!_)", f"{value.__module__}.{value.__qualname__}"):
+        return None
+    module = sys.modules[value.__module__]
+    names = dict(vars(module))
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            block = ast.Module(node.body, [])
+            exec(compile(block, module.__file__, "exec", flags=__future__.annotations.compiler_flag), names)
+    return names
+
+
 def test_type_hints_can_be_resolved():
-    resolved = {name: typing.get_type_hints(value) for name, value in annotated()}
+    resolved = {name: typing.get_type_hints(value, localns=names_for_checkers(value)) for name, value in annotated()}
     assert resolved["gradclip.norm.clip_by_global_norm_"]["return"] is gradclip.ClipReport
     assert len(resolved) > 100
 

@@ -16,31 +16,35 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Grads = TypeVar("Grads")  # a nesting of arrays, which comes back as it was given
 Number = float | np.floating[Any] | np.integer[Any]
 ByLeaf = Number | list[Any] | tuple[Any, ...] | Mapping[Any, Any]  # a number, a nesting of them, or patterns over paths
+Array = np.ndarray[Any, np.dtype[Any]]  # or a CuPy array, where leaves lie on a GPU
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Indices = np.ndarray[Any, np.dtype[np.intp]]
+Words = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def number(name: str, value: Any, least: float = -math.inf) -> float:
     """`value` as a float that is not NaN and not below `least`."""
-    if type(value) is not float:
-        value = real(name, value)
-    if not value >= least:
+    result: float = value if type(value) is float else real(name, value)
+    if not result >= least:
         bound = "a number" if least == -math.inf else f"at least {least:g}"
-        raise ValueError(f"{name} must be {bound}, not {value!r}")
-    return abs(value) if least == 0.0 else value  # no negative zero
+        raise ValueError(f"{name} must be {bound}, not {result!r}")
+    return abs(result) if least == 0.0 else result  # no negative zero
 
 
 def real(name: str, value: Any) -> float:
     """`value` as a float, which may be NaN."""
-    if type(value) is not float:
-        if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or _is_scalar_array(value)):
-            raise TypeError(f"{name} must be a real number, not {type(value).__name__} {reprlib.repr(value)}")
-        try:
-            given, value = value, float(value)
-        except OverflowError:
-            raise ValueError(f"{name} is beyond the range of float64") from None
-        if math.isinf(value) and given != value:
-            raise ValueError(f"{name} is beyond the range of float64")
-    return value
+    if type(value) is float:
+        return value
+    if isinstance(value, bool | np.bool_) or not (isinstance(value, Real) or _is_scalar_array(value)):
+        raise TypeError(f"{name} must be a real number, not {type(value).__name__} {reprlib.repr(value)}")
+    try:
+        result = float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond the range of float64") from None
+    if math.isinf(result) and value != result:
+        raise ValueError(f"{name} is beyond the range of float64")
+    return result
 
 
 def percent(name: str, value: Any, stacklevel: int = 3) -> float:
@@ -74,7 +78,7 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _is_scalar_array(value):
+def _is_scalar_array(value: Any) -> bool:
     """0-d arrays and tensors of real numbers count as numbers."""
     if isinstance(value, np.ndarray | np.generic):
         return value.shape == () and value.dtype.kind in "fiu"

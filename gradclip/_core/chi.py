@@ -12,28 +12,29 @@ ends too early (a = 5e8: the lower tail P(a, x) is wrong by more than half). So:
 from __future__ import annotations
 
 import math
+from typing import Any
 
 UNIFORM = 1e4
 TINY = 1e-100  # far above where SciPy underflows
 
 
-def log_upper(special, a, x):
+def log_upper(special: Any, a: float, x: float) -> float:
     """log Q(a, x) for a > 0, 0 <= x < inf; `special` is `scipy.special`."""
     if a >= UNIFORM and x < 2 * a:
-        lower, upper = _uniform(special, a, x)
-        return upper if lower is None else _log_complement(lower)
+        is_lower, value = _uniform(special, a, x)
+        return _log_complement(value) if is_lower else value
     upper = float(special.gammaincc(a, x))
     if upper > 0.5:
         return math.log1p(-float(special.gammainc(a, x)))
     return math.log(upper) if upper > TINY else _fraction(a, x)
 
 
-def _log_complement(lower):
+def _log_complement(lower: float) -> float:
     """log(1 - exp(lower))."""
     return math.log1p(-math.exp(lower))
 
 
-def _fraction(a, x):
+def _fraction(a: float, x: float) -> float:
     """log Q(a, x) for x far above a: x**a exp(-x) / Gamma(a) times the continued fraction, by Lentz's method.
 
     1/(x+1-a - 1(1-a)/(x+3-a - 2(2-a)/(x+5-a - ...))), DLMF 8.9.2; out here some twenty terms do."""
@@ -50,11 +51,11 @@ def _fraction(a, x):
     return a * math.log(x) - x - math.lgamma(a) + math.log(value)
 
 
-def _uniform(special, a, x):
-    """log P(a, x), None below the mean; None, log Q(a, x) above it."""
+def _uniform(special: Any, a: float, x: float) -> tuple[bool, float]:
+    """Return True and log P(a, x) for x below the mean a; False and log Q(a, x) above it."""
     mu = (x - a) / a
     if mu == -1:  # x is 0, or nothing beside a
-        return -math.inf, None
+        return True, -math.inf
     half = max(mu - math.log1p(mu), 0.0)  # eta**2 / 2
     eta = math.copysign(math.sqrt(2 * half), mu)
     if abs(eta) < 0.02:  # the closed forms cancel
@@ -65,5 +66,4 @@ def _uniform(special, a, x):
         c1 = 1 / eta**3 - 1 / mu**3 - 1 / mu**2 - 1 / (12 * mu)
     rest = (c0 + c1 / a) / math.sqrt(2 * math.pi * a)
     tail = 0.5 * float(special.erfcx(abs(eta) * math.sqrt(a / 2))) + math.copysign(1.0, eta) * rest
-    value = math.log(tail) - a * half
-    return (value, None) if eta < 0 else (None, value)
+    return eta < 0, math.log(tail) - a * half

@@ -5,6 +5,8 @@ happens to NaN and Inf is decided here, and norms are compared with thresholds."
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .._cpu.plan import Plan, StandardState
 from ..errors import NonFiniteGradientError
 from ..report import ClipReport
@@ -12,8 +14,15 @@ from .mode import NORMALIZE, STEP
 from .rounding import RATIONAL
 from .strict import by_unit, enforce, exceeding, shrink_step
 
+if TYPE_CHECKING:
+    from .._cpu.sums import Sums
+    from .._leaves import Leaves
+    from .call import Request
+    from .engine import Engine
+    from .options import Options
 
-def decide(engine, request, sums):
+
+def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Plan | None]:
     """Return the report of a Request, and the Plan that is to be written: None if nothing is.
 
     engine : what reads, for `strict`, what a Plan would write
@@ -40,7 +49,7 @@ def decide(engine, request, sums):
     return report, written if to.is_target or not written.idle() else None
 
 
-def _decided(request, sums, together):
+def _decided(request: Request, sums: Sums, together: bool) -> Plan:
     """Return the Plan that brings units to their thresholds, before `strict` holds it to these in exact arithmetic."""
     options, normalize = request.options, request.mode is NORMALIZE
     plan = Plan(1 if together else len(request.threshold))
@@ -50,22 +59,23 @@ def _decided(request, sums, together):
     return plan
 
 
-def refused(sums, options):
+def refused(sums: Sums, options: Options) -> bool:
     """Return whether the NaN and Inf that were found forbid to write anything; or raise the error that the options ask for."""
     if options.nonfinite == "raise":
+        assert sums.first_nonfinite is not None  # they were found
         path, index = sums.first_nonfinite
         raise NonFiniteGradientError(path, index, sums.nonfinite(), sums.first_value)
     return options.nonfinite == "skip"
 
 
-def clamping(low, high):
+def clamping(low: float, high: float) -> Plan:
     """A Plan that brings every element into [low, high]."""
     plan = Plan(1)
     plan.clamp(0, low, high)
     return plan
 
 
-def decide_clamp(to, low, high, sums):
+def decide_clamp(to: Leaves, low: float, high: float, sums: Sums) -> tuple[ClipReport, Plan | None]:
     """Return the report of a clamp, and the Plan that clamps leaves with elements outside [low, high]: None if there are none.
 
     sums : those of a read pass that counted the elements outside, leaf by leaf

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._cpu import accumulate, passes
 from .._cpu.plan import Plan
 from .decide import clamping, decide, decide_clamp
 from .samples import batch_of, decide_samples
+
+if TYPE_CHECKING:
+    from .._cpu.sums import Sums
+    from .._gpu.sums import DeviceSums
+    from .._leaves import Leaves
+    from ..report import ClipReport
+    from .call import Request
+    from .samples import SampleRequest
+
+    AnySums = Sums | DeviceSums  # what an engine measures; only that one can decide about them
+else:
+    AnySums = Any  # `_gpu` is not imported for a name
 
 
 class Engine(Protocol):
@@ -15,25 +27,25 @@ class Engine(Protocol):
 
     Sums are those of `_cpu.sums` or what can be asked the same; a plan is for the engine alone that decided it."""
 
-    def measure(self, leaves: Any, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> Any:
+    def measure(self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> AnySums:
         """The Sums of all leaves, by one read pass. finite_only: norms leave NaN and Inf out."""
 
-    def decide(self, request: Any, sums: Any) -> tuple[Any, Any]:
+    def decide(self, request: Request, sums: Any) -> tuple[ClipReport, Any]:
         """The report of a Request and the plan to be written, None where nothing is."""
 
-    def measure_written(self, to: Any, plan: Plan, ord: float) -> Any:
+    def measure_written(self, to: Leaves, plan: Plan, ord: float) -> Sums:
         """The Sums of what a Plan of the host would write; nothing is written."""
 
-    def write(self, to: Any, plan: Any) -> None:
+    def write(self, to: Leaves, plan: Any) -> None:
         """Write what was decided: all of it or, with an error, nothing."""
 
-    def clamp(self, read: Any, to: Any, low: float, high: float) -> tuple[Any, Any]:
+    def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Any]:
         """Return the report and the plan that brings elements into [low, high], after a read pass that counts those outside."""
 
-    def decide_samples(self, request: Any, sums: Any) -> tuple[Any, Any]:
+    def decide_samples(self, request: SampleRequest, sums: Any) -> tuple[ClipReport, Any]:
         """Return the report and the plan of a sum of clipped samples."""
 
-    def sum_samples(self, request: Any, plan: Any) -> None:
+    def sum_samples(self, request: SampleRequest, plan: Any) -> None:
         """Write the sums over the batch, each sample multiplied by the factor that the plan gives it."""
 
 
@@ -46,17 +58,17 @@ class Host:
     decide = decide
     decide_samples = staticmethod(decide_samples)
 
-    def clamp(self, read, to, low, high):
+    def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Plan | None]:
         return decide_clamp(to, low, high, passes.measure_outside(read, clamping(low, high)))
 
-    def sum_samples(self, request, plan):
+    def sum_samples(self, request: SampleRequest, plan: Plan) -> None:
         accumulate.sum_samples(request.samples, request.to, plan, batch_of(request, plan), request.fresh)
 
 
 HOST: Engine = Host()
 
 
-def on_devices(alone):
+def on_devices(alone: bool) -> Engine:
     """Return the engine of a call some of whose leaves lie on GPUs.
 
     alone : whether all of them do, and their norm is measured in this call

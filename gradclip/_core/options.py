@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import math
 import sys
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from .arguments import Function, flag, number
 
 if sys.version_info >= (3, 11):
-    from typing import Unpack
+    from typing import Unpack as Unpack
 elif TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Unpack as Unpack
 else:
 
     class Unpack:
@@ -66,7 +67,7 @@ class Options:
         self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
 
     @staticmethod
-    def of(norm):
+    def of(norm: Mapping[str, Any]) -> Options:
         """The Options that the ``**norm`` of a call stands for."""
         if not norm:
             return DEFAULT
@@ -91,7 +92,7 @@ def spelled_out(function: Function) -> Function:
     return function
 
 
-def _order(ord):
+def _order(ord: float) -> float:
     """The order of a norm as a float above 0, which may be inf."""
     value = number("ord", ord)
     if not value > 0:

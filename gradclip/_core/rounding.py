@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .._cpu.plan import safe_threshold
+
+if TYPE_CHECKING:
+    from .._leaves import Leaves
+    from .arguments import Array
+    from .options import Options
 
 # Orders whose sums are compared in rational arithmetic.
 RATIONAL = (1.0, 2.0, math.inf)
@@ -36,23 +42,23 @@ _ROOM = 1 + 2.0**-20  # for factors and products that are rounded before
 
 
 @lru_cache(64)  # names of dtypes are slow
-def unit_of(dtype):
+def unit_of(dtype: np.dtype[Any]) -> Unit:
     """How a dtype rounds, or the parts of a complex one."""
     return _UNITS.get(np.empty(0, dtype).real.dtype.name, _FLOAT64)
 
 
-def typical(arrays):
+def typical(arrays: Iterable[Array]) -> float:
     """What the rounding of n elements typically adds to a norm, relatively: u / sqrt(n)."""
     return max((unit_of(a.dtype).half / math.sqrt(a.size) for a in arrays if a.size), default=1.0)
 
 
-def safety(ord):
+def safety(ord: float) -> float:
     """The factor that makes a measured norm, of an order that is not RATIONAL, certainly no more than the exact one: that lies
     within 4 ulp (below order 1, 4 / ord), and twice that is taken off."""
     return 1 - 2.0**-49 / min(ord, 1.0)
 
 
-def exact_order(ord, arrays):
+def exact_order(ord: float, arrays: Iterable[Array]) -> bool:
     """Whether the pass sums what the order asks for in rational arithmetic; magnitudes of complex numbers are not."""
     return ord == 2 or (ord in RATIONAL and all(a.dtype.kind != "c" for a in arrays))
 
@@ -69,7 +75,9 @@ class RoundingBound(NamedTuple):
     most: float
 
     @classmethod
-    def of(cls, parts, ord, grad_scale=1.0):
+    def of(
+        cls, parts: Sequence[tuple[int, np.dtype[Any], np.dtype[Any]]], ord: float, grad_scale: float = 1.0
+    ) -> RoundingBound:
         """The RoundingBound of one unit, which has a part in each leaf: (elements, dtype, dtype that they are rounded to)."""
         units = [unit_of(to) for _, _, to in parts]
         relative = max((unit.half for unit in units), default=0.0)
@@ -89,7 +97,7 @@ class RoundingBound(NamedTuple):
         return cls(lost, slope, power, floor, min(filled, default=math.inf))
 
     @classmethod
-    def of_leaves(cls, to, options, together):
+    def of_leaves(cls, to: Leaves, options: Options, together: bool) -> RoundingBound:
         """The RoundingBound of what is written to leaves: to one unit of each where these share a norm, else to the largest."""
         parts = [(a.size // max(n, 1), a.dtype, a.dtype) for a, n in zip(to.arrays, to.leaf_units(), strict=True)]
         rounding = cls.of(parts, options.ord, options.grad_scale)
@@ -98,6 +106,6 @@ class RoundingBound(NamedTuple):
         lost = (cls.of([part], options.ord, options.grad_scale).lost for part in parts)
         return rounding._replace(lost=max(lost, default=0.0))
 
-    def threshold(self, bound):
+    def threshold(self, bound: float) -> float:
         """The norm that keeps a bound when it is brought there."""
         return safe_threshold(bound, self)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +15,32 @@ from .decide import refused
 from .rounding import RoundingBound, exact_order, unit_of
 from .strict import exceeding
 
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from .._cpu.sums import Sums
+    from .._leaves import Leaves
+    from .arguments import Array, Floats
+    from .options import Options
+
+    class SampleRequest(Protocol):
+        """A Request of a sum of samples, as far as deciding and writing use it."""
+
+        options: Options
+        threshold: float
+        shown: Any
+        samples: Leaves
+        to: Leaves
+        fresh: bool
+
+else:
+    SampleRequest = Any  # a Protocol would cost time at import
+
 # What rounds to float64 without overflow after two more roundings.
 MOST = sys.float_info.max * (1.0 - 2.0**-51)
 
 
-def decide_samples(request, sums):
+def decide_samples(request: SampleRequest, sums: Sums) -> tuple[ClipReport, Plan]:
     """Return the report, and the Plan of what each sample adds to each leaf: a Plan of no samples if nothing is to be added.
 
     request : as `decide` takes it, with `samples`: the Leaves that are summed, cut into samples
@@ -32,12 +55,12 @@ def decide_samples(request, sums):
         return report, plan.cycled(request.samples.units)
 
 
-def batch_of(request, plan):
+def batch_of(request: SampleRequest, plan: Plan) -> int:
     """How many samples of each leaf are summed: all, or none where nothing is to be added."""
     return plan.count // max(request.samples.count, 1)
 
 
-def _decided(request, sums):
+def _decided(request: SampleRequest, sums: Sums) -> Plan:
     """Return a Plan with a factor for each sample, alike for all leaves."""
     options = request.options
     safe, most = safe_norm(request), largest_term(request)
@@ -54,7 +77,7 @@ def _decided(request, sums):
     return plan
 
 
-def safe_norm(request):
+def safe_norm(request: SampleRequest) -> float:
     """Return a norm to which samples may be brought, so that each keeps the threshold however its elements are rounded."""
     if request.threshold == math.inf:
         return math.inf
@@ -62,24 +85,24 @@ def safe_norm(request):
     return RoundingBound.of(parts, request.options.ord, request.options.grad_scale).threshold(request.threshold)
 
 
-def kept(request):
+def kept(request: SampleRequest) -> bool:
     """Whether samples that are not clipped are added as they are, so that it can be decided exactly which may be."""
     options = request.options
     return options.grad_scale == 1.0 and _held(request) and exact_order(options.ord, request.samples.arrays)
 
 
-def largest_term(request):
+def largest_term(request: SampleRequest) -> Floats | None:
     """Return, for each leaf, the largest magnitude that a sample may add; None if no element can become Inf."""
     if request.threshold == math.inf or (request.options.grad_scale >= 1.0 and _held(request)):
         return None
     return np.array([min(unit_of(b.dtype).most, MOST) for _, b in _pairs(request)])
 
 
-def _held(request):
+def _held(request: SampleRequest) -> bool:
     """Return whether every sum has a dtype that holds each number of the samples' dtype."""
     return all(np.can_cast(a.dtype, b.dtype) for a, b in _pairs(request))
 
 
-def _pairs(request):
+def _pairs(request: SampleRequest) -> Iterator[tuple[Array, Array]]:
     """Return pairs, one for each leaf: the array of its samples and the array of their sum."""
     return zip(request.samples.arrays, request.to.arrays, strict=True)

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .rounding import RATIONAL, ROUNDS, RoundingBound, exact_order, safety, typical
+
+if TYPE_CHECKING:
+    from .._cpu.plan import Plan
+    from .._cpu.sums import Sums
+    from .._leaves import Leaves
+    from .arguments import Array, Flags, Floats
+    from .call import Request
+    from .engine import Engine
+    from .options import Options
 
 # Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
 # in exact arithmetic.
 MARGIN = 1 + Fraction(1, 2**60)
 
 
-def exceeding(sums, leaves, options, threshold, by_sample):
+def exceeding(sums: Sums, leaves: Leaves, options: Options, threshold: float | Floats, by_sample: bool) -> Flags:
     """Return whether the norm of each unit exceeds its threshold, as uint8.
 
     A measured norm is within an ulp of the exact one. So the sums behind norms are compared only where a norm lies at its
@@ -24,7 +35,7 @@ def exceeding(sums, leaves, options, threshold, by_sample):
     leaves : those that were measured
     by_sample : whether a unit of `sums` is a sample, which has a part of each leaf
     """
-    if type(threshold) is float:
+    if isinstance(threshold, float):
         return np.array([_exceeds(sums, None, threshold, leaves, options, by_sample)], np.uint8)
     norms = sums.norms()
     found = (norms > threshold).astype(np.uint8)
@@ -34,7 +45,7 @@ def exceeding(sums, leaves, options, threshold, by_sample):
     return found
 
 
-def _exceeds(sums, unit, threshold, leaves, options, by_sample):
+def _exceeds(sums: Sums, unit: int | None, threshold: float, leaves: Leaves, options: Options, by_sample: bool) -> bool:
     """Whether the norm of one unit (None: of all together) exceeds its threshold."""
     ord = options.ord
     if threshold == math.inf or sums.shows_nonfinite(unit):
@@ -48,7 +59,7 @@ def _exceeds(sums, unit, threshold, leaves, options, by_sample):
     return total > bound
 
 
-def _slow_sum(arrays, ord):
+def _slow_sum(arrays: Iterable[Array], ord: float) -> Fraction:
     """The sum of powers of the finite real parts in integers, without any error; a second for millions."""
     by_exponent: defaultdict[int, int] = defaultdict(int)
     for array in arrays:
@@ -62,12 +73,12 @@ def _slow_sum(arrays, ord):
     return sum((Fraction(total) * Fraction(2) ** (int(ord) * (e - 53)) for e, total in by_exponent.items()), Fraction(0))
 
 
-def _power(value, ord):
+def _power(value: float | Fraction, ord: float) -> Fraction:
     """Return what the sum behind a norm is compared with: the threshold to the power `ord`, or for `inf` itself."""
     return Fraction(value) ** (1 if ord == math.inf else int(ord))
 
 
-def shrink_step(request, plan, sums):
+def shrink_step(request: Request, plan: Plan, sums: Sums) -> None:
     """Shrink the factor of a step, whose products are not rounded to a gradient, until it keeps the threshold."""
     options, threshold = request.options, request.threshold
     if threshold == math.inf or sums.shows_nonfinite():
@@ -82,7 +93,7 @@ def shrink_step(request, plan, sums):
         plan.shrink(0, 1 - 2.0**-53)
 
 
-def by_unit(request, plan, sums):
+def by_unit(request: Request, plan: Plan, sums: Sums) -> Plan:
     """Return a Plan by unit, if one by sample or one for all together does not say enough: NaN and Inf differ by unit."""
     units, zeroed = request.to.units, request.options.finite_only and sums.nonfinite()
     if plan.count != units and (plan.count != 1 or zeroed):
@@ -92,7 +103,7 @@ def by_unit(request, plan, sums):
     return plan
 
 
-def enforce(engine, request, plan, sums):
+def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
     """Shrink factors until what would be written keeps the thresholds in exact arithmetic.
 
     Each round measures what would be written. A factor that is too large is multiplied by threshold / norm and by 1 - slack,
@@ -124,20 +135,20 @@ def enforce(engine, request, plan, sums):
         slack *= 2.0
 
 
-def _safe(rounding, threshold, ord, share):
+def _safe(rounding: RoundingBound, threshold: float, ord: float, share: Fraction | float) -> float:
     """Return a norm to which all leaves may be brought, so that the share of it that is written keeps the threshold however
     elements are rounded."""
     part = float(share) ** (1.0 / ord) if ord in RATIONAL else float(share)  # of the norm
     return rounding.threshold(threshold * part) / part if part else 0.0
 
 
-def _ratio(written, unit, threshold, ord, share):
+def _ratio(written: Sums, unit: int | None, threshold: float, ord: float, share: Fraction | float) -> float:
     """Return the factor that brings a written norm to its threshold; a number above 1 if the norm certainly keeps it."""
     if written.nonfinite(unit):
         return 0.5  # overflow is above any threshold
     if ord not in RATIONAL:
-        norm, bound = written.norm(unit), threshold * share * safety(ord)
-        return bound / norm if norm > bound else 2.0
+        norm, most = written.norm(unit), threshold * share * safety(ord)
+        return most / norm if norm > most else 2.0
     bound = _power(threshold, ord) * share
     total = written.exact(unit) * (1 if ord == math.inf else MARGIN)
     if total <= bound:

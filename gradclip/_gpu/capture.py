@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from functools import cache
+from typing import Any, TypeVar
 
 RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+Thing = TypeVar("Thing")
 # A graph reads and writes the same memory at each replay, and nobody tells when it is gone: what it was given is kept for good.
 _kept: dict[int, object] = {}
 
 
-def keep(thing):
+def keep(thing: Thing) -> Thing:
     """Keep something as long as the process lives; returns it."""
     _kept[id(thing)] = thing
     return thing
@@ -21,21 +24,21 @@ class Allocating:
     """A ``with`` block in which this thread may allocate while something is captured, in whatever mode: CUDA's global mode
     else forbids it and ends the capture. PyTorch's allocator does the same."""
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._mode = ctypes.c_int(RELAXED)
         self._swap()
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._swap()
 
-    def _swap(self):
+    def _swap(self) -> None:
         exchange = _exchange()
         if exchange is not None:
             exchange(ctypes.byref(self._mode))  # gives back the mode that was
 
 
 @cache
-def _exchange():
+def _exchange() -> Callable[[Any], int] | None:
     """Return the driver's function that exchanges the capture mode of a thread; None if there is none.
 
     Then calls can allocate only in a relaxed capture, which is CuPy's."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,15 @@ from .._core.samples import kept, largest_term, safe_norm
 from ..report import ClipReport, Factors
 from .program import THREADS, Uninterrupted
 from .table import sample_table, table_of
+
+if TYPE_CHECKING:
+    from .._core.arguments import Floats
+    from .._core.call import Request
+    from .._core.samples import SampleRequest
+    from .._leaves import Leaves
+    from .program import DeviceArray, DeviceStream, Event
+    from .reading import Part
+    from .sums import DeviceSums
 
 WORDS_OF_WRITE = 6
 # Flags of decide.cu
@@ -37,9 +47,19 @@ class Decided:
     thresholds: on each device those of its units, or a null pointer, and that of all
     opened: on each device a word for each Write, whether `strict` has to hold it; None where nothing is to be held"""
 
-    def __init__(self, sums, together, thresholds, question, opened=None):
+    ends: Sequence[tuple[DeviceStream, Event | None]]
+
+    def __init__(
+        self,
+        sums: DeviceSums,
+        together: bool,
+        thresholds: Sequence[tuple[DeviceArray, float]],
+        question: Question,
+        opened: list[DeviceArray] | None = None,
+    ) -> None:
         self.sums, self.together, self.thresholds, self.opened = sums, together, thresholds, opened
-        self.flags, self.bounds = question.flags, [0] * len(sums.streams)
+        self.flags = question.flags
+        self.bounds: list[DeviceArray] = [0] * len(sums.streams)
         self.writes = sums.words(together, WORDS_OF_WRITE)
         options, flags = question.options, question.flags
         numbers = options.eps, sums.order, sums.grad_scale, question.lr, question.limit, safety(options.ord)
@@ -51,7 +71,7 @@ class Decided:
 
     # ---- carrying it out ----------------------------------------------------------------------------
 
-    def write(self, to):
+    def write(self, to: Leaves) -> None:
         """Launch the write pass on every device."""
         tables = [table_of(to, stream.device) for stream in self.sums.streams]
         to.announce()  # whether anything is to be written is known on the devices alone
@@ -62,7 +82,7 @@ class Decided:
             self._mark()
         to.written()
 
-    def sum_samples(self, request):
+    def sum_samples(self, request: SampleRequest) -> None:
         """Launch the write pass of sums of samples on every device."""
         tables = [sample_table(request.samples, stream.device, request.to) for stream in self.sums.streams]
         request.to.announce()
@@ -71,7 +91,7 @@ class Decided:
                 table.launch("sum_samples", writes, len(writes), total, self.flags)
             self._mark()
 
-    def _mark(self):
+    def _mark(self) -> None:
         """Let the events that reports wait for stand for the end of what was launched so far."""
         for stream, event in self.ends:
             if event is not None:
@@ -79,11 +99,11 @@ class Decided:
 
     # ---- reporting it -------------------------------------------------------------------------------
 
-    def report(self, options, shown, size, norms):
+    def report(self, options: Options, shown: Any, size: int, norms: Floats | None) -> ClipReport:
         """The report, whose numbers are fetched when the first is read. size: how many units it speaks of."""
         sums, writes, together, skips = self.sums, self.writes, self.together, options.nonfinite == "skip"
 
-        def fill():
+        def fill() -> dict[str, Any]:
             found, words = sums.host(), sums.told(writes, together)
             skipped = skips and found.nonfinite() > 0
             factors = words.view(np.float64)[:, 3].copy()
@@ -94,21 +114,21 @@ class Decided:
 
         return self._pending(fill, shown, norms)
 
-    def report_of_elements(self, shown):
+    def report_of_elements(self, shown: float) -> ClipReport:
         """The report of a clamp, which speaks of elements."""
         sums = self.sums
 
-        def fill():
+        def fill() -> dict[str, Any]:
             found = sums.host()
             return {"_sums": found, "_plan": None, "_clipped_count": found.outside(), "_skipped": False, "_size": found.size}
 
         return self._pending(fill, shown, None)
 
-    def _pending(self, fill, shown, norms):
+    def _pending(self, fill: Callable[[], dict[str, Any]], shown: Any, norms: Floats | None) -> ClipReport:
         """The report that `fill` fills, whoever reads it; its events are marked after all launches."""
         ends = self.ends = [(stream, stream.end()) for stream in self.sums.streams]
 
-        def read():
+        def read() -> dict[str, Any]:
             for stream, event in ends:
                 if event is not None:
                     stream.follow(event)
@@ -117,7 +137,7 @@ class Decided:
         return ClipReport.pending(read, shown, norms)
 
 
-def decide(request, sums):
+def decide(request: Request, sums: DeviceSums) -> Decided:
     """Launch the decision of a Request on every device; returns the Decided that holds it."""
     options, together, steps = request.options, isinstance(request.threshold, float), request.mode is mode.STEP
     wanted = {
@@ -133,14 +153,14 @@ def decide(request, sums):
     return Decided(sums, together, _thresholds(sums, request.threshold), question, opened)
 
 
-def decide_clamp(sums, bounds):
+def decide_clamp(sums: DeviceSums, bounds: Floats) -> Decided:
     """Launch the decision of a clamp on every device: leaves of which an element was counted as outside are clamped."""
     decided = Decided(sums, False, _thresholds(sums, 0.0), Question(DEFAULT, CLAMPS))
     decided.bounds = [stream.constant(bounds) for stream in sums.streams]
     return decided
 
 
-def takes_numbers(request, sums):
+def takes_numbers(request: SampleRequest, sums: DeviceSums) -> bool:
     """Return whether the host has to decide about samples that are summed.
 
     It does to raise an error, for an empty batch, and if the factor of a sample depends on elements on several devices."""
@@ -148,7 +168,7 @@ def takes_numbers(request, sums):
     return request.options.nonfinite == "raise" or not sums.count or across
 
 
-def decide_samples(request, sums):
+def decide_samples(request: SampleRequest, sums: DeviceSums) -> Decided:
     """Launch the decision about samples that are summed on every device; returns the Decided that holds it."""
     options, most = request.options, largest_term(request)
     flags = _policy(options) | BOUNDS | (KEPT if kept(request) else 0)
@@ -161,12 +181,12 @@ def decide_samples(request, sums):
     return decided
 
 
-def _policy(options):
+def _policy(options: Options) -> int:
     """Return the flag that tells the kernels what is done about NaN and Inf."""
     return {"skip": SKIP, "zero": FINITE_ONLY}.get(options.nonfinite, 0)
 
 
-def _thresholds(sums, threshold):
+def _thresholds(sums: DeviceSums, threshold: float | Floats | list[DeviceArray]) -> list[tuple[DeviceArray, float]]:
     """Return a pair for each device: the thresholds of its units, or a null pointer if all have the same one; and that one."""
     if isinstance(threshold, np.ndarray) and (threshold == threshold[:1]).all():
         threshold = float(threshold[0]) if len(threshold) else 0.0
@@ -178,6 +198,6 @@ def _thresholds(sums, threshold):
     return [(own, 0.0) for own in threshold]
 
 
-def _own(part, values):
+def _own(part: Part, values: Floats) -> Floats:
     """The values of the units of a device."""
     return values if part.numbers is None else values[part.numbers]

@@ -20,7 +20,17 @@ from .sums import About, DeviceSums, absorb, value_at
 from .table import sample_table, table_of
 
 if TYPE_CHECKING:
+    from .._core.arguments import Floats, Words
+    from .._core.call import Request
     from .._core.engine import Engine
+    from .._core.samples import SampleRequest
+    from .._cpu.plan import Plan
+    from .._cpu.sums import Sums
+    from .._leaves import Leaves
+    from ..report import ClipReport
+    from .program import DeviceArray
+    from .reading import Part
+    from .table import Table
 
 
 class Everywhere:
@@ -29,23 +39,23 @@ class Everywhere:
     decide = decide
     decide_samples = staticmethod(decide_samples)
 
-    def measure(self, leaves, ord, grad_scale=1.0, finite_only=False):
+    def measure(self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> Sums:
         parts = [read(table, ord) for table in _read_tables(leaves)]
         return _gathered(passes.measure(leaves, ord, grad_scale, finite_only), leaves, parts)
 
-    def measure_written(self, to, plan, ord):
+    def measure_written(self, to: Leaves, plan: Plan, ord: float) -> Sums:
         words = plan.records()
         parts = [read(table, ord, _writes(table, words)) for table in _tables(to)]
         sums = passes.measure_written(to, plan, ord)
         absorb(sums, parts, to.path)
         return sums
 
-    def clamp(self, read, to, low, high):
+    def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Plan | None]:
         bounds = clamping(low, high)
         parts = _counted(read, bounds)
         return decide_clamp(to, low, high, _gathered(passes.measure_outside(read, bounds), read, parts))
 
-    def write(self, to, plan):
+    def write(self, to: Leaves, plan: Plan) -> None:
         words, limits = plan.records(), plan.bounds()
         ready = [(table, _writes(table, words), _constant(table, limits)) for table in _tables(to)]
         with Uninterrupted():  # of what follows only the host's pass may fail, before it writes
@@ -53,7 +63,7 @@ class Everywhere:
             for table, writes, bounds in ready:
                 table.launch("write_leaves", writes, len(writes), table.in_place, bounds, 0)
 
-    def sum_samples(self, request, plan):
+    def sum_samples(self, request: SampleRequest, plan: Plan) -> None:
         batch, words = batch_of(request, plan), plan.records()
         tables = [sample_table(request.samples, device, request.to) for device in request.samples.devices()]
         ready = [(table, table.stream.upload(words[:batch])) for table in tables]  # the same for each leaf
@@ -67,54 +77,59 @@ class Everywhere:
                         table.stream.zero(request.to.arrays[i])
 
 
-class Devices(Everywhere):
+class Devices:
     """The engine of leaves that all lie on GPUs. The plans that it makes have methods that write."""
 
-    def measure(self, leaves, ord, grad_scale=1.0, finite_only=False):
+    def measure(self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> DeviceSums:
         parts = [read(table, ord) for table in _read_tables(leaves)]
         about = About(ord, grad_scale, finite_only, leaves.size, leaves.naming())
         return DeviceSums(parts, leaves.units, about)
 
-    def decide(self, request, sums):
+    def measure_written(self, to: Leaves, plan: Plan, ord: float) -> Sums:
+        return EVERYWHERE.measure_written(to, plan, ord)
+
+    def decide(self, request: Request, sums: DeviceSums) -> tuple[ClipReport, decisions.Decided | Sent | None]:
         options = request.options
         decided = decisions.decide(request, sums)
         if options.nonfinite == "raise" and sums.call_for_the_host(options.strict):
             request.threshold = sums.on_host(request.threshold)
-            return _sent(*super().decide(request, sums.host(request.to.sources)))
+            return _sent(*EVERYWHERE.decide(request, sums.host(request.to.sources)))
         if decided.opened is not None:
-            enforce(request, sums, decided)
+            enforce(request, sums, decided, decided.opened)
         size = sums.count if request.by_sample else request.to.units
         return decided.report(options, request.shown, size, request.norms), decided
 
-    def clamp(self, read, to, low, high):
+    def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, decisions.Decided]:
         bounds = clamping(low, high)
         about = About(2.0, 1.0, False, read.size, read.naming())
-        decided = decisions.decide_clamp(DeviceSums(_counted(read, bounds), read.units, about), bounds.bounds())
+        limits = bounds.bounds()
+        assert limits is not None  # it clamps
+        decided = decisions.decide_clamp(DeviceSums(_counted(read, bounds), read.units, about), limits)
         return decided.report_of_elements(high), decided
 
-    def decide_samples(self, request, sums):
+    def decide_samples(self, request: SampleRequest, sums: DeviceSums) -> tuple[ClipReport, decisions.Decided | Sent | None]:
         if decisions.takes_numbers(request, sums):
-            return _sent(*super().decide_samples(request, sums.host(request.samples.arrays)))
+            return _sent(*EVERYWHERE.decide_samples(request, sums.host(request.samples.arrays)))
         decided = decisions.decide_samples(request, sums)
         return decided.report(request.options, request.shown, sums.count, None), decided
 
-    def write(self, to, plan):
+    def write(self, to: Leaves, plan: decisions.Decided | Sent) -> None:
         plan.write(to)
 
-    def sum_samples(self, request, plan):
+    def sum_samples(self, request: SampleRequest, plan: decisions.Decided | Sent) -> None:
         plan.sum_samples(request)
 
 
 class Sent:
     """A plan that the host made, for leaves on GPUs."""
 
-    def __init__(self, plan):
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
 
-    def write(self, to):
+    def write(self, to: Leaves) -> None:
         EVERYWHERE.write(to, self._plan)
 
-    def sum_samples(self, request):
+    def sum_samples(self, request: SampleRequest) -> None:
         EVERYWHERE.sum_samples(request, self._plan)
 
 
@@ -122,17 +137,17 @@ EVERYWHERE: Engine = Everywhere()
 DEVICES: Engine = Devices()
 
 
-def _sent(report, plan):
+def _sent(report: ClipReport, plan: Plan | None) -> tuple[ClipReport, Sent | None]:
     """Return what the host decided, with its plan as one that DEVICES can write."""
     return report, None if plan is None else Sent(plan)
 
 
-def _tables(leaves):
+def _tables(leaves: Leaves) -> list[Table]:
     """The tables of the leaves on each GPU."""
     return [table_of(leaves, device) for device in leaves.devices()]
 
 
-def _read_tables(leaves):
+def _read_tables(leaves: Leaves) -> list[Table]:
     """Return the tables of the leaves on each GPU, for the first pass of a call; refuse what a CUDA graph cannot capture."""
     tables = _tables(leaves)
     for table in tables if len(tables) > 1 else ():  # of which a graph would capture one device's part
@@ -140,26 +155,26 @@ def _read_tables(leaves):
     return tables
 
 
-def _counted(leaves, bounds):
+def _counted(leaves: Leaves, bounds: Plan) -> list[Part]:
     """Return what each GPU finds by a read pass that counts elements outside the bounds of a Plan."""
     return [read(table, 2.0, limits=_constant(table, bounds.bounds())) for table in _read_tables(leaves)]
 
 
-def _writes(table, words):
+def _writes(table: Table, words: Words) -> DeviceArray:
     """Return on the device of a table the Writes of its units, or the one Write for all."""
     return table.stream.upload(words[table.numbers] if len(words) > 1 else words)
 
 
-def _constant(table, limits):
+def _constant(table: Table, limits: Floats | None) -> DeviceArray:
     """Return the bounds of a clamp on the device of a table; 0, a null pointer, if there are none."""
     return 0 if limits is None else table.stream.constant(limits)
 
 
-def _gathered(sums, leaves, parts):
+def _gathered(sums: Sums, leaves: Leaves, parts: list[Part]) -> Sums:
     """The Sums of the host's leaves, completed by those of GPUs."""
     absorb(sums, parts, leaves.path)
     sums.size = leaves.size
-    if sums.nonfinite():
+    if sums.first_nonfinite is not None:
         streams = [part.table.stream for part in parts]
         sums.first_value = value_at(streams, leaves.sources[sums.first_leaf], sums.first_nonfinite[1])
     return sums

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .reading import WORDS_OF_SUM
 
+if TYPE_CHECKING:
+    from .._core.arguments import Indices
+    from .program import DeviceArray, DeviceStream
 
-def carry(copies):
+
+def carry(copies: Sequence[tuple[DeviceStream, DeviceArray, DeviceStream, DeviceArray]]) -> None:
     """Copy between devices: for each (stream, array, stream, array of as many bytes there) the first array into the second.
 
     Streams wait for each other by events: a copy for what fills its source; and what comes next on the source's device for the
@@ -17,17 +23,17 @@ def carry(copies):
     streams = {stream.device: stream for source, _, to, _ in copies for stream in (source, to)}
     pairs = sorted({(source.device, to.device) for source, _, to, _ in copies})
     filled = {device: stream.mark() for device, stream in streams.items()}
-    for source, to in pairs:
-        streams[to].follow(filled[source])
+    for giver, taker in pairs:
+        streams[taker].follow(filled[giver])
     for _, array, to, there in copies:
         if array.nbytes:
             to.copy(there, array)
     copied = {device: stream.mark() for device, stream in streams.items()}
-    for source, to in pairs:
-        streams[source].follow(copied[to])
+    for giver, taker in pairs:
+        streams[giver].follow(copied[taker])
 
 
-def gathered(streams, rows, fold):
+def gathered(streams: Sequence[DeviceStream], rows: int, fold: Callable[[int, DeviceArray], object]) -> list[DeviceArray]:
     """Return on each device the Sums of all devices, in the order of devices.
 
     rows : how many each device has
@@ -35,7 +41,7 @@ def gathered(streams, rows, fold):
     """
     held = [stream.empty(len(streams) * rows, WORDS_OF_SUM) for stream in streams]
 
-    def of(k, j):
+    def of(k: int, j: int) -> DeviceArray:
         return held[j][k * rows : (k + 1) * rows]
 
     for k in range(len(streams)):
@@ -44,7 +50,9 @@ def gathered(streams, rows, fold):
     return held
 
 
-def delivered(streams, arrays, have, want):
+def delivered(
+    streams: Sequence[DeviceStream], arrays: list[DeviceArray], have: Sequence[Indices], want: Sequence[Indices]
+) -> list[DeviceArray]:
     """Return numbers, one for each unit, on the devices where they are needed.
 
     arrays : the numbers, device by device

@@ -5,13 +5,24 @@ from __future__ import annotations
 import signal
 import sys
 from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
 from threading import current_thread, local, main_thread
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from .capture import Allocating, keep
+
+if TYPE_CHECKING:
+    from .._core.arguments import Array
+    from .capture import Thing
+
+DeviceArray = Any  # a cupy.ndarray
+Event = Any  # a cupy.cuda.Event
+Value = TypeVar("Value")
 
 # In this order one source: the arithmetic that both engines share, and the kernels.
 SHARED = ("portable.h", "range.h", "wide.h", "factor.h", "powers.h", "unit.h")
@@ -31,7 +42,7 @@ PER_THREAD = 2  # CUDA's number of the default stream of each thread
 OPTIONS = ("--std=c++17", "--fmad=false")
 
 
-def source():
+def source() -> str:
     """The whole source."""
     here = Path(__file__).parent
     files = [here.parent / "_scalar" / name for name in SHARED] + [here / name for name in FILES]
@@ -39,22 +50,23 @@ def source():
 
 
 @cache
-def _module():
+def _module() -> Any:
     import cupy
 
     return cupy.RawModule(code=source(), options=OPTIONS)
 
 
 @cache
-def _kernel(device, name):
+def _kernel(device: int, name: str) -> Any:
     return _module().get_function(name)
 
 
 class _Thread(local):
     """Streams that were current before, the last last; and a token of the thread itself."""
 
-    def __init__(self):
-        self.before, self.token = [], object()
+    def __init__(self) -> None:
+        self.before: list[Any] = []
+        self.token = object()
 
 
 _thread = _Thread()
@@ -63,10 +75,10 @@ _thread = _Thread()
 class _Borrowed:
     """A stream of another library, by CUDA's protocol of streams, which older versions of PyTorch do not speak."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
 
-    def __cuda_stream__(self):
+    def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self.stream.cuda_stream
 
 
@@ -76,7 +88,7 @@ class DeviceStream:
     ``with stream``: device and stream are current, and afterwards what was current before. CuPy's ``with stream`` would then
     make another current than the one that the user had made so by `stream.use()`."""
 
-    def __init__(self, device, pytorchs):
+    def __init__(self, device: int, pytorchs: bool) -> None:
         import cupy
 
         self.device, self._device = device, cupy.cuda.Device(device)
@@ -90,7 +102,7 @@ class DeviceStream:
         # thread's token: no other can come to have their numbers.
         self.key = device, self._stream, _thread.token if self._stream.ptr == PER_THREAD else None
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         import cupy
 
         self._device.__enter__()
@@ -99,33 +111,33 @@ class DeviceStream:
         if before.ptr != self._stream.ptr:
             self._stream.use()
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         _thread.before.pop().use()
         self._device.__exit__(*exception)
 
-    def launch(self, name, blocks, *args):
+    def launch(self, name: str, blocks: int, *args: Any) -> None:
         """Begin a kernel; nothing where there is nothing to do. Arrays go as pointers, 0 is none of them."""
         if blocks:
             with self._device:
                 _kernel(self.device, name)((int(blocks),), (THREADS,), args, stream=self._stream)
 
-    def is_captured(self):
+    def is_captured(self) -> bool:
         """Whether a graph captures what is launched here."""
         if self._stream.ptr <= 1:  # the legacy default stream cannot be
             return False
         with self._device:
-            return self._stream.is_capturing()
+            return bool(self._stream.is_capturing())
 
-    def refuse_capture(self, what):
+    def refuse_capture(self, what: str) -> None:
         """A RuntimeError where a graph captures what is launched here, which cannot be."""
         if self.is_captured():
             raise RuntimeError(f"a CUDA graph cannot capture {what}")
 
-    def kept(self, thing):
+    def kept(self, thing: Thing) -> Thing:
         """What a launch reads: kept for good where a graph captures it."""
         return keep(thing) if self.is_captured() else thing
 
-    def empty(self, *shape):
+    def empty(self, *shape: int) -> DeviceArray:
         """Words that hold anything."""
         import cupy
 
@@ -135,7 +147,7 @@ class DeviceStream:
         with self:
             return cupy.empty(shape, np.int64)
 
-    def upload(self, array):
+    def upload(self, array: Array) -> DeviceArray:
         """A copy of an array of the host, ordered before what is launched next."""
         import cupy
 
@@ -143,7 +155,7 @@ class DeviceStream:
         with self:
             return cupy.asarray(array)
 
-    def new(self, shape, dtype):
+    def new(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> DeviceArray:
         """A new array as a result."""
         import cupy
 
@@ -151,7 +163,7 @@ class DeviceStream:
         with self:
             return cupy.empty(shape, dtype)
 
-    def all_empty_like(self, arrays):
+    def all_empty_like(self, arrays: Sequence[DeviceArray]) -> list[DeviceArray]:
         """A new array like each of some, as results: those that are contiguous lie in one allocation."""
         import cupy
 
@@ -168,7 +180,7 @@ class DeviceStream:
                     made.append(cupy.empty_like(array))
         return made
 
-    def constant(self, array):
+    def constant(self, array: Array) -> DeviceArray:
         """A copy of an array that stays as it is; of one that is not large, that of an earlier call in this stream."""
         if array.nbytes > MOST_CONSTANT:
             self.refuse_capture(f"{array.size} thresholds that differ: {MOST_CONSTANT // 8} at most")
@@ -177,23 +189,24 @@ class DeviceStream:
         found = _constants.get(key)
         return self.kept(_constants.put(key, self.upload(array)) if found is None else found)
 
-    def fetch(self, array):
+    def fetch(self, array: DeviceArray) -> Array:
         """A copy on the host: waits for what was launched."""
         self.refuse_capture("a call that waits for numbers: of nonfinite='raise', a rule as max_norm, leaves on the host")
         with self:
-            return array.get()
+            found: Array = array.get()
+        return found
 
-    def zero(self, array):
+    def zero(self, array: DeviceArray) -> None:
         with self:
             array.fill(0)
 
-    def mark(self, event=None):
+    def mark(self, event: Event | None = None) -> Event:
         """An event that other streams can wait for, a new one or this: the end of what was launched here so far."""
         self.refuse_capture("a call whose leaves lie on several devices")
         with self._device:
             return self._stream.record(_event() if event is None else event)
 
-    def end(self):
+    def end(self) -> Event | None:
         """An event to `mark` behind what a call launches, for the reader of its report: in another thread the default stream
         of each thread is another. None where readers work in the same stream, or where a graph captures what is launched."""
         if self._stream.ptr != PER_THREAD or self.is_captured():
@@ -201,12 +214,12 @@ class DeviceStream:
         with self._device:
             return _event()
 
-    def follow(self, event):
+    def follow(self, event: Event) -> None:
         """Let what is launched next wait for an event. The host does not."""
         with self._device:
             self._stream.wait_event(event)
 
-    def copy(self, to, array):
+    def copy(self, to: DeviceArray, array: DeviceArray) -> None:
         """Begin a copy of an array, of any device, to one of as many bytes here."""
         import cupy
 
@@ -217,13 +230,13 @@ class DeviceStream:
             )
 
 
-def _event():
+def _event() -> Event:
     import cupy
 
     return cupy.cuda.Event(disable_timing=True)
 
 
-def _borrowed(stream, device):
+def _borrowed(stream: Any, device: int) -> Any:
     import cupy
 
     if hasattr(cupy.cuda.Stream, "from_external"):
@@ -234,15 +247,16 @@ def _borrowed(stream, device):
 class Uninterrupted:
     """A ``with`` block that Ctrl-C waits for: of several writes all are made, or none."""
 
-    def __enter__(self):
-        self._handler, self._caught = None, None
+    def __enter__(self) -> None:
+        self._handler: Any = None  # what `signal.signal` gives back
+        self._caught: tuple[int, FrameType | None] | None = None
         if current_thread() is main_thread():
             self._handler = signal.signal(signal.SIGINT, self._catch)
 
-    def _catch(self, *args):
+    def _catch(self, *args: Any) -> None:
         self._caught = args
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
             caught, self._caught = self._caught, None  # a frame, which knows this block
@@ -250,23 +264,24 @@ class Uninterrupted:
                 self._handler(*caught)
 
 
-class Remembered:
+class Remembered(Generic[Value]):
     """What the last calls needed on a device, by key; the oldest is forgotten."""
 
-    def __init__(self, most):
-        self.most, self.found = most, OrderedDict()
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.found: OrderedDict[Hashable, Value] = OrderedDict()
 
-    def get(self, key):
+    def get(self, key: Hashable) -> Value | None:
         found = self.found.pop(key, None)
         if found is not None:
             self.found[key] = found
         return found
 
-    def put(self, key, value):
+    def put(self, key: Hashable, value: Value) -> Value:
         while len(self.found) >= self.most:
             self.found.popitem(last=False)
         self.found[key] = value
         return value
 
 
-_constants = Remembered(64)
+_constants: Remembered[DeviceArray] = Remembered(64)

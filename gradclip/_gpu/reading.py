@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-
-from .table import Table
+if TYPE_CHECKING:
+    from .._core.arguments import Indices
+    from .program import DeviceArray
+    from .table import Table
 
 WORDS_OF_SUM = 9
 KERNELS = {math.inf: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squares"}
@@ -20,18 +21,30 @@ class Part(NamedTuple):
     and every device holds them all."""
 
     table: Table
-    unit: Any
-    partial: Any
-    numbers: np.ndarray | None
-    total: Any = None
+    unit: DeviceArray
+    partial: DeviceArray
+    numbers: Indices | None
+    total: DeviceArray | None = None
+
+    @property
+    def own(self) -> Indices:
+        """The numbers of the units, for Sums that are by unit."""
+        assert self.numbers is not None
+        return self.numbers
 
 
-def order_of(ord):
+def order_of(ord: float) -> float:
     """The order of a norm as kernels take it: 0 stands for inf."""
     return 0.0 if ord == math.inf else ord
 
 
-def read(table, ord, writes=None, opened=0, limits=None):
+def read(
+    table: Table,
+    ord: float,
+    writes: DeviceArray | None = None,
+    opened: DeviceArray | Literal[0] = 0,
+    limits: DeviceArray | None = None,
+) -> Part:
     """Launch a read pass over the leaves of a table; returns the Part that it fills.
 
     writes : they are measured as these would make them

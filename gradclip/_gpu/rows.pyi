@@ -1,5 +1,4 @@
-import numpy as np
-
+from .._core.arguments import Words
 from .._leaves.units import Units
 
-def rows_of(leaves: Units, device: int) -> tuple[list[int], np.ndarray, list[int]]: ...
+def rows_of(leaves: Units, device: int) -> tuple[list[int], Words, list[int]]: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from .._core.rounding import ROUNDS, RoundingBound, safety, typical
@@ -9,13 +11,19 @@ from .program import THREADS
 from .reading import order_of, read
 from .table import table_of
 
+if TYPE_CHECKING:
+    from .._core.call import Request
+    from .decisions import Decided
+    from .program import DeviceArray
+    from .sums import DeviceSums
 
-def enforce(request, sums, decided):
+
+def enforce(request: Request, sums: DeviceSums, decided: Decided, opened: list[DeviceArray]) -> None:
     """Shrink factors until what they would write keeps the thresholds.
 
     Each round measures what would be written by the Writes that are open, closes those that keep their threshold and shrinks
     the others, by a slack that doubles. In the last they get a factor that holds however elements are rounded."""
-    options, together, opened = request.options, decided.together, decided.opened
+    options, together = request.options, decided.together
     slack, rounding = typical(request.to.arrays), RoundingBound.of_leaves(request.to, options, together or request.by_sample)
     tables = [table_of(request.to, stream.device) for stream in sums.streams]
     common = options.eps, order_of(options.ord), options.grad_scale, safety(options.ord)

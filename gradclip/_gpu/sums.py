@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,11 @@ from .._cpu.sums import Sums
 from .gather import delivered, gathered
 from .program import THREADS
 from .reading import WORDS_OF_SUM, Part, order_of
+
+if TYPE_CHECKING:
+    from .._core.arguments import Array, Floats, Words
+    from .program import DeviceArray, DeviceStream
+    from .table import Table
 
 NANS, INFS, FIRST = 5, 6, 8  # words of a Sum
 ASKED = {"norm", "norms", "nonfinite", "first_nonfinite", "max_abs", "parts", "outside", "exact", "scaled", "size"}
@@ -35,40 +40,48 @@ class DeviceSums:
     Every device folds by the same arithmetic, and so alike. What `Sums` can be asked besides is asked of `host()`, the same in
     this process, for which the pass must have ended. Leaves are not held: a report that is not read keeps no gradient alive."""
 
-    def __init__(self, parts, count, about, bring=None, by_unit=None):
+    def __init__(
+        self,
+        parts: list[Part],
+        count: int,
+        about: About,
+        bring: Callable[[], Sums] | None = None,
+        by_unit: DeviceSums | None = None,
+    ) -> None:
         self.by_device, self.streams, self.count = parts, [part.table.stream for part in parts], count
         self.order, self.grad_scale = order_of(about.ord), about.grad_scale
         # What Sums are made from, if not from `parts`; and the Sums by unit, where these are by sample. Never a reference to
         # these Sums themselves: they would live on until the garbage collector runs.
         self._about, self._bring, self._by_unit = about, bring, by_unit
-        self._host = None
+        self._host: Sums | None = None
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name not in ASKED:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.host(), name)
 
     @property
-    def units(self):
+    def units(self) -> DeviceSums:
         """The Sums by unit: these themselves or, if these are of samples, those that they were folded from."""
         return self if self._by_unit is None else self._by_unit
 
-    def host(self, arrays=None):
+    def host(self, arrays: Sequence[Array | DeviceArray] | None = None) -> Sums:
         """What was found as Sums of the host. arrays: the leaves, if the first element that is not finite is to be shown."""
         if self._host is None:
             self._host = self._brought() if self._bring is None else self._bring()
-        if arrays is not None and self._host.nonfinite():
-            self._host.first_value = value_at(self.streams, arrays[self._host.first_leaf], self._host.first_nonfinite[1])
+        first = self._host.first_nonfinite
+        if arrays is not None and first is not None:
+            self._host.first_value = value_at(self.streams, arrays[self._host.first_leaf], first[1])
         return self._host
 
-    def _brought(self):
+    def _brought(self) -> Sums:
         ord, grad_scale, finite_only, size, naming = self._about
         sums = Sums(self.count, size, ord, grad_scale, finite_only)
         absorb(sums, self.by_device, naming)
         return sums
 
     @cached_property
-    def totals(self):
+    def totals(self) -> list[DeviceArray]:
         """The Sum of all, on each device: folded from the same Sums in the same order everywhere."""
         sums = [part.partial for part in self.by_device]
         if len(sums) == 1 and self.by_device[0].total is not None:
@@ -77,18 +90,18 @@ class DeviceSums:
             sums = gathered(self.streams, 1, lambda k, to: self._fold_total(k, sums[k], to))
         return [self._fold_total(k, found, self.streams[k].empty(1, WORDS_OF_SUM)) for k, found in enumerate(sums)]
 
-    def _fold_total(self, k, sums, to):
+    def _fold_total(self, k: int, sums: DeviceArray, to: DeviceArray) -> DeviceArray:
         self.streams[k].launch("fold_total", 1, sums, len(sums), self.order, to)
         return to
 
-    def _fold_owners(self, k, sums, owners, to):
+    def _fold_owners(self, k: int, sums: DeviceArray, owners: int, to: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
         """Fold every owners-th of some Sums together, into `to`; returns that and partial Sums of all of them."""
         blocks = -(-owners // THREADS)
         partial = self.streams[k].empty(blocks, WORDS_OF_SUM)
         self.streams[k].launch("fold_owners", blocks, sums, len(sums), owners, self.order, to, partial)
         return to, partial
 
-    def by_sample(self, batch):
+    def by_sample(self, batch: int) -> DeviceSums:
         """The Sums of samples, each of which owns every batch-th unit of each device."""
         sums = [part.unit for part in self.by_device]
         if len(sums) > 1:  # what is folded first is less to carry
@@ -99,36 +112,36 @@ class DeviceSums:
             parts.append(Part(part.table, owner, partial, None))
         return DeviceSums(parts, batch, self._about, lambda: self.host().by_sample(batch), self)
 
-    def of_units(self, start, stop, grad_scale):
+    def of_units(self, start: int, stop: int, grad_scale: float) -> DeviceSums:
         """The Sums of some of the units alone."""
         parts = []
         for k, part in enumerate(self.by_device):
-            some = slice(*np.searchsorted(part.numbers, (start, stop)).tolist())
+            some = slice(*np.searchsorted(part.own, (start, stop)).tolist())
             unit = part.unit[some]
             unit, partial = self._fold_owners(k, unit, len(unit), self.streams[k].empty(len(unit), WORDS_OF_SUM))
-            parts.append(Part(part.table, unit, partial, part.numbers[some]))
+            parts.append(Part(part.table, unit, partial, part.own[some]))
         about = self._about._replace(grad_scale=grad_scale)
         return DeviceSums(parts, stop - start, about, lambda: self.host().of_units(start, stop, grad_scale))
 
-    def of_writes(self, parts):
+    def of_writes(self, parts: list[Part]) -> DeviceSums:
         """The Sums of what would be written, of the same units and samples."""
         written = DeviceSums(parts, self.units.count, self._about._replace(grad_scale=1.0))
         return written if self._by_unit is None else written.by_sample(self.count)
 
-    def weigh(self, first, clip_factor, eps):
+    def weigh(self, first: int, clip_factor: float, eps: float) -> list[DeviceArray]:
         """The thresholds of adaptive clipping, on each device for its units before `first`; the others are parameters."""
         thresholds, have, want = [], [], []
         for stream, part in zip(self.streams, self.by_device, strict=True):
-            start = int(np.searchsorted(part.numbers, first))
+            start = int(np.searchsorted(part.own, first))
             weight = part.unit[start:]
             thresholds.append(stream.empty(len(weight)))
             numbers = len(weight), clip_factor, eps, self.order
             stream.launch("weigh", -(-len(weight) // THREADS), weight, *numbers, thresholds[-1])
-            want.append(part.numbers[:start])
-            have.append(part.numbers[start:] - first)
+            want.append(part.own[:start])
+            have.append(part.own[start:] - first)
         return delivered(self.streams, thresholds, have, want)
 
-    def call_for_the_host(self, strict):
+    def call_for_the_host(self, strict: bool) -> bool:
         """Return whether the host has to decide: an element is NaN or Inf or, under `strict`, only exact sums tell.
 
         This waits for the GPUs, and fetches no more than totals."""
@@ -137,43 +150,43 @@ class DeviceSums:
         totals = self.totals if strict else self.totals[:1]  # NaN and Inf are alike on all devices
         return any(self.streams[k].fetch(total)[0, NANS:FIRST].any() for k, total in enumerate(totals))
 
-    def on_host(self, threshold):
+    def on_host(self, threshold: float | Floats | list[DeviceArray]) -> float | Floats:
         """Thresholds as the host takes them: those that `weigh` gave are on the devices."""
         return self.told(threshold, False).view(np.float64) if isinstance(threshold, list) else threshold
 
-    def shared(self, k, together):
+    def shared(self, k: int, together: bool) -> DeviceArray:
         """Return the Sums on one device that have a factor each: of its units or, with `together`, of all together."""
         return self.totals[k] if together else self.by_device[k].unit
 
-    def words(self, together, width):
+    def words(self, together: bool, width: int) -> list[DeviceArray]:
         """Return on each device an array of `width` words for each factor, yet to be filled."""
         return [stream.empty(len(self.shared(k, together)), width) for k, stream in enumerate(self.streams)]
 
-    def told(self, arrays, together):
+    def told(self, arrays: list[DeviceArray], together: bool) -> Words:
         """Fetch a row for each factor from the devices, as one array: of all units or, with `together`, one row for all."""
         if together or self.by_device[0].numbers is None or len(self.by_device) == 1:
             return self.streams[0].fetch(arrays[0])
         words = np.empty((self.count, *arrays[0].shape[1:]), np.int64)
         for stream, part, array in zip(self.streams, self.by_device, arrays, strict=True):
-            words[part.numbers] = stream.fetch(array)
+            words[part.own] = stream.fetch(array)
         return words
 
 
-def absorb(sums, parts, naming):
+def absorb(sums: Sums, parts: Sequence[Part], naming: Callable[[int], str]) -> None:
     """Take what GPUs found into Sums of this process.
 
     naming: the function from the index of a leaf to its path"""
     found = [(sums.first_leaf, sums.first_nonfinite[1])] if sums.first_nonfinite else []
     for part in parts:
         words = part.table.stream.fetch(part.unit)
-        sums.absorb(part.numbers, words)
+        sums.absorb(part.own, words)
         found += first_of(part.table, words)
     if found:
         sums.first_leaf, index = min(found)
         sums.first_nonfinite = naming(sums.first_leaf), index
 
 
-def first_of(table, words):
+def first_of(table: Table, words: Words) -> list[tuple[int, int]]:
     """[(index of the leaf, flat index)] of the first element that is not finite, from the Sums of a table's units; or []."""
     bad = np.flatnonzero(words[:, NANS] + words[:, INFS])
     if not len(bad):
@@ -182,7 +195,7 @@ def first_of(table, words):
     return [(table.which[at], int(words[table.edges[at] : table.edges[at + 1], FIRST].min()))]
 
 
-def value_at(streams, array, index):
+def value_at(streams: Sequence[DeviceStream], array: Array | DeviceArray, index: int) -> Any:
     """Return one element of an array that lies on the host or on one of some devices."""
     if isinstance(array, np.ndarray):
         return array.flat[index]

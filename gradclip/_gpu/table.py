@@ -6,10 +6,18 @@ stays small beside reading."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from .program import THREADS, Remembered
 from .rows import rows_of
+
+if TYPE_CHECKING:
+    from .._core.arguments import Words
+    from .._leaves import Leaves
+    from .program import DeviceArray, DeviceStream
 
 TILE = THREADS * 8 * 16  # bytes: all that a thread block loads at once
 TILES = 4  # of a segment at least
@@ -36,7 +44,7 @@ class Table:
         thread blocks that fold
     """
 
-    def __init__(self, stream, which, row, pool, first):
+    def __init__(self, stream: DeviceStream, which: list[int], row: Words, pool: list[int], first: Words) -> None:
         self.stream, self.which = stream, which
         self.in_place = int((row[:, ROW["to"]] == row[:, ROW["from"]]).all())
         units, segments = row[:, ROW["units"]], row[:, ROW["segments"]]
@@ -54,32 +62,41 @@ class Table:
         words = np.concatenate([row.ravel(), np.array(pool, np.int64)])
         self.args = (stream.upload(np.concatenate([words, leaf_of.view(np.int64)])), len(row), len(words))
 
-    def launch(self, name, *args):
+    def launch(self, name: str, *args: Any) -> None:
         """Begin a pass over all leaves."""
         self.stream.launch(name, self.blocks, *self.args, *args)
 
 
-def table_of(leaves, device):
+def table_of(leaves: Leaves, device: int) -> Table:
     """The table of the leaves on a device: of this call, or of a step before in which they lay there too."""
     if leaves.tables is None:
         leaves.tables = {}
-    if device not in leaves.tables:
-        arrays = leaves.sources
+    tables: dict[int, Table] = leaves.tables
+    if device not in tables:
+        arrays: Sequence[DeviceArray] = leaves.sources
         which, row, pool = rows_of(leaves, device)
         turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
-        leaves.tables[device] = _remembered(_made, leaves, leaves.stream(device), which, row, pool, turned)
-    return leaves.tables[device]
+        tables[device] = _remembered(_made, leaves, leaves.stream(device), which, row, pool, turned)
+    return tables[device]
 
 
-def sample_table(leaves, device, to):
+def sample_table(leaves: Leaves, device: int, to: Leaves) -> Table:
     """The table of `per_sample_clip_sum`: units are samples, `to` is where their sum is written, threads are its elements."""
     return _remembered(_made_of_samples, leaves, leaves.stream(device), *rows_of(leaves.summed_into(to), device), [])
 
 
-_tables = Remembered(32)  # gradients lie where they lay a step ago
+_tables: Remembered[Table] = Remembered(32)  # gradients lie where they lay a step ago
 
 
-def _remembered(make, leaves, stream, which, row, pool, turned):
+def _remembered(
+    make: Callable[[DeviceStream, list[int], Words, list[int], Sequence[DeviceArray]], Table],
+    leaves: Leaves,
+    stream: DeviceStream,
+    which: list[int],
+    row: Words,
+    pool: Iterable[int],
+    turned: Iterable[tuple[Any, ...]],
+) -> Table:
     """A table that was put on the device in this stream needs no copy, and no wait for one. Its key is all that it is made
     from: each function has its own of the same leaves. turned: what indices follow from besides."""
     all_of_them = None if len(which) == leaves.count else tuple(which)
@@ -90,7 +107,7 @@ def _remembered(make, leaves, stream, which, row, pool, turned):
     return stream.kept(found)
 
 
-def _made(stream, which, row, pool, arrays):
+def _made(stream: DeviceStream, which: list[int], row: Words, pool: list[int], arrays: Sequence[DeviceArray]) -> Table:
     first = row[:, ROW["first_unit"]].copy()
     row[:, ROW["first_unit"]] = _before(row[:, ROW["units"]])
     _cut(row)
@@ -99,7 +116,9 @@ def _made(stream, which, row, pool, arrays):
     return Table(stream, which, row, pool, first)
 
 
-def _made_of_samples(stream, which, row, pool, arrays):
+def _made_of_samples(
+    stream: DeviceStream, which: list[int], row: Words, pool: list[int], arrays: Sequence[DeviceArray]
+) -> Table:
     row[:, ROW["narrow"]] = 0
     row[:, ROW["units"]] = 1  # of work: each thread takes all samples
     row[:, ROW["segments"]] = -(-row[:, ROW["size"]] * ITEMSIZE[row[:, ROW["from_dtype"]]] // (THREADS * 16))
@@ -107,17 +126,17 @@ def _made_of_samples(stream, which, row, pool, arrays):
     return Table(stream, which, row, pool, row[:, ROW["first_unit"]])
 
 
-def _before(counts):
+def _before(counts: Words) -> Words:
     """How many come before each."""
     return np.cumsum(counts) - counts
 
 
-def _blocks(row):
+def _blocks(row: Words) -> Words:
     units = row[:, ROW["units"]]
     return np.where(row[:, ROW["narrow"]], -(-units // THREADS), units) * row[:, ROW["segments"]]
 
 
-def _cut(row):
+def _cut(row: Words) -> None:
     """Fill in how the work of each leaf is cut. `narrow` comes as: units are columns."""
     size, units, columns = row[:, ROW["size"]], row[:, ROW["units"]], row[:, ROW["narrow"]]
     narrow = (units > 1) & ((columns & (units >= FEW)) | (size <= NARROW))
@@ -129,7 +148,7 @@ def _cut(row):
     row[:, ROW["first_slot"]] = _before(units * row[:, ROW["segments"]])
 
 
-def _index(array, words, pool):
+def _index(array: DeviceArray, words: Words, pool: list[int]) -> None:
     """How flat indices, in C order, follow from addresses: by axes, the widest first."""
     words[ROW["origin"]], words[ROW["index_axes"]] = array.data.ptr, len(pool)
     if array._c_contiguous:

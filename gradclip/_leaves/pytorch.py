@@ -66,7 +66,8 @@ def reach_of(tensor: Any) -> int:
     """How many elements of memory lie between the first and the last of a tensor that has some, both included."""
     if tensor.is_contiguous():
         return int(tensor.numel())
-    return 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    reach: int = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return reach
 
 
 def _check_storage(tensor: Any) -> None:

@@ -25,10 +25,10 @@ def clip_adaptive_(
     unit_axis: int = 0,
     **norm: Unpack[OptionsWithoutEps],
 ) -> ClipReport:
-    """Clip each unit's gradient to a fraction of the norm of the unit's parameters, in place.
+    r"""Clip each unit's gradient to a fraction of the norm of the unit's parameters, in place.
 
-    .. math:: g_i \\leftarrow g_i \\cdot \\frac{\\lambda \\max(\\lVert w_i \\rVert, \\epsilon)}{\\lVert g_i \\rVert}
-              \\quad\\text{where}\\quad \\lVert g_i \\rVert > \\lambda \\max(\\lVert w_i \\rVert, \\epsilon)
+    .. math:: g_i \leftarrow g_i \cdot \frac{\lambda \max(\lVert w_i \rVert, \epsilon)}{\lVert g_i \rVert}
+              \quad\text{where}\quad \lVert g_i \rVert > \lambda \max(\lVert w_i \rVert, \epsilon)
 
     A unit is one index along `unit_axis`: the weights that lead to one output. Leaves of fewer than two
     dimensions (biases, gains) are one unit.

@@ -181,7 +181,7 @@ def _in_order(parts: tuple[Any, ...]) -> list[Floats]:
 
 
 def dyadic(value: Fraction, exponent: int) -> tuple[int, int]:
-    """value * 2**exponent, the denominator of value being a power of two, as (odd integer or 0, exponent)."""
+    """Return value * 2**exponent as (odd integer or 0, exponent); the denominator of value is a power of two."""
     numerator, exponent = value.numerator, exponent + 1 - value.denominator.bit_length()
     if not numerator:
         return 0, 0

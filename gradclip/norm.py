@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @spelled_out
 def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpack[NormOptions]) -> ClipReport:
-    """Scale all leaves by one factor so that their global norm is at most `max_norm`, in place.
+    r"""Scale all leaves by one factor so that their global norm is at most `max_norm`, in place.
 
-    .. math:: g \\leftarrow g \\cdot \\frac{c}{\\lVert g \\rVert + \\epsilon}
-              \\quad\\text{where}\\quad \\lVert g \\rVert > c
+    .. math:: g \leftarrow g \cdot \frac{c}{\lVert g \rVert + \epsilon}
+              \quad\text{where}\quad \lVert g \rVert > c
 
     Parameters
     ----------

@@ -130,9 +130,9 @@ def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Un
 def per_sample_clip_sum(
     grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[NormOptions]
 ) -> tuple[Any, ClipReport]:
-    """Clip every sample as `clip_per_sample` does and sum over the batch, without writing the clipped samples.
+    r"""Clip every sample as `clip_per_sample` does and sum over the batch, without writing the clipped samples.
 
-    .. math:: \\sum_i g_i \\cdot \\min\\left(1, \\frac{c}{\\lVert g_i \\rVert}\\right)
+    .. math:: \sum_i g_i \cdot \min\left(1, \frac{c}{\lVert g_i \rVert}\right)
 
     Parameters
     ----------

@@ -17,10 +17,10 @@ from .thresholds import Threshold
 def sgd_step_(
     params: Any, grads: Any, lr: float, max_norm: Number | Threshold = math.inf, **norm: Unpack[NormOptions]
 ) -> ClipReport:
-    """Clip the gradients by their global norm and subtract them from the parameters, which alone are written.
+    r"""Clip the gradients by their global norm and subtract them from the parameters, which alone are written.
 
-    .. math:: \\theta \\leftarrow \\theta - \\eta \\cdot
-              \\min\\left(1, \\frac{c}{\\lVert g \\rVert + \\epsilon}\\right) g
+    .. math:: \theta \leftarrow \theta - \eta \cdot
+              \min\left(1, \frac{c}{\lVert g \rVert + \epsilon}\right) g
 
     The gradients are read twice and never written; clipping first and stepping after reads and writes them
     once more.

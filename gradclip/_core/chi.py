@@ -19,7 +19,7 @@ TINY = 1e-100  # far above where SciPy underflows
 
 
 def log_upper(special: Any, a: float, x: float) -> float:
-    """log Q(a, x) for a > 0, 0 <= x < inf; `special` is `scipy.special`."""
+    """Return log Q(a, x) for a > 0 and 0 <= x < inf; `special` is `scipy.special`."""
     if a >= UNIFORM and x < 2 * a:
         is_lower, value = _uniform(special, a, x)
         return _log_complement(value) if is_lower else value
@@ -30,14 +30,15 @@ def log_upper(special: Any, a: float, x: float) -> float:
 
 
 def _log_complement(lower: float) -> float:
-    """log(1 - exp(lower))."""
+    """Return log(1 - exp(lower))."""
     return math.log1p(-math.exp(lower))
 
 
 def _fraction(a: float, x: float) -> float:
-    """log Q(a, x) for x far above a: x**a exp(-x) / Gamma(a) times the continued fraction, by Lentz's method.
+    """Return log Q(a, x) for x far above a: x**a exp(-x) / Gamma(a) times a continued fraction, by Lentz's method.
 
-    1/(x+1-a - 1(1-a)/(x+3-a - 2(2-a)/(x+5-a - ...))), DLMF 8.9.2; out here some twenty terms do."""
+    The fraction is 1/(x+1-a - 1(1-a)/(x+3-a - 2(2-a)/(x+5-a - ...))), DLMF 8.9.2. So far out some twenty terms are
+    enough."""
     b = x + 1 - a
     c, d = math.inf, 1 / b
     value, change, n = d, 0.0, 0

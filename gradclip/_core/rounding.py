@@ -53,8 +53,9 @@ def typical(arrays: Iterable[Array]) -> float:
 
 
 def safety(ord: float) -> float:
-    """The factor that makes a measured norm, of an order that is not RATIONAL, certainly no more than the exact one: that lies
-    within 4 ulp (below order 1, 4 / ord), and twice that is taken off."""
+    """Return the factor that makes a measured norm, of an order that is not RATIONAL, certainly no more than the exact one.
+
+    A measured norm is within 4 ulp of the exact one, below order 1 within 4 / ord. Twice that is taken off."""
     return 1 - 2.0**-49 / min(ord, 1.0)
 
 
@@ -64,9 +65,11 @@ def exact_order(ord: float, arrays: Iterable[Array]) -> bool:
 
 
 class RoundingBound(NamedTuple):
-    """A norm stays within a bound when it is brought to `threshold(bound)` and each element rounded up: by a relative part, and
-    by a subnormal part, whose norm over all elements is taken off (below order 1, where norms do not add, its power). Or when
-    it is brought to `floor` of the bound: what is at most half the least number becomes 0, so nothing is more than doubled."""
+    """How much rounding can add to a norm: what `threshold` needs to find a norm that stays within a bound.
+
+    Rounding up adds to each element a relative part and a subnormal part. The norm of the subnormal parts of all elements is
+    taken off the bound (below order 1, where norms do not add, its power). A norm that is brought to `floor` of its bound
+    stays within it too: an element of at most half the least number becomes 0, so none is more than doubled."""
 
     lost: float
     slope: float

@@ -136,8 +136,10 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
 
 
 def _safe(rounding: RoundingBound, threshold: float, ord: float, share: Fraction | float) -> float:
-    """Return a norm to which all leaves may be brought, so that the share of it that is written keeps the threshold however
-    elements are rounded."""
+    """Return a norm to which all leaves may be brought, so that what is written keeps its threshold however it is rounded.
+
+    share : how much of the sum behind the norm belongs to what is written
+    """
     part = float(share) ** (1.0 / ord) if ord in RATIONAL else float(share)  # of the norm
     return rounding.threshold(threshold * part) / part if part else 0.0
 

@@ -21,8 +21,9 @@ def keep(thing: Thing) -> Thing:
 
 
 class Allocating:
-    """A ``with`` block in which this thread may allocate while something is captured, in whatever mode: CUDA's global mode
-    else forbids it and ends the capture. PyTorch's allocator does the same."""
+    """A ``with`` block in which this thread may allocate memory while a graph captures something, in whatever mode.
+
+    Without it an allocation in CUDA's global mode is an error, and ends the capture. PyTorch's allocator does the same."""
 
     def __enter__(self) -> None:
         self._mode = ctypes.c_int(RELAXED)

@@ -207,8 +207,10 @@ class DeviceStream:
             return self._stream.record(_event() if event is None else event)
 
     def end(self) -> Event | None:
-        """An event to `mark` behind what a call launches, for the reader of its report: in another thread the default stream
-        of each thread is another. None where readers work in the same stream, or where a graph captures what is launched."""
+        """Return an event that is to be marked behind what a call launches, and that the reader of its report waits for.
+
+        It is needed for the default stream of each thread, which is another one if the report is read in another thread. It
+        is None if readers work in the same stream, or if a graph captures what is launched."""
         if self._stream.ptr != PER_THREAD or self.is_captured():
             return None
         with self._device:

@@ -37,8 +37,10 @@ class About(NamedTuple):
 
 class DeviceSums:
     """What one read pass found on GPUs: Sums of units, each on the device of its leaf, and the Sum of all on every device.
-    Every device folds by the same arithmetic, and so alike. What `Sums` can be asked besides is asked of `host()`, the same in
-    this process, for which the pass must have ended. Leaves are not held: a report that is not read keeps no gradient alive."""
+
+    Every device folds by the same arithmetic, and so alike. Whatever else `Sums` can be asked is asked of `host()`, which
+    gives the same Sums in the memory of the host, and waits for the pass. Leaves are not held: a report that is not read keeps
+    no gradient alive."""
 
     def __init__(
         self,

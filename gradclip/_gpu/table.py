@@ -97,8 +97,13 @@ def _remembered(
     pool: Iterable[int],
     turned: Iterable[tuple[Any, ...]],
 ) -> Table:
-    """A table that was put on the device in this stream needs no copy, and no wait for one. Its key is all that it is made
-    from: each function has its own of the same leaves. turned: what indices follow from besides."""
+    """Return the table that `make` makes, or the same one of an earlier call in this stream, which needs no copy and no wait.
+
+    The key of a table is all that it is made from. `make` is part of it, since each function makes another table of the same
+    leaves.
+
+    turned : index, shape and strides of each leaf that is not contiguous, from which its flat indices follow
+    """
     all_of_them = None if len(which) == leaves.count else tuple(which)
     key = *stream.key, make, all_of_them, row.tobytes(), tuple(pool), tuple(turned)
     found = _tables.get(key)

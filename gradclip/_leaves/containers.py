@@ -1,5 +1,4 @@
-"""What a nesting may be made of besides plain lists, tuples and dicts: how each kind of container is opened, and how another
-one like it is made.
+"""The kinds of containers besides plain lists, tuples and dicts: how one is opened, and how another one like it is made.
 
 A kind answers four questions: what does a container hold and what are its items called (`opened`), does it really hold them, so
 that they can be written (`check_holds`), can another one be made (`check_like`), and make it (`like`)."""
@@ -179,8 +178,10 @@ _registered: dict[type, Registered] = {}
 
 
 def kind_of(node: Any, weights: bool = False) -> Kind | None:  # noqa: PLR0911 -- one line for each kind
-    """The kind of a container that is no plain list, tuple or dict; None for a leaf. weights: whether parameters of PyTorch's
-    are meant, and modules that hold them may be opened."""
+    """Return the kind of a container that is no plain list, tuple or dict; None for a leaf.
+
+    weights : whether parameters of PyTorch's are meant, and modules that hold them may be opened
+    """
     found = _registered.get(type(node))
     if found is not None:
         return found

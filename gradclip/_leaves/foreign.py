@@ -1,5 +1,6 @@
-"""Leaves that are not NumPy arrays: how to view their memory, and how to give a result back in the caller's own type. No
-library is imported here; one is used only when the caller has."""
+"""Leaves that are not NumPy arrays: how to view their memory, and how to give a result back in the caller's own type.
+
+No library is imported here. One is used only if the caller has imported it."""
 
 from __future__ import annotations
 
@@ -69,8 +70,9 @@ def is_array(node: Any) -> bool:
 
 
 def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
-    """The memory of a leaf as an ndarray, without a copy; and the object that owns this memory. TypeError where there is
-    none, or where it is that of parameters and not of gradients, unless `weights` are meant."""
+    """Return the memory of a leaf as an ndarray or a CuPy array, without a copy; and the object that owns this memory.
+
+    A TypeError says that there is none, or that it is that of parameters and not of gradients, unless `weights` are meant."""
     if is_tensor(node):
         return _view_tensor(node, write, weights), node
     kind = type_name(node)
@@ -188,8 +190,9 @@ _NOTHING = np.zeros(16, np.uint8)
 
 
 def addressed(array: Any) -> Array:
-    """An array of NumPy; of a CuPy array, one with its addresses, shape and strides. Only they may be looked at: the
-    memory is not this processor's."""
+    """Return a NumPy array as it is; for a CuPy array, a NumPy array with its addresses, shape and strides.
+
+    Nothing else of the latter may be looked at: the memory is not this processor's."""
     if isinstance(array, np.ndarray):
         return array
     if array.size == 0:
@@ -303,8 +306,9 @@ def same_pattern(a: Any, b: Any) -> bool:
 
 
 def canonical(node: Any) -> Any:
-    """A sparse leaf that stores every element once and nothing else: itself, or else a copy, since it may yet stay as it
-    is."""
+    """Return a sparse leaf that stores every element once and nothing else: `node` itself if it does, else a copy.
+
+    `node` is not changed, since a later check may still refuse the call."""
     tail = node.format != "coo" and len(node.data) != node.indptr[-1]
     if not tail and node.has_canonical_format:
         return node
@@ -330,8 +334,9 @@ _STATE = (
 
 
 def replaced(node: Any, canonical: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """How a sparse leaf gets the values and places of its copy: (its attributes, their new values, their old values). Only
-    those that it has are named: to replace them needs no memory."""
+    """Return how a sparse leaf gets the values and places of its copy: its attributes, their new values and their old ones.
+
+    Only attributes that it has are named: to replace them needs no memory."""
     attributes = vars(node)
     new = {name: value for name, value in vars(canonical).items() if name in _STATE and name in attributes}
     if "data" not in new:

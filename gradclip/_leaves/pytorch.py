@@ -82,8 +82,9 @@ def _check_storage(tensor: Any) -> None:
 
 
 def announce(tensors: Iterable[Any]) -> None:
-    """Count up the versions of tensors that are about to be written, by which a backward pass that still needs what they
-    hold notices."""
+    """Count up the versions of tensors that are about to be written.
+
+    By its version a backward pass that still needs what a tensor holds notices the write."""
     tell = getattr(sys.modules["torch"].autograd.graph, "increment_version", _write_nothing)
     for tensor in tensors:  # one by one: older versions take no list
         if not tensor.is_inference():  # those have no version

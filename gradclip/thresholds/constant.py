@@ -98,10 +98,10 @@ def clip_rate(norms: Iterable[float], max_norm: Number) -> float:
 
 @in_standard_state
 def gaussian_exceedance(max_norm: Number, size: int, sigma: float, *, log: bool = False) -> float:
-    """Return the probability that the norm of pure Gaussian noise exceeds a threshold.
+    r"""Return the probability that the norm of pure Gaussian noise exceeds a threshold.
 
-    .. math:: P(\\lVert g \\rVert_2 > c) = Q\\left(\\frac{n}{2}, \\frac{c^2}{2 \\sigma^2}\\right)
-              \\quad\\text{for}\\quad g \\sim N(0, \\sigma^2 I_n)
+    .. math:: P(\lVert g \rVert_2 > c) = Q\left(\frac{n}{2}, \frac{c^2}{2 \sigma^2}\right)
+              \quad\text{for}\quad g \sim N(0, \sigma^2 I_n)
 
     where Q is the regularized upper incomplete gamma function: the norm of such noise, divided by sigma, follows the chi
     distribution with n degrees of freedom.

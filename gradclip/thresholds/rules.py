@@ -123,9 +123,9 @@ class Threshold(ABC):
 
 
 class Quantile(Threshold):
-    """A rule whose threshold is a quantile of the latest norms: AutoClip [1]_.
+    r"""A rule whose threshold is a quantile of the latest norms: AutoClip [1]_.
 
-    .. math:: c_t = Q_q(n_{t-w}, \\dots, n_{t-1})
+    .. math:: c_t = Q_q(n_{t-w}, \dots, n_{t-1})
 
     where :math:`n_t` is the norm of step t before clipping, and w the window.
 
@@ -233,17 +233,17 @@ class Quantile(Threshold):
 
 
 class ZScore(Threshold):
-    """A rule that clips norms too many standard deviations above the running mean: ZClip [1]_.
+    r"""A rule that clips norms too many standard deviations above the running mean: ZClip [1]_.
 
     Such a norm is called a spike. Its threshold is
 
-    .. math:: c_t = \\mu + \\frac{z^2}{z_t} \\sigma \\quad\\text{where}\\quad z_t = \\frac{n_t - \\mu}{\\sigma} > z
+    .. math:: c_t = \mu + \frac{z^2}{z_t} \sigma \quad\text{where}\quad z_t = \frac{n_t - \mu}{\sigma} > z
 
-    Every other norm has the threshold :math:`c_t = \\mu + z \\sigma`, which does not clip it. After the step the mean and the
-    variance are updated by the norm after clipping, :math:`x_t = \\min(n_t, c_t)`:
+    Every other norm has the threshold :math:`c_t = \mu + z \sigma`, which does not clip it. After the step the mean and the
+    variance are updated by the norm after clipping, :math:`x_t = \min(n_t, c_t)`:
 
-    .. math:: \\sigma^2 \\leftarrow \\alpha \\sigma^2 + (1 - \\alpha) (x_t - \\mu)^2, \\quad
-              \\mu \\leftarrow \\alpha \\mu + (1 - \\alpha) x_t
+    .. math:: \sigma^2 \leftarrow \alpha \sigma^2 + (1 - \alpha) (x_t - \mu)^2, \quad
+              \mu \leftarrow \alpha \mu + (1 - \alpha) x_t
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ class ZScore(Threshold):
         The weight of the past, >= 0 and below 1: about 1 / (1 - alpha) steps are remembered.
     warmup : int, default 25
         The threshold is ``inf`` for the first max(1, warmup) norms. Their mean and their population variance are the first
-        :math:`\\mu` and :math:`\\sigma^2`.
+        :math:`\mu` and :math:`\sigma^2`.
     mode : {"reciprocal", "mean"}, default "reciprocal"
         "reciprocal" gives a spike the threshold above, which is the lower the higher the spike is. "mean" gives it the mean.
 

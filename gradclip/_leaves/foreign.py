@@ -251,21 +251,20 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def as_jax_arrays(originals: dict[int, Any], arrays: list[Any]) -> list[Any]:
-    """The same arrays, those in the places of JAX arrays on the host as JAX arrays that own them: in one call of JAX for all,
-    which costs less than half of one for each."""
-    loose: list[int] = []
-    bound: list[int] = []  # to a device that was chosen, or that is not JAX's usual one
-    for i, original in originals.items():
-        if is_jax_array(original) and isinstance(arrays[i], np.ndarray):
-            chosen = getattr(original, "committed", False) or sys.modules["jax"].default_backend() != "cpu"
-            (bound if chosen else loose).append(i)
-    if not loose and not bound:
+    """A copy of a list of results in which JAX arrays own those that stand in the places of JAX arrays on the host.
+
+    JAX is called once for all of them: a call for each costs more than twice as much."""
+    places = [i for i, original in originals.items() if is_jax_array(original) and isinstance(arrays[i], np.ndarray)]
+    if not places:
         return arrays
     jax, arrays = sys.modules["jax"], list(arrays)
-    made = jax.device_put([arrays[i] for i in loose])
-    made += jax.device_put([arrays[i] for i in bound], [originals[i].sharding for i in bound])
-    for i, array in zip(loose + bound, made, strict=True):
-        arrays[i] = array
+    usual = jax.default_backend() == "cpu"
+    bound = {i for i in places if not usual or getattr(originals[i], "committed", False)}  # to a device that was chosen
+    for group in (bound, set(places) - bound):
+        if group:
+            where = [originals[i].sharding for i in group] if group is bound else None
+            for i, made in zip(group, jax.device_put([arrays[i] for i in group], where), strict=True):
+                arrays[i] = made
     return arrays
 
 

@@ -20,7 +20,10 @@ ROWS = {
     "1000 leaves x 1000 f32": (flat(1000, 1000), "float32"),
     "6 leaves x 1000 f32": (flat(1000, 6), "float32"),
     "1 leaf x 10 f32": (flat(10), "float32"),
+    "1 leaf x 1000 f32": (flat(1000), "float32"),
+    "1 leaf x 10,000 f32": (flat(10_000), "float32"),
     "1 leaf x 100,000 f32": (flat(100_000), "float32"),
+    "1 leaf x 1,000,000 f32": (flat(1_000_000), "float32"),
 }
 
 

@@ -18,7 +18,8 @@ from .config import show_config
 from .errors import FrequentClippingWarning, NonFiniteGradientError, VanishingScaleWarning
 from .measure import Measure, apply_clip, apply_clip_, measure
 from .monitor import ClipMonitor
-from .norm import clip_by_global_norm, clip_by_global_norm_, clip_by_norm, clip_by_norm_, global_norm, normalize, normalize_
+from .norm import clip_by_global_norm, clip_by_global_norm_, clip_by_norm, clip_by_norm_, global_norm
+from .normalize import normalize, normalize_
 from .per_sample import clip_per_sample, clip_per_sample_, per_sample_clip_sum
 from .report import ClipReport
 from .threads import get_num_threads, num_threads, set_num_threads

@@ -1,8 +1,9 @@
-"""Clipping by norm: each leaf on its own, or all leaves by their global norm; and normalisation."""
+"""Clipping by norm: each leaf on its own, or all leaves by their global norm."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -10,14 +11,14 @@ import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Number, number, whole
 from ._core.call import Request, functional, in_place, measured, total_threshold
-from ._core.mode import NORMALIZE
-from ._core.options import NormOptions, Options, OptionsWithoutEps, Unpack, spelled_out
+from ._core.options import NormOptions, Options, Unpack, spelled_out
 from ._leaves import is_nesting
 from .report import ClipReport
-from .thresholds import Threshold
+from .thresholds import PerLeaf, Threshold
 
 if TYPE_CHECKING:
     from ._core.arguments import Floats
+    from ._core.engine import AnySums, Engine
     from ._leaves import Leaves
 
 
@@ -152,7 +153,7 @@ def clip_by_global_norm(
 
 @spelled_out
 def clip_by_norm_(
-    grads: Any, max_norm: ByLeaf, *, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
+    grads: Any, max_norm: ByLeaf | PerLeaf, *, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
 ) -> ClipReport:
     """Scale every leaf, or every slice, by a factor of its own so that its norm is at most `max_norm`, in place.
 
@@ -160,11 +161,12 @@ def clip_by_norm_(
     ----------
     grads : array or nesting of arrays
         Written in place: leaves as for `clip_by_global_norm_`.
-    max_norm : float, nesting of floats or dict of str to float
-        The threshold >= 0 of each leaf: one for all, one for each in a nesting like `grads`, or by patterns over
-        paths (shell-style: ``*`` matches ``/`` too, and a pattern matches the whole path). The first pattern that
-        matches counts; a leaf that none matches is left alone. A pattern that matches no path in `grads` (the places of
-        None are paths) is an error, unless `grads` is empty. A dict with the keys of `grads` is a nesting.
+    max_norm : float, nesting of floats, dict of str to float or PerLeaf
+        The threshold >= 0 of each leaf: one for all, one for each in a nesting like `grads`, a rule of
+        `gradclip.thresholds` for each leaf in a `PerLeaf`, or by patterns over paths (shell-style: ``*`` matches ``/`` too,
+        and a pattern matches the whole path). The first pattern that matches counts; a leaf that none matches is left
+        alone. A pattern that matches no path in `grads` (the places of None are paths) is an error, unless `grads` is
+        empty. A dict with the keys of `grads` is a nesting.
     axis : int or tuple of int, optional
         The axes of a slice, as in `numpy.linalg.norm`: each slice along them is clipped on its own.
     ord : float, default 2
@@ -216,16 +218,26 @@ def clip_by_norm_(
 
 @overload
 def clip_by_norm(
-    grads: Grads, max_norm: ByLeaf, *, out: None = None, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
+    grads: Grads,
+    max_norm: ByLeaf | PerLeaf,
+    *,
+    out: None = None,
+    axis: int | tuple[int, ...] | None = None,
+    **norm: Unpack[NormOptions],
 ) -> tuple[Grads, ClipReport]: ...
 @overload
 def clip_by_norm(
-    grads: Any, max_norm: ByLeaf, *, out: Grads, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
+    grads: Any,
+    max_norm: ByLeaf | PerLeaf,
+    *,
+    out: Grads,
+    axis: int | tuple[int, ...] | None = None,
+    **norm: Unpack[NormOptions],
 ) -> tuple[Grads, ClipReport]: ...
 @spelled_out
 def clip_by_norm(
     grads: Any,
-    max_norm: ByLeaf,
+    max_norm: ByLeaf | PerLeaf,
     *,
     axis: int | tuple[int, ...] | None = None,
     out: Any = None,
@@ -239,9 +251,9 @@ def clip_by_norm(
     ----------
     grads : array or nesting of arrays
         Leaves as for `clip_by_global_norm_`. Only read, and may be read-only.
-    max_norm : float, nesting of floats or dict of str to float
-        The threshold >= 0 of each leaf: one for all, a nesting like `grads`, or by patterns over paths, as for
-        `clip_by_norm_`.
+    max_norm : float, nesting of floats, dict of str to float or PerLeaf
+        The threshold >= 0 of each leaf: one for all, a nesting like `grads`, a rule for each leaf, or by patterns over
+        paths, as for `clip_by_norm_`.
     axis : int or tuple of int, optional
         The axes of a slice: each slice along them is clipped on its own.
     out : nesting of arrays, optional
@@ -283,8 +295,10 @@ def clip_by_norm(
     return functional(grads, _by_norm(norm, max_norm, axis), out)
 
 
-def _by_norm(norm: NormOptions, max_norm: ByLeaf, axis: int | tuple[int, ...] | None) -> _ByNorm:
+def _by_norm(norm: NormOptions, max_norm: ByLeaf | PerLeaf, axis: int | tuple[int, ...] | None) -> _ByNorm:
     """The request of `clip_by_norm_` and `clip_by_norm`."""
+    if isinstance(max_norm, PerLeaf) and axis is not None:
+        raise TypeError("max_norm: PerLeaf has one threshold for each leaf, but axis cuts leaves into slices")
     request = _ByNorm(Options.of(norm), max_norm)
     request.axis = axis
     return request
@@ -294,8 +308,15 @@ class _ByNorm(Request):
     """Each leaf, or each slice along some axes, to a threshold of its own."""
 
     axis: Any
+    paths: list[str]  # where rules are asked by them
 
     def prepare(self, leaves: Leaves) -> Leaves:
+        if isinstance(self.shown, PerLeaf):
+            self.paths = leaves.paths()
+            for path, count in Counter(self.paths).items():
+                if count > 1:
+                    raise ValueError(f"max_norm: PerLeaf knows leaves by their paths, but {count} have the path {path}")
+            return leaves
         self.threshold = _by_leaf(leaves, self.shown)
         if self.axis is not None:
             axes = self.axis if isinstance(self.axis, tuple | list) else (self.axis,)
@@ -305,6 +326,19 @@ class _ByNorm(Request):
             leaves.cut([_others(leaves, i, axes) for i in range(leaves.count)])
             self.threshold = np.repeat(self.threshold, leaves.leaf_units())
         return leaves
+
+    def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
+        sums = self.measure(engine, read)
+        if isinstance(self.shown, PerLeaf):
+            self.threshold = _asked(self.shown, self.paths, sums, self.options)
+        return engine.decide(self, sums)
+
+
+def _asked(rules: PerLeaf, paths: list[str], sums: AnySums, options: Options) -> Floats:
+    """The threshold that its rule gives each leaf this step."""
+    if options.nonfinite in ("raise", "skip") and sums.nonfinite():
+        return np.full(len(paths), math.inf)  # a step that is left out is not remembered
+    return np.array([rules.next_threshold(path, norm) for path, norm in zip(paths, sums.norms().tolist(), strict=True)])
 
 
 def _others(leaves: Leaves, i: int, axes: Sequence[int]) -> tuple[int, ...]:
@@ -324,7 +358,7 @@ def _by_leaf(leaves: Leaves, max_norm: Any) -> Floats:
     if type(max_norm) is float:
         return np.full(leaves.count, number("max_norm", max_norm, 0.0))
     if isinstance(max_norm, Threshold) or hasattr(max_norm, "next_threshold"):
-        raise TypeError("max_norm: a threshold object sees the global norm; clip by leaf with numbers")
+        raise TypeError("max_norm: a threshold object sees the global norm; give each leaf one with thresholds.PerLeaf(rule)")
     if isinstance(max_norm, Mapping):
         tree = leaves.tree
         if not (isinstance(tree, Mapping) and max_norm.keys() == tree.keys()):
@@ -348,156 +382,6 @@ def _each(leaves: Leaves, values: Sequence[float]) -> Floats:
     """float64 of one value for each leaf."""
     leaves.check_count(len(values))
     return np.array(values, np.float64)
-
-
-@spelled_out
-def normalize_(
-    grads: Any, target: float = 1.0, *, eps: float = 1e-12, per_leaf: bool = False, **norm: Unpack[OptionsWithoutEps]
-) -> ClipReport:
-    """Scale the gradient to the norm `target`, up or down, in place: factor target / (norm + eps).
-
-    Parameters
-    ----------
-    grads : array or nesting of arrays
-        Written in place: leaves as for `clip_by_global_norm_`.
-    target : float, default 1
-        The norm to reach: >= 0 and finite.
-    eps : float, default 1e-12
-        Added to the norm.
-    per_leaf : bool, default False
-        Normalise each leaf on its own.
-    ord : float, default 2
-        Which norm: any p > 0, or ``inf``.
-    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
-        What to do about NaN and Inf: raise an error, write nothing, make them 0 and normalise the rest, or follow IEEE
-        arithmetic.
-    grad_scale : float, default 1
-        The gradients hold the true gradient times this. Norm and target speak of the true gradient, and whatever is
-        written is unscaled.
-    strict : bool, default False
-        Guarantee, in exact arithmetic, that the norm of what was written is at most `target`. For orders other than 1, 2
-        and ``inf``, and for what it costs, see `clip_by_global_norm_`.
-
-    Returns
-    -------
-    ClipReport
-        ``clipped`` is True when anything changed, ``max_norm`` is the target. An all-zero gradient
-        stays zero.
-
-    Raises
-    ------
-    NonFiniteGradientError, TypeError, ValueError
-        As `clip_by_global_norm_`.
-
-    Examples
-    --------
-    >>> import numpy as np, gradclip
-    >>> grad = np.array([0.03, 0.04])
-    >>> gradclip.normalize_(grad, eps=0).scale
-    20.0
-    >>> grad
-    array([0.6, 0.8])
-    """
-    return in_place(grads, _normalization(target, eps, per_leaf, norm))
-
-
-@overload
-def normalize(
-    grads: Grads,
-    target: float = 1.0,
-    *,
-    out: None = None,
-    eps: float = 1e-12,
-    per_leaf: bool = False,
-    **norm: Unpack[OptionsWithoutEps],
-) -> tuple[Grads, ClipReport]: ...
-@overload
-def normalize(
-    grads: Any,
-    target: float = 1.0,
-    *,
-    out: Grads,
-    eps: float = 1e-12,
-    per_leaf: bool = False,
-    **norm: Unpack[OptionsWithoutEps],
-) -> tuple[Grads, ClipReport]: ...
-@spelled_out
-def normalize(
-    grads: Any,
-    target: float = 1.0,
-    *,
-    out: Any = None,
-    eps: float = 1e-12,
-    per_leaf: bool = False,
-    **norm: Unpack[OptionsWithoutEps],
-) -> tuple[Any, ClipReport]:
-    """Return the gradient scaled to the norm `target`, up or down, and the report.
-
-    The same as `normalize_`, leaving `grads` untouched.
-
-    Parameters
-    ----------
-    grads : array or nesting of arrays
-        Leaves as for `clip_by_global_norm_`. Only read, and may be read-only.
-    target : float, default 1
-        The norm to reach: >= 0 and finite.
-    out : nesting of arrays, optional
-        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
-        new leaves are made.
-    eps : float, default 1e-12
-        Added to the norm.
-    per_leaf : bool, default False
-        Normalise each leaf on its own.
-    ord : float, default 2
-        Which norm: any p > 0, or ``inf``.
-    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
-        What to do about NaN and Inf: raise an error, normalise nothing (new leaves are copies then, and `out` is not
-        written), make them 0 and normalise the rest, or follow IEEE arithmetic.
-    grad_scale : float, default 1
-        The gradients hold the true gradient times this. Norm and target speak of the true gradient, and whatever is
-        returned is unscaled.
-    strict : bool, default False
-        Guarantee, in exact arithmetic, that the norm of the result is at most `target`. For orders other than 1, 2 and
-        ``inf``, and for what it costs, see `clip_by_global_norm_`.
-
-    Returns
-    -------
-    normalized : nesting of arrays
-        Like `grads`, with new leaves; or `out`.
-    ClipReport
-        ``clipped`` is True when anything changed, ``max_norm`` is the target.
-
-    Raises
-    ------
-    NonFiniteGradientError, TypeError, ValueError
-        As `normalize_`; or `out` does not match. Nothing is written then.
-
-    Examples
-    --------
-    >>> import numpy as np, gradclip
-    >>> unit, report = gradclip.normalize(np.array([0.0, 0.5]))
-    >>> unit
-    array([0., 1.])
-    """
-    return functional(grads, _normalization(target, eps, per_leaf, norm), out)
-
-
-def _normalization(target: float, eps: float, per_leaf: bool, norm: OptionsWithoutEps) -> Request:
-    """The request of `normalize_` and `normalize`, after a check of the arguments."""
-    if not isinstance(per_leaf, bool | np.bool_):
-        raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
-    options, target = Options.of({**norm, "eps": eps}), number("target", target, 0.0)
-    if target == math.inf:
-        raise ValueError("target must be finite")
-    return (_EachLeaf if per_leaf else Request)(options, target, mode=NORMALIZE)
-
-
-class _EachLeaf(Request):
-    """Each leaf to the same threshold."""
-
-    def prepare(self, leaves: Leaves) -> Leaves:
-        self.threshold = np.full(leaves.count, self.threshold)
-        return leaves
 
 
 def global_norm(grads: Any, ord: float = 2) -> float:

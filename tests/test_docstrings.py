@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from itertools import chain
 from pathlib import Path
 from types import FunctionType
 
@@ -15,7 +16,7 @@ CHECKED = pytest.importorskip("numpydoc.hooks.validate_docstrings").parse_config
 
 
 def public():
-    """Yield each public name and its object: those of the package and its public modules, and what their classes define."""
+    """Yield each public name and its object: those of the package and its public modules, and what their classes have."""
     modules = [value for name in gradclip.__all__ if inspect.ismodule(value := getattr(gradclip, name))]
     for module in (gradclip, *modules):
         for name in module.__all__:
@@ -24,7 +25,9 @@ def public():
                 continue
             if callable(value):
                 yield f"{module.__name__}.{name}", value
-            for member, found in vars(value).items() if inspect.isclass(value) else ():
+            own = inspect.getmro(value)[::-1] if inspect.isclass(value) else ()
+            members = [vars(cls).items() for cls in own if cls.__module__.startswith("gradclip")]
+            for member, found in dict(chain(*members)).items():
                 if not member.startswith("_") and isinstance(found, FunctionType | classmethod | staticmethod | property):
                     yield f"{module.__name__}.{name}.{member}", getattr(value, member)
 

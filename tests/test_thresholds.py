@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import gradclip
-from gradclip.thresholds import Quantile, Schedule, Threshold, ZScore
+from gradclip.thresholds import EMA, Quantile, Schedule, Threshold, ZScore
 
 NAN, INF = math.nan, math.inf
 ROUNDING = {"nearest": 0, "down": 0x400, "up": 0x800, "to zero": 0xC00}
@@ -167,6 +167,78 @@ def test_schedule_names_the_step_of_a_bad_threshold(value, error):
     assert rule.next_threshold(1.0) == INF  # the failed step was not counted
 
 
+# --- EMA -----------------------------------------------------------------------------------------------------
+
+
+def ema_in_fractions(norms, factor, beta, warmup, floor=0.0, ceiling=INF):
+    """The rule as the contract states it, with the bounds of every threshold."""
+    mean, least, out = None, INF, []
+    for step, norm in enumerate(norms, 1):
+        threshold = INF if mean is None else Fraction(factor) * mean
+        threshold = min(max(threshold, Fraction(floor)), Fraction(ceiling) if ceiling < INF else INF)
+        out.append(float(threshold))
+        clipped = min(Fraction(norm), threshold)
+        if mean is None:
+            least = min(least, clipped) if clipped else least
+            mean = least if step >= warmup and least < INF else None
+        else:
+            mean = Fraction(beta) * mean + (1 - Fraction(beta)) * clipped
+    return out
+
+
+@pytest.mark.parametrize("bounds", [{}, {"floor": 0.7}, {"ceiling": 1.3}, {"floor": 0.9, "ceiling": 1.1}], ids=str)
+@pytest.mark.parametrize("size", [1.0, 1e200, 1e-200])
+@pytest.mark.parametrize(("factor", "beta", "warmup"), [(1.05, 0.98, 100), (2.0, 0.5, 0), (1.0, 0.0, 1), (0.5, 0.9, 7)])
+def test_ema_is_its_definition(factor, beta, warmup, size, bounds):
+    norms = (np.random.default_rng(7).lognormal(sigma=0.5, size=150) * size).tolist()
+    bounds = {name: value * size for name, value in bounds.items()}
+    given = thresholds(EMA(factor, beta, warmup, **bounds), norms)
+    np.testing.assert_allclose(given, ema_in_fractions(norms, factor, beta, warmup, **bounds), rtol=1e-13)
+    assert (norms > np.array(given)).any()
+
+
+def test_ema_does_not_start_from_a_norm_of_0():
+    rule = EMA(2.0, 0.5, 2)
+    assert thresholds(rule, [0.0, 0.0, 0.0, 4.0, 9.0, 0.0, 0.0]) == [INF, INF, INF, INF, 8.0, 12.0, 6.0]
+
+
+# --- floor and ceiling -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("floor", "ceiling"), [(0.0, INF), (0.8, INF), (0.0, 1.1), (0.9, 1.2), (1.0, 1.0), (0.0, 0.0)])
+def test_thresholds_lie_between_floor_and_ceiling(floor, ceiling):
+    norms = np.random.default_rng(8).lognormal(sigma=0.4, size=300).tolist()
+    bounds = {"floor": floor, "ceiling": ceiling}
+    within = lambda found: [min(max(c, floor), ceiling) for c in found]  # noqa: E731
+    assert thresholds(Quantile(0.8, 20, 5, **bounds), norms) == within(thresholds(Quantile(0.8, 20, 5), norms))
+    falling = lambda step: 3 - step / 100  # noqa: E731
+    assert thresholds(Schedule(falling, **bounds), norms) == within(thresholds(Schedule(falling), norms))
+    rule, free = ZScore(1.5, 0.9, 5, **bounds), ZScore(1.5, 0.9, 5)
+    for norm in norms:  # what is remembered is the norm after clipping: a rule without bounds that is shown just that
+        free.load_state_dict({**rule.state_dict(), "floor": 0.0, "ceiling": None})
+        threshold = rule.next_threshold(norm)
+        assert threshold == within([free.next_threshold(norm)])[0]
+
+
+@pytest.mark.parametrize("rule", [ZScore(2.0, 0.5, 2, ceiling=1.0), EMA(1.5, 0.5, 2, ceiling=1.0)], ids=repr)
+def test_what_is_remembered_is_the_norm_after_clipping_by_the_ceiling(rule):
+    assert thresholds(rule, [100.0, 50.0, 70.0]) == [1.0, 1.0, 1.0]
+    assert rule.state_dict()["mean"] == 1.0
+
+
+@pytest.mark.parametrize("make", [Quantile, ZScore, EMA, lambda **bounds: Schedule(abs, **bounds)])
+def test_bounds_that_cannot_be(make):
+    for bounds, error, words in [
+        ({"floor": -1.0}, ValueError, "floor must be at least 0"),
+        ({"floor": INF}, ValueError, "floor must be finite"),
+        ({"floor": 2.0, "ceiling": 1.0}, ValueError, "floor 2.0 is above ceiling 1.0"),
+        ({"ceiling": NAN}, ValueError, "ceiling must be at least 0"),
+        ({"ceiling": "1"}, TypeError, "ceiling must be a real number"),
+    ]:
+        with pytest.raises(error, match=words):
+            make(**bounds)
+
+
 # --- all -----------------------------------------------------------------------------------------------------
 
 RULES = {
@@ -176,6 +248,9 @@ RULES = {
     "ZScore": lambda: ZScore(1.5, 0.9, 5),
     "ZScore in warm-up": lambda: ZScore(1.5, 0.9, 60, "mean"),
     "Schedule": lambda: Schedule(lambda step: 1 + step / 7 if step % 5 else INF),
+    "Schedule with bounds": lambda: Schedule(lambda step: 1 + step / 7, floor=1.5, ceiling=9.0),
+    "EMA": lambda: EMA(1.2, 0.9, 5),
+    "EMA in warm-up": lambda: EMA(1.2, 0.9, 60, floor=0.1, ceiling=1.5),
 }
 
 
@@ -218,6 +293,14 @@ def test_state_goes_through_json_at_any_step(make, steps):
         assert other.state_dict() == rule.state_dict()
 
 
+def test_a_state_without_bounds_keeps_those_that_are_set(make):
+    state = make().state_dict()
+    del state["floor"], state["ceiling"]
+    rule = make()
+    rule.load_state_dict(state)
+    assert (rule.floor, rule.ceiling) == (make().floor, make().ceiling)
+
+
 def test_state_is_a_copy(make):
     rule = make()
     thresholds(rule, [1.0, 2.0, 3.0])
@@ -238,6 +321,10 @@ def test_loading_takes_the_parameters_too():
     rule.load_state_dict(Quantile(0.5, None, 2, True).state_dict())
     assert repr(rule) == "Quantile(q=0.5, window=None, warmup=2, include_current=True)"
     assert repr(Schedule(abs)) == "Schedule(<built-in function abs>)"
+    assert repr(Schedule(abs, floor=0.5)) == "Schedule(<built-in function abs>, floor=0.5)"
+    rule = EMA()
+    rule.load_state_dict(EMA(1.5, 0.5, 7, ceiling=2.0).state_dict())
+    assert repr(rule) == "EMA(factor=1.5, beta=0.5, warmup=7, ceiling=2.0)"
 
 
 @x86_linux
@@ -294,6 +381,13 @@ BROKEN = [
     ("ZScore", {"mean": INF}, "mean must be finite"),
     ("ZScore", {"std": NAN}, "std must be at least 0, not nan"),
     ("ZScore", {"norms": "1234"}, "norms must be a list"),
+    ("EMA", {"mean": 1.0}, "mean must be None after 4 norms"),
+    ("EMA", {"seen": 5}, "mean must be a number after 5 norms"),
+    ("EMA", {"least": -1.0}, "least must be at least 0"),
+    ("EMA", {"beta": 1.0}, "beta must be below 1"),
+    ("EMA", {"floor": None}, "floor must be a real number"),
+    ("EMA in warm-up", {"mean": 1.0}, "mean must be None after 4 norms"),
+    ("Quantile", {"floor": 2.0, "ceiling": 1.0}, "floor 2.0 is above ceiling 1.0"),
     ("Schedule", {"step": "3"}, "step must be an integer"),
     ("Schedule", {"step": NAN}, "step must be an integer"),
     ("Schedule", {"step": -1}, "step must be at least 0"),
@@ -314,7 +408,7 @@ def test_broken_state_is_refused_and_changes_nothing(name, change, words):
 def test_state_with_a_key_missing_or_no_dict(make):
     rule = make()
     state = rule.state_dict()
-    for key in state:
+    for key in state.keys() - {"floor", "ceiling"}:
         with pytest.raises(ValueError, match=f"state: {key} "):
             rule.load_state_dict({name: value for name, value in state.items() if name != key})
     with pytest.raises(TypeError, match="state must be a dict, not list"):

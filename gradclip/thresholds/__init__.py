@@ -3,7 +3,22 @@
 A clip function asks a `Threshold` once per step: it shows the norm that it measured, and gets the threshold of this step.
 """
 
+from .average import EMA
+from .base import Threshold
 from .constant import clip_rate, gaussian_exceedance, suggest_threshold
-from .rules import Quantile, Schedule, Threshold, ZScore
+from .per_leaf import PerLeaf
+from .quantile import Quantile
+from .schedule import Schedule
+from .z_score import ZScore
 
-__all__ = ["Quantile", "Schedule", "Threshold", "ZScore", "clip_rate", "gaussian_exceedance", "suggest_threshold"]
+__all__ = [
+    "EMA",
+    "PerLeaf",
+    "Quantile",
+    "Schedule",
+    "Threshold",
+    "ZScore",
+    "clip_rate",
+    "gaussian_exceedance",
+    "suggest_threshold",
+]

@@ -140,7 +140,7 @@ def test_memory_is_bounded():
         tracemalloc.stop()
     assert monitor.steps == 101_000
     assert grown < 2000  # a byte for fifty steps: some Python numbers
-    assert len(pickle.dumps(monitor)) < 500 * 34 + 2000
+    assert len(pickle.dumps(monitor)) < 500 * 43 + 2000
 
 
 def test_empty():
@@ -560,3 +560,128 @@ def test_suggestions_of_the_monitor_warn_of_fractions_and_of_a_single_norm():
     with pytest.warns(UserWarning, match="from one norm says little") as caught:
         assert monitored([report(3.0), report(math.nan)]).suggest_threshold() == 3.0
     assert caught[0].filename == __file__
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------
+
+
+def with_losses(losses, norms=None, window=1000):
+    monitor = ClipMonitor(window=window, warn_rate=1)
+    for i, loss in enumerate(losses):
+        monitor.record(report(1.0 if norms is None else norms[i], 2.0, 0.5), loss)
+    return monitor
+
+
+@pytest.mark.parametrize("window", [3, 7, 50])
+def test_arrays_of_the_window(window):
+    reports = list(training(30))
+    losses = [None if i % 4 == 1 else math.nan if i == 28 else i / 7 for i in range(30)]
+    monitor = ClipMonitor(window=window, warn_rate=1)
+    for each, loss in zip(reports, losses, strict=True):
+        monitor.record(each, loss)
+    for name, expected in {
+        "norms": [r.norm for r in reports],
+        "thresholds": [r.max_norm for r in reports],
+        "scales": [r.scale for r in reports],
+        "losses": [math.nan if loss is None else loss for loss in losses],
+    }.items():
+        found = getattr(monitor, name)
+        assert found.dtype == np.float64
+        assert np.array_equal(found, expected[-window:], equal_nan=True)
+        found[:] = 7.0
+        assert np.array_equal(getattr(monitor, name), expected[-window:], equal_nan=True)
+
+
+def spikes_by_definition(losses, norms, deviations):
+    finite = [x for x in losses if x is not None and math.isfinite(x)]
+    median = np.median(finite)
+    limit = median + deviations * 1.4826 * np.median(np.abs(np.array(finite) - median))
+    usual = np.median([n for n in norms if math.isfinite(n)])
+    return [
+        (i, loss, max(n if math.isfinite(n) else math.inf for n in norms[max(0, i - 10) : i]) / usual)
+        for i, loss in enumerate(losses)
+        if loss is not None and (not math.isfinite(loss) or loss > limit)
+    ]
+
+
+@pytest.mark.parametrize("deviations", [1.0, 3, 6.0])
+def test_loss_spikes_are_their_definition(deviations):
+    rng = np.random.default_rng(5)
+    losses, norms = rng.lognormal(sigma=0.3, size=200).tolist(), rng.lognormal(size=200).tolist()
+    for i in range(10, 200, 23):
+        losses[i], losses[i + 1], norms[i - 3] = 30.0 + i, None, 50.0
+    losses[77], losses[78], losses[90], norms[75] = math.nan, math.inf, -math.inf, math.nan
+    found = with_losses(losses, norms).loss_spikes(deviations)
+    assert len(found) >= 11
+    expected = spikes_by_definition(losses, norms, deviations)
+    assert [spike.step for spike in found] == [step for step, _, _ in expected]
+    assert np.array_equal([spike.loss for spike in found], [loss for _, loss, _ in expected], equal_nan=True)
+    assert [spike.norm_ratio for spike in found] == pytest.approx([ratio for _, _, ratio in expected], rel=1e-15)
+
+
+def test_loss_spikes_at_the_edges():
+    assert ClipMonitor().loss_spikes() == []
+    assert with_losses([None] * 5).loss_spikes() == []
+    assert with_losses([1.0] * 5).loss_spikes() == []
+    assert with_losses([1.0, 1.0, 1.0, 1.1]).loss_spikes() == [(3, 1.1, 1.0)]  # without spread every larger loss stands out
+    (first,) = with_losses([math.nan, 1.0, 1.0]).loss_spikes()
+    assert (first.step, first.norm_ratio) == (0, pytest.approx(math.nan, nan_ok=True))
+    (only,) = with_losses([1.0, math.inf], [0.0, 0.0]).loss_spikes()
+    assert math.isnan(only.norm_ratio)
+    assert [spike.step for spike in with_losses([1.0] * 30 + [9.0], window=4).loss_spikes()] == [30]
+    for deviations in (0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="deviations must be"):
+            ClipMonitor().loss_spikes(deviations)
+
+
+@pytest.mark.parametrize("loss", ["1", True, [1.0], np.ones(2), 10**400])
+def test_a_loss_that_is_no_number_is_refused(loss):
+    monitor = ClipMonitor()
+    with pytest.raises((TypeError, ValueError), match="loss"):
+        monitor.record(report(1.0), loss)
+    assert monitor.steps == 0
+
+
+def test_losses_of_any_kind_are_recorded():
+    kinds = [2, np.float32(2.0), np.array(2.0), math.inf]
+    assert with_losses(kinds).losses.tolist() == [2.0, 2.0, 2.0, math.inf]
+
+
+def test_losses_in_files_and_checkpoints(tmp_path):
+    monitor = with_losses([1.5, None, math.nan, 1 / 3], window=3)
+    monitor.to_csv(tmp_path / "log.csv")
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines[0] == "step,norm,max_norm,scale,clipped,skipped,nonfinite,loss"
+    assert [line.split(",")[-1] for line in lines[1:]] == ["nan", "nan", str(1 / 3)]
+    state = json.loads(json.dumps(monitor.state_dict()))
+    assert [len(row) for row in state["window"]] == [6, 7, 7]
+    again = ClipMonitor(window=3)
+    again.load_state_dict(state)
+    assert repr(again.state_dict()) == repr(monitor.state_dict())
+    assert repr(again.loss_spikes()) == repr(monitor.loss_spikes()) == "[LossSpike(step=2, loss=nan, norm_ratio=1.0)]"
+    state["window"][2][6] = "1"
+    with pytest.raises(ValueError, match=r"window\[2\]: loss must be a real number"):
+        again.load_state_dict(state)
+
+
+def test_the_picture_has_a_panel_of_the_loss():
+    pytest.importorskip("matplotlib")
+    figure = with_losses([2.0, None, math.nan, 1.0], [1.0, 2.0, 3.0, 1.0]).plot()
+    over, _, below = figure.axes
+    assert below.get_ylabel() == "loss"
+    assert below.get_xlim() == over.get_xlim()
+    assert np.array_equal(below.lines[0].get_xydata(), [[0, 2.0], [2, math.nan], [3, 1.0]], equal_nan=True)
+    assert below.lines[1].get_xdata().tolist() == [2]
+    assert len(monitored(training(5)).plot().axes) == 2
+
+
+def test_norms_are_drawn_into_axes_of_ones_own(tmp_path):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    axes = figure.subfigures(1, 2)[1].subplots()
+    monitor = with_losses([1.0, 2.0], [1.0, 3.0])
+    assert monitor.plot(ax=axes) is figure
+    assert figure.axes == [axes]
+    assert "Gradient norm, all 2 steps" in axes.get_title("left")
+    assert axes.get_legend() is not None
+    assert monitor.plot(tmp_path / "picture.png", ax=axes) is figure
+    assert (tmp_path / "picture.png").stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""The picture of a monitor: norms over steps with their threshold, and a histogram of the norms."""
+"""The picture of a monitor: norms over steps with their threshold, a histogram of the norms, and the loss."""
 
 from __future__ import annotations
 
@@ -14,29 +14,78 @@ from .state import Steps
 BLUE, ORANGE, RED = "#0072B2", "#E69F00", "#C1272D"
 
 
-def draw(numbers: Iterable[int], steps: Steps, total: int) -> Figure:
-    """Return a matplotlib figure of the kept `steps` and their `numbers`, out of `total` recorded steps."""
-    from matplotlib.ticker import MaxNLocator
+def draw(numbers: Iterable[int], steps: Steps, total: int, ax: Axes | None = None) -> Figure:
+    """Return a matplotlib figure of the kept `steps` and their `numbers`, out of `total` recorded steps.
 
-    figure = new_figure(9, 4.5)
-    over, beside = figure.subplots(1, 2, sharey=True, width_ratios=[3.4, 1])  # norms over steps; the histogram beside them
+    ax : axes into which the norms are drawn alone; else a new figure has the histogram too, and the loss where there is one
+    """
+    x = np.array(numbers)
     norms, thresholds = _drawable(steps["norm"]), _drawable(steps["max_norm"])
-    log = _choose_axis(over, norms[np.isfinite(norms)], thresholds[np.isfinite(thresholds)])
-    _draw_steps(over, np.array(numbers), steps, norms, thresholds, log)
+    if ax is not None:
+        _draw_norms(ax, x, steps, norms, thresholds, total)
+        ax.legend(frameon=False, fontsize=9)
+        ax.set_xlabel("step")
+        return _figure_of(ax)
+    with_loss = bool(steps["has_loss"].any())
+    figure = new_figure(9, 6.5 if with_loss else 4.5)
+    rows = figure.subplots(
+        1 + with_loss, 2, squeeze=False, sharey="row", width_ratios=[3.4, 1], height_ratios=[2, 1][: 1 + with_loss]
+    )
+    over, beside = rows[0]  # norms over steps; the histogram beside them
+    log = _draw_norms(over, x, steps, norms, thresholds, total)
     _draw_histogram(beside, steps, norms, thresholds, log)
-
-    which = f"last {len(steps):,} of {total:,}" if len(steps) < total else f"all {total:,}"
-    rate = f": {steps['clipped'].mean():.1%} clipped" if total else ""
-    over.set_title(f"Gradient norm, {which} steps{rate}", loc="left")
-    over.set(xlabel="step", ylabel="norm before clipping")
     beside.set(xlabel="steps", title="histogram")
-    for axes, ticks in (over, 8), (beside, 4):
-        axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="0.9", lw=0.6)
-        axes.set_axisbelow(True)
+    _tidy(beside, 4)
+    if with_loss:
+        rows[1][1].remove()
+        _draw_losses(rows[1][0], x, steps, over)
+    rows[-1][0].set_xlabel("step")
     figure.legend(handles=over.get_legend_handles_labels()[0], loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return figure
+
+
+def _figure_of(axes: Axes) -> Figure:
+    """Return the figure of axes, which may be in a part of it."""
+    figure: Any = axes.figure
+    while type(figure).__name__ == "SubFigure":
+        figure = figure.figure
+    whole: Figure = figure
+    return whole
+
+
+def _tidy(axes: Axes, ticks: int) -> None:
+    """Give axes a few whole numbers below, a light grid and no frame."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _draw_norms(axes: Axes, x: Any, steps: Steps, norms: Floats, thresholds: Floats, total: int) -> bool:
+    """Draw the norms over the numbers `x` of the steps, with a title; return whether the axis of norms is logarithmic."""
+    log = _choose_axis(axes, norms[np.isfinite(norms)], thresholds[np.isfinite(thresholds)])
+    _draw_steps(axes, x, steps, norms, thresholds, log)
+    which = f"last {len(steps):,} of {total:,}" if len(steps) < total else f"all {total:,}"
+    rate = f": {steps['clipped'].mean():.1%} clipped" if total else ""
+    axes.set_title(f"Gradient norm, {which} steps{rate}", loc="left")
+    axes.set_ylabel("norm before clipping")
+    _tidy(axes, 8)
+    return log
+
+
+def _draw_losses(axes: Axes, x: Any, steps: Steps, over: Axes) -> None:
+    """Draw the loss over the steps, and a mark for each that is not finite, below the norms in the axes `over`."""
+    known = steps["has_loss"] > 0
+    loss = np.where(np.isfinite(steps["loss"]), steps["loss"], np.nan)
+    axes.plot(x[known], loss[known], color=BLUE, lw=1)
+    bad = known & ~np.isfinite(loss)
+    if bad.any():
+        axes.plot(x[bad], np.full(bad.sum(), 0.94), "v", color=RED, ms=7, transform=axes.get_xaxis_transform())
+    axes.set_xlim(over.get_xlim())
+    axes.set_ylabel("loss")
+    _tidy(axes, 8)
 
 
 def _drawable(values: Any) -> Any:

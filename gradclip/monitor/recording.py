@@ -9,16 +9,20 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._core.arguments import Floats, number, percent
+from .._core.arguments import Floats, Number, number, percent, real
 from ..errors import FrequentClippingWarning, VanishingScaleWarning
 from ..report import ClipReport
 from ..thresholds.constant import ONE_NORM
 from ..thresholds.standard_state import in_standard_state
-from .state import COLUMNS, LAYOUT, Step, Steps, Totals, check_counts, check_keys, steps_of
+from .losses import LossSpike, spikes
+from .state import COLUMNS, LAYOUT, Step, Steps, Totals, check_counts, check_keys, rows_of, steps_of
+
+if TYPE_CHECKING:
+    from .._saving import Axes, Figure
 
 ENOUGH = 100  # steps: the clip rate of fewer says little
 VANISHING = 1e-6  # a gradient a million times too long has no useful direction, and what is left of it is no useful step
@@ -33,7 +37,7 @@ class ClipMonitor:
     Parameters
     ----------
     window : int, default 1000
-        How many of the last steps are kept. Each takes 34 bytes; the length of the training makes no difference.
+        How many of the last steps are kept. Each takes 43 bytes; the length of the training makes no difference.
     warn_rate : float, default 0.5
         The clip rate, between 0 and 1, above which `FrequentClippingWarning` is given. 1 never warns.
 
@@ -41,6 +45,10 @@ class ClipMonitor:
     ----------
     steps : int
     clip_rate : float
+    norms : numpy.ndarray
+    thresholds : numpy.ndarray
+    scales : numpy.ndarray
+    losses : numpy.ndarray
 
     Raises
     ------
@@ -112,7 +120,27 @@ class ClipMonitor:
         """The fraction of the last `window` steps that were clipped; 0.0 before the first step."""
         return self._clipped / self._kept if self._kept else 0.0
 
-    def record(self, report: ClipReport) -> None:
+    @property
+    def norms(self) -> Floats:
+        """The norms of the window before clipping, oldest first, float64; a copy."""
+        return self._column("norm")
+
+    @property
+    def thresholds(self) -> Floats:
+        """The thresholds of the window, oldest first, float64; NaN where each leaf had its own. A copy."""
+        return self._column("max_norm")
+
+    @property
+    def scales(self) -> Floats:
+        """The factors of the window, oldest first, float64; the smallest where there were several. A copy."""
+        return self._column("scale")
+
+    @property
+    def losses(self) -> Floats:
+        """The losses of the window, oldest first, float64; NaN where none was recorded. A copy."""
+        return self._column("loss")
+
+    def record(self, report: ClipReport, loss: Number | None = None) -> None:
         """Record the report of one step, which takes a few microseconds.
 
         Parameters
@@ -120,16 +148,18 @@ class ClipMonitor:
         report : ClipReport
             What a clip function returned. Each attribute is read once. A ``max_norm`` that is not one number, because each
             leaf has its own threshold, is kept as NaN.
+        loss : float, optional
+            The loss of this step, for `loss_spikes` and the picture. It may be NaN or Inf.
 
         Raises
         ------
         TypeError, ValueError
-            `report` is not a report; nothing was recorded.
+            `report` is not a report, or `loss` not a number; nothing was recorded.
         FrequentClippingWarning, VanishingScaleWarning
             A filter turns warnings into errors. The step was recorded, and the warning will not come again.
         """
-        step = _step_of(report)
-        norm, max_norm, scale, clipped, _, nonfinite = step
+        step = _step_of(report, loss)
+        norm, max_norm, scale, clipped, _, nonfinite, _, _ = step
         self._clipped -= int(self._ring["clipped"][self._next])  # 0 if the entry is unused
         self._clipped += clipped
         self._ring[self._next] = step
@@ -266,7 +296,8 @@ class ClipMonitor:
         """Write the steps of the window to a CSV file, oldest first.
 
         The columns are step, norm, max_norm, scale, clipped and skipped (both 0 or 1), and nonfinite (a number of elements).
-        All fields are numbers, which may be ``nan`` or ``inf``, and are read back exactly.
+        A column loss follows if a loss was recorded in the window. All fields are numbers, which may be ``nan`` or ``inf``, and
+        are read back exactly.
 
         Parameters
         ----------
@@ -282,21 +313,69 @@ class ClipMonitor:
 
         from .._saving import replacing
 
+        window = self._window()
+        columns = [*COLUMNS, "loss"] if window["has_loss"].any() else list(COLUMNS)
         with replacing(path) as file:
             text = io.TextIOWrapper(file, encoding="utf-8", newline="")
             writer = csv.writer(text)
-            writer.writerow(["step", *COLUMNS])
-            writer.writerows([step, *values] for step, values in zip(self._numbers(), self._window().tolist(), strict=True))
+            writer.writerow(["step", *columns])
+            writer.writerows([step, *row] for step, row in zip(self._numbers(), window[columns].tolist(), strict=True))
             text.detach()  # flushes the text; the file stays open
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Save a picture of the window: norms over steps with the threshold, and a histogram of the norms.
+    def loss_spikes(self, deviations: float = 6.0) -> list[LossSpike]:
+        """Return the steps of the window whose loss is not finite or stands out, and how large the norms before them were.
+
+        A loss stands out if it is above the median of the finite losses of the window by more than `deviations` times their
+        median deviation, scaled to the standard deviation of a normal distribution (1.4826).
 
         Parameters
         ----------
-        path : path
-            The file. Its suffix chooses the format, PNG if there is none. A file of that name is replaced at once by the
-            complete new file, or not at all.
+        deviations : float, default 6
+            How many deviations; positive.
+
+        Returns
+        -------
+        list of LossSpike
+            Named tuples, oldest first: ``step``, ``loss`` and ``norm_ratio``, the largest norm of the ten steps before it as a
+            multiple of the median norm of the window. ``norm_ratio`` is NaN where there is no step before it in the window or
+            the median is 0, and ``inf`` after a norm that is not finite.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `deviations` is not a positive number.
+
+        Examples
+        --------
+        >>> import numpy as np, gradclip
+        >>> monitor = gradclip.ClipMonitor()
+        >>> for step in range(100):
+        ...     grad = np.array([50.0 if step == 70 else 1.0])
+        ...     loss = 9.0 if step == 72 else 2.0 + step % 5 / 10
+        ...     monitor.record(gradclip.clip_by_global_norm_(grad, 10.0), loss)
+        >>> monitor.loss_spikes()
+        [LossSpike(step=72, loss=9.0, norm_ratio=50.0)]
+        """
+        limit = number("deviations", deviations, 0.0)
+        if limit == 0.0:
+            raise ValueError("deviations must be above 0")
+        return spikes(self._numbers(), self._window(), limit)
+
+    def plot(self, path: str | os.PathLike[str] | None = None, ax: Axes | None = None) -> Figure:
+        """Draw the window: norms over steps with the threshold, a histogram of the norms, and the loss where there is one.
+
+        Parameters
+        ----------
+        path : path, optional
+            A file to save the picture in. Its suffix chooses the format, PNG if there is none. A file of that name is replaced
+            at once by the complete new file, or not at all.
+        ax : matplotlib.axes.Axes, optional
+            Axes of a figure of your own. Norms and thresholds are drawn into them, and nothing else.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            The figure; that of `ax` if it is given.
 
         Raises
         ------
@@ -310,7 +389,10 @@ class ClipMonitor:
         need_matplotlib("plot")
         from .picture import draw
 
-        save_picture(draw(self._numbers(), self._window(), self.steps), path, dpi=120)
+        figure = draw(self._numbers(), self._window(), self.steps, ax)
+        if path is not None:
+            save_picture(figure, path, dpi=120)
+        return figure
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that was recorded, for a checkpoint.
@@ -320,7 +402,7 @@ class ClipMonitor:
         dict
             Dicts, lists and numbers, as `json` can write them and `load_state_dict` takes them.
         """
-        return {"totals": asdict(self._totals), "window": [list(step) for step in self._window().tolist()]}
+        return {"totals": asdict(self._totals), "window": rows_of(self._window())}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replace all that was recorded by the steps of a `state_dict`.
@@ -358,6 +440,11 @@ class ClipMonitor:
             return self._ring[: self._kept]
         return np.roll(self._ring, -self._next)
 
+    def _column(self, name: str) -> Floats:
+        """Return one number of each kept step, oldest first; a copy."""
+        found: Floats = self._window()[name].copy()
+        return found
+
     def _numbers(self) -> range:
         """Return the numbers of the kept steps, oldest first."""
         return range(self.steps - self._kept, self.steps)
@@ -368,8 +455,8 @@ class ClipMonitor:
         return norms[np.isfinite(norms)]
 
 
-def _step_of(report: Any) -> Step:
-    """Return what is kept of a report; raise an error if it is no report. Each attribute is read once."""
+def _step_of(report: Any, loss: Number | None) -> Step:
+    """Return what is kept of a report and a loss; raise an error if it is no report. Each attribute is read once."""
     try:
         found = report.norm, report.max_norm, report.scale, report.clipped, report.skipped, report.nonfinite
     except AttributeError as error:
@@ -382,12 +469,12 @@ def _step_of(report: Any) -> Step:
         except (TypeError, ValueError):
             max_norm = math.nan  # each leaf has its own threshold
     try:
-        step = float(norm), max_norm, float(scale), int(bool(clipped)), int(bool(skipped)), int(nonfinite)
+        found = float(norm), max_norm, float(scale), int(bool(clipped)), int(bool(skipped)), int(nonfinite)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"report must be a ClipReport, and what this {type(report).__name__} holds is not: {error}") from None
-    if step[0] < 0.0 or step[2] < 0.0 or not 0 <= step[5] < 2**63:
+    if found[0] < 0.0 or found[2] < 0.0 or not 0 <= found[5] < 2**63:
         raise ValueError(f"no report has norm={norm!r}, scale={scale!r} and nonfinite={nonfinite!r}")
-    return step
+    return (*found, math.nan, 0) if loss is None else (*found, real("loss", loss), 1)
 
 
 def _vanishing(report: Any, norm: float, max_norm: float, scale: float, nonfinite: int) -> float | None:

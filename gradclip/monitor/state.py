@@ -14,9 +14,9 @@ from .._core.arguments import flag, number, real, whole
 
 # What is kept of one step. Bools are kept as integers, so that a CSV file holds numbers only.
 COLUMNS = {"norm": "f8", "max_norm": "f8", "scale": "f8", "clipped": "u1", "skipped": "u1", "nonfinite": "i8"}
-LAYOUT = np.dtype(list(COLUMNS.items()))
+LAYOUT = np.dtype([*COLUMNS.items(), ("loss", "f8"), ("has_loss", "u1")])  # the loss is NaN where none was recorded
 
-Step = tuple[float, float, float, int, int, int]  # one step, in the order of COLUMNS
+Step = tuple[float, float, float, int, int, int, float, int]  # one step, in the order of LAYOUT
 Steps = np.ndarray[Any, np.dtype[np.void]]  # steps, oldest first, as an array of the dtype LAYOUT
 
 
@@ -56,7 +56,7 @@ class Totals:
 
     def add(self, step: Step) -> None:
         """Count one more step."""
-        norm, _, scale, clipped, skipped, nonfinite = step
+        norm, _, scale, clipped, skipped, nonfinite, _, _ = step
         self.steps += 1
         self.clipped += clipped
         self.skipped += skipped
@@ -89,16 +89,16 @@ def check_keys(name: str, state: Any, known: Collection[str]) -> None:
 def steps_of(rows: Any) -> Steps:
     """Return the window of a `state_dict` as an array; raise an error that names the first wrong number.
 
-    Norms and factors are NaN or at least 0, and counts are whole numbers.
+    Norms and factors are NaN or at least 0, and counts are whole numbers. A seventh number is the loss.
     """
     if not isinstance(rows, list | tuple):
         raise TypeError(f"window must be a list, not {type(rows).__name__}")
     for i, row in enumerate(rows):
-        if not isinstance(row, list | tuple) or len(row) != len(COLUMNS):
+        if not isinstance(row, list | tuple) or len(row) not in (len(COLUMNS), len(COLUMNS) + 1):
             raise ValueError(f"window[{i}] must be a list of {len(COLUMNS)} numbers, not {reprlib.repr(row)}")
-        norm, max_norm, scale, clipped, skipped, nonfinite = row
+        norm, max_norm, scale, clipped, skipped, nonfinite, *loss = row
         place = f"window[{i}]"
-        for name, value in ("norm", norm), ("max_norm", max_norm), ("scale", scale):
+        for name, value in ("norm", norm), ("max_norm", max_norm), ("scale", scale), *(("loss", value) for value in loss):
             if type(value) is not float:
                 real(f"{place}: {name}", value)
         for name, value in ("norm", norm), ("scale", scale):  # a max_norm may be negative: that of clip_by_value
@@ -107,7 +107,12 @@ def steps_of(rows: Any) -> Steps:
         for name, value, most in ("clipped", clipped, 1), ("skipped", skipped, 1), ("nonfinite", nonfinite, 2**63 - 1):
             if whole(f"{place}: {name}", value, 0) > most:
                 raise ValueError(f"{place}: {name} must be at most {most}, not {value!r}")
-    return np.array([tuple(row) for row in rows], LAYOUT)
+    return np.array([(*row, 1) if len(row) > len(COLUMNS) else (*row, math.nan, 0) for row in rows], LAYOUT)
+
+
+def rows_of(steps: Steps) -> list[list[float]]:
+    """Return the window of a `state_dict`: six numbers of each step, and as a seventh its loss if there is one."""
+    return [list(step[: len(COLUMNS) + step[-1]]) for step in steps.tolist()]
 
 
 def check_counts(totals: Totals, kept: Steps) -> None:

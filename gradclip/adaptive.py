@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ._core.arguments import Grads, number, whole
 from ._core.call import Request, functional, in_place
-from ._core.options import Options, OptionsWithoutEps, Unpack, spelled_out
+from ._core.options import Options, UnitOptionsWithoutEps, Unpack, spelled_out_for_units
 from .report import ClipReport
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._leaves import Leaves
 
 
-@spelled_out
+@spelled_out_for_units
 def clip_adaptive_(
     grads: Any,
     params: Any,
@@ -23,7 +23,7 @@ def clip_adaptive_(
     *,
     eps: float = 1e-3,
     unit_axis: int = 0,
-    **norm: Unpack[OptionsWithoutEps],
+    **norm: Unpack[UnitOptionsWithoutEps],
 ) -> ClipReport:
     r"""Clip each unit's gradient to a fraction of the norm of the unit's parameters, in place.
 
@@ -103,7 +103,7 @@ def clip_adaptive(
     out: None = None,
     eps: float = 1e-3,
     unit_axis: int = 0,
-    **norm: Unpack[OptionsWithoutEps],
+    **norm: Unpack[UnitOptionsWithoutEps],
 ) -> tuple[Grads, ClipReport]: ...
 @overload
 def clip_adaptive(
@@ -114,9 +114,9 @@ def clip_adaptive(
     out: Grads,
     eps: float = 1e-3,
     unit_axis: int = 0,
-    **norm: Unpack[OptionsWithoutEps],
+    **norm: Unpack[UnitOptionsWithoutEps],
 ) -> tuple[Grads, ClipReport]: ...
-@spelled_out
+@spelled_out_for_units
 def clip_adaptive(
     grads: Any,
     params: Any,
@@ -125,7 +125,7 @@ def clip_adaptive(
     out: Any = None,
     eps: float = 1e-3,
     unit_axis: int = 0,
-    **norm: Unpack[OptionsWithoutEps],
+    **norm: Unpack[UnitOptionsWithoutEps],
 ) -> tuple[Any, ClipReport]:
     """Return each unit's gradient clipped to a fraction of the norm of the unit's parameters, and the report.
 
@@ -181,14 +181,14 @@ def clip_adaptive(
     return functional(grads, _adaptive(params, clip_factor, eps, unit_axis, norm), out)
 
 
-def _adaptive(params: Any, clip_factor: float, eps: float, unit_axis: int, norm: OptionsWithoutEps) -> _Adaptive:
+def _adaptive(params: Any, clip_factor: float, eps: float, unit_axis: int, norm: UnitOptionsWithoutEps) -> _Adaptive:
     """The request of `clip_adaptive_` and `clip_adaptive`, after a check of the arguments."""
     clip_factor, eps = number("clip_factor", clip_factor), number("eps", eps, 0.0)
     if not 0.0 < clip_factor < math.inf:
         raise ValueError(f"clip_factor must be positive and finite, not {clip_factor!r}")
     if eps == math.inf:
         raise ValueError("eps must be finite")
-    request = _Adaptive(Options.of(norm), clip_factor)
+    request = _Adaptive(Options.of_units(norm), clip_factor)
     request.params, request.eps, request.unit_axis = params, eps, whole("unit_axis", unit_axis)
     return request
 

@@ -271,6 +271,8 @@ def apply_clip_(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of the union is at most `max_norm` once each of its parts has been
         clipped so. For orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    skip_above : float or Threshold, optional
+        Leave the step out if its norm is above this: `clip_by_global_norm_` says how.
 
     Returns
     -------
@@ -333,6 +335,9 @@ def apply_clip(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of the union is at most `max_norm` once each of its parts has been
         clipped so. For orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    skip_above : float or Threshold, optional
+        Leave the step out if its norm is above this: `clip_by_global_norm_` says how. New leaves are copies then, and `out`
+        is not written.
 
     Returns
     -------

@@ -11,7 +11,7 @@ import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Number, number, whole
 from ._core.call import Request, functional, in_place, measured, total_threshold
-from ._core.options import NormOptions, Options, Unpack, spelled_out
+from ._core.options import NormOptions, Options, UnitOptions, Unpack, spelled_out, spelled_out_for_units
 from ._leaves import is_nesting
 from .report import ClipReport
 from .thresholds import PerLeaf, Threshold
@@ -53,6 +53,10 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
         orders 1, 2 and ``inf`` (of complex numbers 2). For others the norm is at most `max_norm` as it is
         measured, an error of 4 ulp (below order 1, 4 / p) allowed for. Costs at least one more read pass where
         something is clipped.
+    skip_above : float or Threshold, optional
+        Leave the step out if its norm is above this: nothing is written, and ``report.skipped`` is True. A number >= 0, or a
+        rule of `gradclip.thresholds`, which sees every finite norm. It is asked before `max_norm`; a norm that is skipped
+        is not shown to a rule given as `max_norm`. NaN and Inf are the business of `nonfinite`.
 
     Returns
     -------
@@ -126,6 +130,9 @@ def clip_by_global_norm(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of the result is at most `max_norm`. For orders other than 1, 2 and
         ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    skip_above : float or Threshold, optional
+        Leave the step out if its norm is above this: `clip_by_global_norm_` says how. New leaves are copies then, and `out`
+        is not written.
 
     Returns
     -------
@@ -151,9 +158,9 @@ def clip_by_global_norm(
     return functional(grads, Request(Options.of(norm), total_threshold(max_norm)), out)
 
 
-@spelled_out
+@spelled_out_for_units
 def clip_by_norm_(
-    grads: Any, max_norm: ByLeaf | PerLeaf, *, axis: int | tuple[int, ...] | None = None, **norm: Unpack[NormOptions]
+    grads: Any, max_norm: ByLeaf | PerLeaf, *, axis: int | tuple[int, ...] | None = None, **norm: Unpack[UnitOptions]
 ) -> ClipReport:
     """Scale every leaf, or every slice, by a factor of its own so that its norm is at most `max_norm`, in place.
 
@@ -223,7 +230,7 @@ def clip_by_norm(
     *,
     out: None = None,
     axis: int | tuple[int, ...] | None = None,
-    **norm: Unpack[NormOptions],
+    **norm: Unpack[UnitOptions],
 ) -> tuple[Grads, ClipReport]: ...
 @overload
 def clip_by_norm(
@@ -232,16 +239,16 @@ def clip_by_norm(
     *,
     out: Grads,
     axis: int | tuple[int, ...] | None = None,
-    **norm: Unpack[NormOptions],
+    **norm: Unpack[UnitOptions],
 ) -> tuple[Grads, ClipReport]: ...
-@spelled_out
+@spelled_out_for_units
 def clip_by_norm(
     grads: Any,
     max_norm: ByLeaf | PerLeaf,
     *,
     axis: int | tuple[int, ...] | None = None,
     out: Any = None,
-    **norm: Unpack[NormOptions],
+    **norm: Unpack[UnitOptions],
 ) -> tuple[Any, ClipReport]:
     """Return every leaf, or every slice, scaled so that its norm is at most `max_norm`, and the report.
 
@@ -295,11 +302,11 @@ def clip_by_norm(
     return functional(grads, _by_norm(norm, max_norm, axis), out)
 
 
-def _by_norm(norm: NormOptions, max_norm: ByLeaf | PerLeaf, axis: int | tuple[int, ...] | None) -> _ByNorm:
+def _by_norm(norm: UnitOptions, max_norm: ByLeaf | PerLeaf, axis: int | tuple[int, ...] | None) -> _ByNorm:
     """The request of `clip_by_norm_` and `clip_by_norm`."""
     if isinstance(max_norm, PerLeaf) and axis is not None:
         raise TypeError("max_norm: PerLeaf has one threshold for each leaf, but axis cuts leaves into slices")
-    request = _ByNorm(Options.of(norm), max_norm)
+    request = _ByNorm(Options.of_units(norm), max_norm)
     request.axis = axis
     return request
 

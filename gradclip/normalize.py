@@ -44,6 +44,9 @@ def normalize_(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of what was written is at most `target`. For orders other than 1, 2
         and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    skip_above : float or Threshold, optional
+        Leave the step out if its norm is above this: `clip_by_global_norm_` says how. Not with
+        `per_leaf`.
 
     Returns
     -------
@@ -126,6 +129,9 @@ def normalize(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of the result is at most `target`. For orders other than 1, 2 and
         ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    skip_above : float or Threshold, optional
+        Leave the step out if its norm is above this: `clip_by_global_norm_` says how. Not with
+        `per_leaf`. New leaves are copies then, and `out` is not written.
 
     Returns
     -------
@@ -153,7 +159,8 @@ def _normalization(target: float, eps: float, per_leaf: bool, norm: OptionsWitho
     """The request of `normalize_` and `normalize`, after a check of the arguments."""
     if not isinstance(per_leaf, bool | np.bool_):
         raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
-    options, target = Options.of({**norm, "eps": eps}), number("target", target, 0.0)
+    options = (Options.of_units if per_leaf else Options.of)({**norm, "eps": eps})
+    target = number("target", target, 0.0)
     if target == math.inf:
         raise ValueError("target must be finite")
     return (_EachLeaf if per_leaf else Request)(options, target, mode=NORMALIZE)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ._core.arguments import Grads, Number, number
 from ._core.call import Request, functional, in_place
-from ._core.options import NormOptions, Options, Unpack, spelled_out
+from ._core.options import Options, UnitOptions, Unpack, spelled_out_for_units
 from ._leaves import Leaves
 from .report import ClipReport
 from .thresholds import Threshold
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ._core.engine import AnySums, Engine
 
 
-@spelled_out
-def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[NormOptions]) -> ClipReport:
+@spelled_out_for_units
+def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[UnitOptions]) -> ClipReport:
     """Scale every sample of a batch by a factor of its own so that its norm is at most `max_norm`, in place.
 
     Parameters
@@ -65,17 +65,17 @@ def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[NormOptions]) 
     >>> grads["b"]
     array([0.8, 0.4])
     """
-    return in_place(grads, _PerSample(Options.of(norm), _threshold(max_norm)))
+    return in_place(grads, _PerSample(Options.of_units(norm), _threshold(max_norm)))
 
 
 @overload
 def clip_per_sample(
-    grads: Grads, max_norm: Number, *, out: None = None, **norm: Unpack[NormOptions]
+    grads: Grads, max_norm: Number, *, out: None = None, **norm: Unpack[UnitOptions]
 ) -> tuple[Grads, ClipReport]: ...
 @overload
-def clip_per_sample(grads: Any, max_norm: Number, *, out: Grads, **norm: Unpack[NormOptions]) -> tuple[Grads, ClipReport]: ...
-@spelled_out
-def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[NormOptions]) -> tuple[Any, ClipReport]:
+def clip_per_sample(grads: Any, max_norm: Number, *, out: Grads, **norm: Unpack[UnitOptions]) -> tuple[Grads, ClipReport]: ...
+@spelled_out_for_units
+def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[UnitOptions]) -> tuple[Any, ClipReport]:
     """Return every sample of a batch scaled so that its norm is at most `max_norm`, and the report.
 
     The same as `clip_per_sample_`, leaving `grads` untouched.
@@ -123,12 +123,12 @@ def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Un
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
-    return functional(grads, _PerSample(Options.of(norm), _threshold(max_norm)), out)
+    return functional(grads, _PerSample(Options.of_units(norm), _threshold(max_norm)), out)
 
 
-@spelled_out
+@spelled_out_for_units
 def per_sample_clip_sum(
-    grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[NormOptions]
+    grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[UnitOptions]
 ) -> tuple[Any, ClipReport]:
     r"""Clip every sample as `clip_per_sample` does and sum over the batch, without writing the clipped samples.
 
@@ -196,7 +196,7 @@ def per_sample_clip_sum(
     >>> report.clipped_count, report.size
     (1, 2)
     """
-    return functional(grads, _SampleSum(Options.of(norm), _threshold(max_norm)), out)
+    return functional(grads, _SampleSum(Options.of_units(norm), _threshold(max_norm)), out)
 
 
 class _PerSample(Request):

@@ -163,7 +163,7 @@ class ClipReport:
 
     @property
     def skipped(self) -> bool:
-        """Whether the step is to be left out: ``nonfinite="skip"`` was given, and an element is NaN or Inf."""
+        """Whether the step is to be left out: by ``nonfinite="skip"`` or because the norm is above ``skip_above``."""
         return self._skipped
 
     @property

@@ -49,6 +49,9 @@ def sgd_step_(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of ``scale * grads`` is at most `max_norm`. For orders other than 1,
         2 and ``inf`` see `clip_by_global_norm_`.
+    skip_above : float or Threshold, optional
+        Leave the step out if its norm is above this: `clip_by_global_norm_` says how. No
+        parameter moves then.
 
     Returns
     -------

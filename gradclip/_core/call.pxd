@@ -4,9 +4,10 @@ from gradclip._leaves.leaves cimport Leaves
 cdef class Request:
     cdef public object options, threshold, shown, mode, lr, share, norms
     cdef public Leaves to
-    cdef public bint fresh, by_sample, elsewhere
+    cdef public bint fresh, by_sample, elsewhere, skips
     cpdef Leaves prepare(self, Leaves leaves)
     cpdef Leaves target(self, Leaves leaves, out)
+    cdef bint is_left_out(self, sums) except -1
     cpdef decide(self, engine, Leaves read)
     cpdef measure(self, engine, Leaves read)
     cpdef write(self, engine, plan)

@@ -45,6 +45,8 @@ cdef class Request:
         The ``norms`` of the report, if they are not those that were measured.
     elsewhere : bool
         Whether the norm was measured before the call: then it is decided on the host, wherever the leaves lie.
+    skips : bool
+        Whether the step is left out because its norm is above ``skip_above``: nothing is written, whatever the threshold.
     """
 
     def __init__(self, options, threshold, shown=None, mode=CLIP):
@@ -67,12 +69,27 @@ cdef class Request:
     cpdef decide(self, engine, Leaves read):
         """Return the report, and the plan that is to be written: None if nothing is."""
         sums = self.measure(engine, read)
+        if self.options.skip_above is not None and self.is_left_out(sums):
+            return engine.decide(self, sums)
         if not (type(self.threshold) is float or PyArray_Check(self.threshold)) and isinstance(self.threshold, Threshold):
-            self.threshold = self.shown = asked(self.threshold, sums, self.options)
+            self.threshold = self.shown = asked("max_norm", self.threshold, sums, self.options)
         if type(self.threshold) is float and engine is HOST and self.mode is CLIP and self.to.source == NULL and \
                 self.options.plain and sums.within(self.threshold):
             return ClipReport(sums, self.shown, self.to.units, None, 0, False, self.norms), None    # the usual step, kept short
         return engine.decide(self, sums)
+
+    cdef bint is_left_out(self, sums) except -1:
+        """Whether the norm is above ``skip_above``; then the report shows this threshold, if `max_norm` is a rule.
+
+        NaN and Inf among the elements are the business of ``nonfinite``: they make no norm that is above anything."""
+        limit = self.options.skip_above
+        if type(limit) is not float:
+            limit = asked("skip_above", limit, sums, self.options)
+        norm = sums.norm()
+        self.skips = norm > limit and (math.isfinite(norm) or not sums.nonfinite())
+        if self.skips and isinstance(self.threshold, Threshold):
+            self.threshold = self.shown = limit
+        return self.skips
 
     cpdef measure(self, engine, Leaves read):
         """Return the sums that a read pass over the leaves finds."""
@@ -84,11 +101,11 @@ cdef class Request:
         engine.write(self.to, plan)
 
 
-cdef object asked(rule, sums, options):
-    """The threshold that a rule gives this step."""
+cdef object asked(str name, rule, sums, options):
+    """The threshold that a rule, the argument `name`, gives this step."""
     if options.nonfinite == "raise" and sums.nonfinite():
         return math.inf
-    return number(f"max_norm: {type(rule).__name__}.next_threshold", rule.next_threshold(sums.norm()), 0.0)
+    return number(f"{name}: {type(rule).__name__}.next_threshold", rule.next_threshold(sums.norm()), 0.0)
 
 
 def total_threshold(max_norm):

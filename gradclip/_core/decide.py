@@ -32,7 +32,7 @@ def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Pl
     together = type(request.threshold) is float
     size = sums.count if request.by_sample else to.units
     with StandardState():
-        if sums.nonfinite() and refused(sums, options):
+        if request.skips or (sums.nonfinite() and refused(sums, options)):
             report = ClipReport(sums, request.shown, size, None, 0, True, request.norms)
             return report, Plan(1) if request.fresh else None
         plan = _decided(request, sums, together)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from .arguments import Function, flag, number
+from ..thresholds import Threshold
+from .arguments import Function, Number, flag, number
 
 if sys.version_info >= (3, 11):
     from typing import Unpack as Unpack
@@ -27,8 +28,8 @@ else:
 POLICIES = ("raise", "skip", "zero", "propagate")
 
 
-class OptionsWithoutEps(TypedDict, total=False):
-    """What ``**norm`` stands for where `eps` is a parameter of its own."""
+class UnitOptionsWithoutEps(TypedDict, total=False):
+    """What ``**norm`` stands for where units have norms of their own, and `eps` is a parameter of its own."""
 
     ord: float
     nonfinite: Literal["raise", "skip", "zero", "propagate"]
@@ -36,8 +37,20 @@ class OptionsWithoutEps(TypedDict, total=False):
     strict: bool
 
 
+class UnitOptions(UnitOptionsWithoutEps, total=False):
+    """What ``**norm`` stands for where units have norms of their own: leaves, slices or samples."""
+
+    eps: float
+
+
+class OptionsWithoutEps(UnitOptionsWithoutEps, total=False):
+    """What ``**norm`` stands for where one norm rules, and `eps` is a parameter of its own."""
+
+    skip_above: Number | Threshold | None
+
+
 class NormOptions(OptionsWithoutEps, total=False):
-    """What ``**norm`` stands for; `clip_by_global_norm_` explains each."""
+    """What ``**norm`` stands for where one norm rules; `clip_by_global_norm_` explains each."""
 
     eps: float
 
@@ -45,10 +58,16 @@ class NormOptions(OptionsWithoutEps, total=False):
 class Options:
     """The keyword arguments that every norm-based function shares, checked."""
 
-    __slots__ = ("eps", "finite_only", "grad_scale", "nonfinite", "ord", "plain", "strict")
+    __slots__ = ("eps", "finite_only", "grad_scale", "nonfinite", "ord", "plain", "skip_above", "strict")
 
     def __init__(
-        self, ord: float = 2, eps: float = 0.0, nonfinite: str = "raise", grad_scale: float = 1.0, strict: bool = False
+        self,
+        ord: float = 2,
+        eps: float = 0.0,
+        nonfinite: str = "raise",
+        grad_scale: float = 1.0,
+        strict: bool = False,
+        skip_above: Number | Threshold | None = None,
     ):
         self.ord = _order(ord)
         self.eps = number("eps", eps, 0.0)
@@ -63,8 +82,16 @@ class Options:
         if not 0.0 < self.grad_scale < math.inf:
             raise ValueError(f"grad_scale must be positive and finite, not {grad_scale!r}")
         self.strict = flag("strict", strict)
+        self.skip_above = None if skip_above is None else _step_limit(skip_above)
         self.finite_only = nonfinite == "zero"  # norms leave NaN and Inf out
         self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
+
+    @staticmethod
+    def of_units(norm: Mapping[str, Any]) -> Options:
+        """The Options that the ``**norm`` of a call stands for in which units have norms of their own."""
+        if norm.get("skip_above") is not None:
+            raise TypeError("skip_above leaves out a step by the norm of all leaves; here each unit has a norm of its own")
+        return Options.of(norm)
 
     @staticmethod
     def of(norm: Mapping[str, Any]) -> Options:
@@ -83,10 +110,20 @@ class Options:
 
 
 def spelled_out(function: Function) -> Function:
-    """Show the keywords that ``**norm`` stands for in `help` and to completion."""
+    """Show the keywords that ``**norm`` stands for, where one norm rules, in `help` and to completion."""
+    return _shown(function, KEYWORDS.keys())
+
+
+def spelled_out_for_units(function: Function) -> Function:
+    """Show the keywords that ``**norm`` stands for, where units have norms of their own, in `help` and to completion."""
+    return _shown(function, KEYWORDS.keys() - {"skip_above"})
+
+
+def _shown(function: Function, names: Collection[str]) -> Function:
+    """Add some of the KEYWORDS to the signature that a function shows."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD]
-    shared = [p for name, p in KEYWORDS.items() if name not in signature.parameters]
+    shared = [p for name, p in KEYWORDS.items() if name in names and name not in signature.parameters]
     shared = [p.replace(kind=p.KEYWORD_ONLY) for p in shared]
     function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
     return function
@@ -98,6 +135,11 @@ def _order(ord: float) -> float:
     if not value > 0:
         raise ValueError(f"ord must be above 0, not {ord!r}")
     return value
+
+
+def _step_limit(value: Number | Threshold) -> float | Threshold:
+    """The norm above which a step is left out, checked: a float, or the rule that gives it."""
+    return value if isinstance(value, Threshold) else number("skip_above", value, 0.0)
 
 
 DEFAULT = Options()

@@ -23,6 +23,8 @@ from .state import COLUMNS, LAYOUT, Step, Steps, Totals, check_counts, check_key
 
 if TYPE_CHECKING:
     from .._saving import Axes, Figure
+else:
+    Axes = Figure = Any  # matplotlib is imported when something is drawn
 
 ENOUGH = 100  # steps: the clip rate of fewer says little
 VANISHING = 1e-6  # a gradient a million times too long has no useful direction, and what is left of it is no useful step

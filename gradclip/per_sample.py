@@ -11,14 +11,14 @@ from ._core.call import Request, functional, in_place
 from ._core.options import Options, UnitOptions, Unpack, spelled_out_for_units
 from ._leaves import Leaves
 from .report import ClipReport
-from .thresholds import Threshold
+from .thresholds import PrivateQuantile, Threshold
 
 if TYPE_CHECKING:
     from ._core.engine import AnySums, Engine
 
 
 @spelled_out_for_units
-def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[UnitOptions]) -> ClipReport:
+def clip_per_sample_(grads: Any, max_norm: Number | PrivateQuantile, **norm: Unpack[UnitOptions]) -> ClipReport:
     """Scale every sample of a batch by a factor of its own so that its norm is at most `max_norm`, in place.
 
     Parameters
@@ -26,8 +26,8 @@ def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[UnitOptions]) 
     grads : array or nesting of arrays
         Leaves of shape ``(batch, ...)``, the same batch for all and none sparse: a sample is one index of the first
         axis, and its norm runs over all leaves.
-    max_norm : float
-        The threshold >= 0 of each sample.
+    max_norm : float or PrivateQuantile
+        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it.
     ord : float, default 2
         Which norm: any p > 0, or ``inf``.
     eps : float, default 0
@@ -65,17 +65,21 @@ def clip_per_sample_(grads: Any, max_norm: Number, **norm: Unpack[UnitOptions]) 
     >>> grads["b"]
     array([0.8, 0.4])
     """
-    return in_place(grads, _PerSample(Options.of_units(norm), _threshold(max_norm)))
+    return in_place(grads, _PerSample(Options.of_units(norm), *_threshold(max_norm)))
 
 
 @overload
 def clip_per_sample(
-    grads: Grads, max_norm: Number, *, out: None = None, **norm: Unpack[UnitOptions]
+    grads: Grads, max_norm: Number | PrivateQuantile, *, out: None = None, **norm: Unpack[UnitOptions]
 ) -> tuple[Grads, ClipReport]: ...
 @overload
-def clip_per_sample(grads: Any, max_norm: Number, *, out: Grads, **norm: Unpack[UnitOptions]) -> tuple[Grads, ClipReport]: ...
+def clip_per_sample(
+    grads: Any, max_norm: Number | PrivateQuantile, *, out: Grads, **norm: Unpack[UnitOptions]
+) -> tuple[Grads, ClipReport]: ...
 @spelled_out_for_units
-def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[UnitOptions]) -> tuple[Any, ClipReport]:
+def clip_per_sample(
+    grads: Any, max_norm: Number | PrivateQuantile, *, out: Any = None, **norm: Unpack[UnitOptions]
+) -> tuple[Any, ClipReport]:
     """Return every sample of a batch scaled so that its norm is at most `max_norm`, and the report.
 
     The same as `clip_per_sample_`, leaving `grads` untouched.
@@ -84,8 +88,8 @@ def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Un
     ----------
     grads : array or nesting of arrays
         Leaves of shape ``(batch, ...)``, as for `clip_per_sample_`. Only read, and may be read-only.
-    max_norm : float
-        The threshold >= 0 of each sample.
+    max_norm : float or PrivateQuantile
+        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it.
     out : nesting of arrays, optional
         Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
         new leaves are made.
@@ -123,12 +127,12 @@ def clip_per_sample(grads: Any, max_norm: Number, *, out: Any = None, **norm: Un
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
-    return functional(grads, _PerSample(Options.of_units(norm), _threshold(max_norm)), out)
+    return functional(grads, _PerSample(Options.of_units(norm), *_threshold(max_norm)), out)
 
 
 @spelled_out_for_units
 def per_sample_clip_sum(
-    grads: Any, max_norm: Number, *, out: Any = None, **norm: Unpack[UnitOptions]
+    grads: Any, max_norm: Number | PrivateQuantile, *, out: Any = None, **norm: Unpack[UnitOptions]
 ) -> tuple[Any, ClipReport]:
     r"""Clip every sample as `clip_per_sample` does and sum over the batch, without writing the clipped samples.
 
@@ -138,8 +142,8 @@ def per_sample_clip_sum(
     ----------
     grads : array or nesting of arrays
         Leaves of shape ``(batch, ...)``, as for `clip_per_sample_`. Only read, and may be read-only.
-    max_norm : float
-        The threshold >= 0 of each sample.
+    max_norm : float or PrivateQuantile
+        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it.
     out : nesting of arrays, optional
         Where the sums go: leaves of the shapes without the batch, of any float dtype; no memory of `grads`. Without it,
         new leaves are made.
@@ -196,10 +200,28 @@ def per_sample_clip_sum(
     >>> report.clipped_count, report.size
     (1, 2)
     """
-    return functional(grads, _SampleSum(Options.of_units(norm), _threshold(max_norm)), out)
+    return functional(grads, _SampleSum(Options.of_units(norm), *_threshold(max_norm)), out)
 
 
-class _PerSample(Request):
+class _BySample(Request):
+    """What requests that clip samples share: the threshold that a private rule gives, and what it is told."""
+
+    batch: int
+
+    def __init__(self, options: Options, threshold: float, rule: PrivateQuantile | None) -> None:
+        super().__init__(options, threshold)
+        self.rule = rule
+
+    def measure(self, engine: Engine, read: Leaves) -> AnySums:
+        return super().measure(engine, read).by_sample(self.batch)
+
+    def tell(self, report: ClipReport) -> None:
+        """Tell the rule how many samples are clipped, unless the step is left out."""
+        if self.rule is not None and not report.skipped:
+            self.rule.update(report.clipped_count, report.size)
+
+
+class _PerSample(_BySample):
     """Each sample of a batch to the same threshold."""
 
     def prepare(self, leaves: Leaves) -> Leaves:
@@ -207,11 +229,13 @@ class _PerSample(Request):
         self.threshold = np.full(self.batch, self.shown)
         return leaves
 
-    def measure(self, engine: Engine, read: Leaves) -> AnySums:
-        return super().measure(engine, read).by_sample(self.batch)
+    def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
+        report, plan = engine.decide(self, self.measure(engine, read))
+        self.tell(report)
+        return report, plan
 
 
-class _SampleSum(Request):
+class _SampleSum(_BySample):
     """The sum of all samples, each brought to a threshold that its rounding keeps."""
 
     def prepare(self, leaves: Leaves) -> Leaves:
@@ -221,21 +245,22 @@ class _SampleSum(Request):
     def target(self, leaves: Leaves, out: Any) -> Leaves:
         return _sums_like(leaves, out)
 
-    def measure(self, engine: Engine, read: Leaves) -> AnySums:
-        return super().measure(engine, read).by_sample(self.batch)
-
     def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
-        return engine.decide_samples(self, self.measure(engine, read))
+        report, plan = engine.decide_samples(self, self.measure(engine, read))
+        self.tell(report)
+        return report, plan
 
     def write(self, engine: Engine, plan: Any) -> None:
         engine.sum_samples(self, plan)
 
 
-def _threshold(max_norm: Any) -> float:
-    """The threshold of each sample."""
+def _threshold(max_norm: Any) -> tuple[float, PrivateQuantile | None]:
+    """The threshold of each sample, and the rule that gives it."""
+    if isinstance(max_norm, PrivateQuantile):
+        return max_norm.threshold, max_norm
     if isinstance(max_norm, Threshold):
         raise TypeError("max_norm: a threshold object sees the global norm; clip samples with a number")
-    return number("max_norm", max_norm, 0.0)
+    return number("max_norm", max_norm, 0.0), None
 
 
 def _cut(leaves: Leaves) -> int:

@@ -7,6 +7,7 @@ from .average import EMA
 from .base import Threshold
 from .constant import clip_rate, gaussian_exceedance, suggest_threshold
 from .per_leaf import PerLeaf
+from .private import PrivateQuantile
 from .quantile import Quantile
 from .schedule import Schedule
 from .z_score import ZScore
@@ -14,6 +15,7 @@ from .z_score import ZScore
 __all__ = [
     "EMA",
     "PerLeaf",
+    "PrivateQuantile",
     "Quantile",
     "Schedule",
     "Threshold",

@@ -134,9 +134,7 @@ class Bounded(Threshold):
 
     def _set_bounds(self, floor: float, ceiling: float) -> None:
         """Check and set the bounds of all thresholds."""
-        self.floor, self.ceiling = finite("floor", floor), number("ceiling", ceiling, 0.0)
-        if self.floor > self.ceiling:
-            raise ValueError(f"floor {floor!r} is above ceiling {ceiling!r}")
+        self.floor, self.ceiling = checked_bounds(floor, ceiling)
 
     def next_threshold(self, norm: float) -> float:
         """Return the threshold of this step, and remember its norm for the steps to come.
@@ -201,6 +199,14 @@ def checked_norm(norm: Any) -> float:
     """Return a norm as a float that is >= 0, NaN or inf; raise an error for anything else."""
     checked = real("norm", norm)
     return number("norm", checked, 0.0) if math.isfinite(checked) else checked
+
+
+def checked_bounds(floor: Any, ceiling: Any) -> tuple[float, float]:
+    """Return the bounds of all thresholds as floats, checked."""
+    low, high = finite("floor", floor), number("ceiling", ceiling, 0.0)
+    if low > high:
+        raise ValueError(f"floor {floor!r} is above ceiling {ceiling!r}")
+    return low, high
 
 
 def finite(name: str, value: Any) -> float:

@@ -152,6 +152,7 @@ setup(
         extension("gradclip._cpu.machine", KERNELS + "dispatch.c", KERNELS + "team.c"),
         extension("gradclip._cpu.sums"),
         extension("gradclip._cpu.plan"),
+        extension("gradclip._cpu.exact"),
         extension("gradclip._cpu.passes"),
         extension("gradclip._cpu.accumulate"),
         extension("gradclip._cpu.limits"),

@@ -206,9 +206,12 @@ class _Adaptive(Request):
 
     def measure(self, engine: Engine, read: Leaves) -> AnySums:
         options, units = self.options, self.to.units
-        both = engine.measure(read, options.ord, finite_only=options.finite_only)
+        both = engine.measure(read, options.ord, finite_only=options.finite_only, norms=False)
+        engine.settle(both, read, first=units, total=False)
         self.threshold = both.weigh(units, self.shown, self.eps)
-        return both.of_units(0, units, options.grad_scale)
+        sums = both.of_units(0, units, options.grad_scale)
+        engine.settle(sums, read)
+        return sums
 
 
 def _unit_axes(leaves: Leaves, i: int, unit_axis: int) -> tuple[int, ...]:

@@ -413,4 +413,4 @@ def global_norm(grads: Any, ord: float = 2) -> float:
     >>> gradclip.global_norm([np.full(4, 1e200), np.full(5, 1e200)])
     3e+200
     """
-    return measured(grads, Options.of({"ord": ord})).norm()
+    return measured(grads, Options.of({"ord": ord}))[0].norm()

@@ -213,7 +213,10 @@ class _BySample(Request):
         self.rule = rule
 
     def measure(self, engine: Engine, read: Leaves) -> AnySums:
-        return super().measure(engine, read).by_sample(self.batch)
+        options = self.options
+        sums = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False).by_sample(self.batch)
+        engine.settle(sums, read)
+        return sums
 
     def tell(self, report: ClipReport) -> None:
         """Tell the rule how many samples are clipped, unless the step is left out."""

@@ -37,6 +37,22 @@ def norm_error(norm, exact_sum, ord=2):
     return float(abs(Fraction(norm) - Fraction(root, 1 << 1200)) / Fraction(math.ulp(norm)))
 
 
+def rounded_norm(arrays, ord=2, grad_scale=1.0):
+    """The norm of the true gradient, correctly rounded to float64: ties to even, Inf above its range."""
+    total = power_sum(arrays, ord) / Fraction(grad_scale) ** (2 if ord == 2 else 1)
+    if total == 0:
+        return 0.0
+    if ord == 2:  # 300 binary digits of the root, and one more that says whether any follow
+        digits = 300 - (total.numerator.bit_length() - total.denominator.bit_length()) // 2
+        scaled = total * Fraction(4) ** digits
+        whole = math.isqrt(scaled.numerator // scaled.denominator)
+        total = (Fraction(whole) + Fraction(whole * whole != scaled, 2)) / Fraction(2) ** digits
+    try:
+        return float(total)  # which rounds once
+    except OverflowError:
+        return math.inf
+
+
 def gradient(dtype, size, kind="normal", seed=0):
     """Random values of a dtype; `kind` says how they are spread."""
     rng = np.random.default_rng([seed, size])

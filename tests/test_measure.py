@@ -9,7 +9,7 @@ from multiprocessing import get_context
 
 import numpy as np
 import pytest
-from reference import REAL, gradient, norm_error, power_sum, snapshot
+from reference import REAL, gradient, norm_error, power_sum, rounded_norm, snapshot
 
 import gradclip
 
@@ -53,7 +53,7 @@ def test_pickle_is_small():
     m = gradclip.measure([rng.standard_normal(1000) * 1e300, np.array([5e-324, 1e-200])])
     again = pickle.loads(pickle.dumps(m))
     assert again.norm == m.norm
-    assert again.exact() == m.exact()
+    assert again.power_sum() == m.power_sum()
     assert len(pickle.dumps(m)) - len(pickle.dumps(m.norms)) < 1024
 
 
@@ -154,3 +154,53 @@ def test_thousands_of_measures_are_merged_in_a_row():
         assert (same.norm, same.size, same.max_abs) == (total.norm, 3000, 2999.0)
     assert total.norms is total.norms
     assert parts[7].norms.tolist() == [7.0]
+
+
+def test_a_measure_says_whether_its_norm_is_certain():
+    """One that is measured at once always is; one that is merged unless its norm may lie in the middle between two float64."""
+    x = 0.1
+    while (6 * Fraction(x)).numerator.bit_length() != 54:  # a tie
+        x = math.nextafter(x, 1.0)
+    whole, halves = gradclip.measure(np.full(36, x)), [gradclip.measure(np.full(18, x)) for _ in range(2)]
+    assert whole.exact
+    assert whole.power_sum() == 36 * Fraction(x) ** 2
+    assert whole.norm == float(6 * Fraction(x))
+    assert [half.exact for half in halves] == [True, True]
+    assert sum(halves).exact is False
+    assert sum(halves).norm in (whole.norm, math.nextafter(whole.norm, 0.0), math.nextafter(whole.norm, 1.0))
+    assert (whole + gradclip.measure(np.zeros(3))).exact  # sums that are exact stay so
+    assert pickle.loads(pickle.dumps(sum(halves))).exact is False
+    rng = np.random.default_rng(0)
+    assert sum(gradclip.measure(rng.standard_normal(50)) for _ in range(20)).exact
+    for exact, measured in (
+        (True, gradclip.measure(np.array([1.0, 3.0]), ord=math.inf)),
+        (True, gradclip.measure([])),
+        (True, gradclip.measure(np.array([1 + 2j, 3.0]))),
+        (False, gradclip.measure(np.array([1 + 2j, 3.0]), ord=1)),
+        (False, gradclip.measure(np.array([1 + 2j, 3.0]), ord=math.inf)),
+        (False, gradclip.measure(np.array([1.0, 3.0]), ord=3)),
+    ):
+        assert measured.exact is exact
+        assert (measured + measured).exact is exact
+
+
+def test_measures_that_are_exact_have_the_norm_of_exact_arithmetic():
+    rng = np.random.default_rng(1)
+    for size in range(2, 40):
+        a = rng.standard_normal(size) * 2.0 ** rng.integers(-20, 20, size)
+        for ord in (1, 2):
+            merged = sum(gradclip.measure(part, ord=ord) for part in np.array_split(a, 3))
+            assert merged.exact
+            assert merged.norm == rounded_norm([a], ord)
+            assert gradclip.apply_clip([a], merged, 1.0)[1].norm == merged.norm
+
+
+def test_a_merged_norm_is_the_one_that_clips():
+    """Also where it is a tie, or below the normal numbers: the report shows what the measure does."""
+    for parts in ([np.full(18, 0.1)] * 2, [np.full(3, 5e-324)] * 3, [np.array([1.0]), np.array([2.0**-53])]):
+        for ord in (1, 2):
+            for scale in (1.0, 3.0):
+                merged = sum(gradclip.measure(part, ord=ord, grad_scale=scale) for part in parts)
+                report = gradclip.apply_clip(parts, merged, merged.norm)[1]
+                assert (report.norm, report.clipped) == (merged.norm, False)
+                assert merged.norm == rounded_norm(parts, ord, scale) or not merged.exact

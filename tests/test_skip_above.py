@@ -130,7 +130,9 @@ def test_rules_are_asked_in_order_and_a_spike_is_not_shown_to_max_norm():
 
 
 @pytest.mark.parametrize(
-    "rule", [ZScore(3.0, 0.9, 10), Quantile(0.9, 20, 5), EMA(2.0, 0.9, 5), Schedule(lambda step: 3.0)], ids=repr
+    "rule",
+    [ZScore(3.0, 0.9, 10), Quantile(0.9, 20, 5), EMA(2.0, 0.9, 5), Schedule(lambda step: 3.0)],
+    ids=lambda rule: type(rule).__name__,
 )
 def test_rules_of_the_library_decide_over_a_training(rule):
     alone, rng = copy.deepcopy(rule), np.random.default_rng(0)

@@ -11,6 +11,7 @@ from numpy cimport import_array, PyArray_Check
 from gradclip._core.arguments import number
 from gradclip._core.engine import HOST, on_devices
 from gradclip._core.mode import CLIP
+from gradclip._core.rounding import exact_order
 from gradclip._leaves.leaves cimport Leaves
 from gradclip.report import ClipReport
 from gradclip.thresholds import Threshold
@@ -141,9 +142,12 @@ def onto(params, grads, Request request):
 
 
 def measured(grads, options):
-    """Return the sums that one read pass over `grads` finds; their norms leave NaN and Inf out if the options say so."""
+    """Return the sums that one read pass over `grads` finds, and whether their terms are rounded.
+
+    Their norms leave NaN and Inf out if the options say so."""
     cdef Leaves leaves = Leaves(grads)
-    return engine_of(leaves, False).measure(leaves, options.ord, options.grad_scale, options.finite_only)
+    sums = engine_of(leaves, True).measure(leaves, options.ord, options.grad_scale, options.finite_only)
+    return sums, not exact_order(options.ord, leaves.arrays)
 
 
 cdef object engine_of(Leaves read, bint elsewhere):

@@ -54,7 +54,7 @@ def _decided(request: Request, sums: Sums, together: bool) -> Plan:
     options, normalize = request.options, request.mode is NORMALIZE
     plan = Plan(1 if together else len(request.threshold))
     exact = options.strict and not normalize and options.ord in RATIONAL
-    clips = exceeding(sums, request.to, options, request.threshold, request.by_sample) if exact else None
+    clips = exceeding(sums, request.to, options, request.threshold) if exact else None
     plan.decide(sums, request.threshold, options.eps, normalize, options.strict, clips)
     return plan
 

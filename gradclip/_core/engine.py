@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .._cpu import accumulate, passes
+from .._cpu import accumulate, exact, passes
 from .._cpu.plan import Plan
 from .decide import clamping, decide, decide_clamp
 from .samples import batch_of, decide_samples
@@ -27,8 +27,15 @@ class Engine(Protocol):
 
     Sums are those of `_cpu.sums` or what can be asked the same; a plan is for the engine alone that decided it."""
 
-    def measure(self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> AnySums:
-        """The Sums of all leaves, by one read pass. finite_only: norms leave NaN and Inf out."""
+    def measure(
+        self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False, norms: bool = True
+    ) -> AnySums:
+        """The Sums of all leaves, by one read pass.
+
+        finite_only: norms leave NaN and Inf out. norms: their norms are told; else `settle` is called for those that are."""
+
+    def settle(self, sums: Any, leaves: Leaves, first: int = 0, total: bool = True) -> None:
+        """Let the norms of the units from `first` on, and of all, be the correctly rounded ones: leaves may be read again."""
 
     def decide(self, request: Request, sums: Any) -> tuple[ClipReport, Any]:
         """The report of a Request and the plan to be written, None where nothing is."""
@@ -53,6 +60,7 @@ class Host:
     """The engine of leaves that all lie on the host."""
 
     measure = staticmethod(passes.measure)
+    settle = staticmethod(exact.settle)
     measure_written = staticmethod(passes.measure_written)
     write = staticmethod(passes.write)
     decide = decide

@@ -65,7 +65,7 @@ def _decided(request: SampleRequest, sums: Sums) -> Plan:
     options = request.options
     safe, most = safe_norm(request), largest_term(request)
     if kept(request):
-        over = exceeding(sums, request.samples, options, np.full(sums.count, request.threshold), True) != 0
+        over = exceeding(sums, request.samples, options, np.full(sums.count, request.threshold)) != 0
     else:
         over = ~(sums.norms() <= safe)
     plan = Plan(sums.count)

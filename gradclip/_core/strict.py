@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._cpu.exact import exact_sum, exceed
 from .rounding import RATIONAL, ROUNDS, RoundingBound, exact_order, safety, typical
 
 if TYPE_CHECKING:
     from .._cpu.plan import Plan
     from .._cpu.sums import Sums
     from .._leaves import Leaves
-    from .arguments import Array, Flags, Floats
+    from .arguments import Flags, Floats
     from .call import Request
     from .engine import Engine
     from .options import Options
@@ -24,53 +23,45 @@ if TYPE_CHECKING:
 # Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
 # in exact arithmetic.
 MARGIN = 1 + Fraction(1, 2**60)
+ERROR = Fraction(1, 2**62)
+UNKNOWN = -1  # whether a norm exceeds its threshold, where only the elements tell
 
 
-def exceeding(sums: Sums, leaves: Leaves, options: Options, threshold: float | Floats, by_sample: bool) -> Flags:
+def exceeding(sums: Sums, leaves: Leaves, options: Options, threshold: float | Floats) -> Flags:
     """Return whether the norm of each unit exceeds its threshold, as uint8.
 
     A measured norm is within an ulp of the exact one. So the sums behind norms are compared only where a norm lies at its
-    threshold.
+    threshold, and elements are read again where the sums do not tell either.
 
     leaves : those that were measured
-    by_sample : whether a unit of `sums` is a sample, which has a part of each leaf
     """
     if isinstance(threshold, float):
-        return np.array([_exceeds(sums, None, threshold, leaves, options, by_sample)], np.uint8)
-    norms = sums.norms()
-    found = (norms > threshold).astype(np.uint8)
-    near = np.flatnonzero(~(np.maximum(norms, threshold) * (1.0 - 2.0**-50) > np.minimum(norms, threshold)))
-    for unit in near.tolist():
-        found[unit] = _exceeds(sums, unit, float(threshold[unit]), leaves, options, by_sample)
-    return found
+        found = np.array([_exceeds(sums, None, threshold, options)], np.int8)
+    else:
+        norms = sums.norms()
+        found = (norms > threshold).astype(np.int8)
+        near = ~(np.maximum(norms, threshold) * (1.0 - 2.0**-50) > np.minimum(norms, threshold))
+        for unit in np.flatnonzero(near).tolist():
+            found[unit] = _exceeds(sums, unit, float(threshold[unit]), options)
+    open_ = np.flatnonzero(found == UNKNOWN)
+    if len(open_) and sums.count and exact_order(options.ord, leaves.sources):
+        if isinstance(threshold, float):
+            found[open_] = exceed(leaves, sums, None, np.array([threshold]))
+        else:
+            found[open_] = exceed(leaves, sums, open_, threshold[open_])
+    exceeds: Flags = (found != 0).astype(np.uint8)
+    return exceeds
 
 
-def _exceeds(sums: Sums, unit: int | None, threshold: float, leaves: Leaves, options: Options, by_sample: bool) -> bool:
-    """Whether the norm of one unit (None: of all together) exceeds its threshold."""
+def _exceeds(sums: Sums, unit: int | None, threshold: float, options: Options) -> int:
+    """Whether the norm of one unit (None: of all together) exceeds its threshold, or UNKNOWN."""
     ord = options.ord
     if threshold == math.inf or sums.shows_nonfinite(unit):
         return threshold != math.inf
     total, bound = sums.exact(unit), _power(threshold, ord) * _power(options.grad_scale, ord)
     if ord != math.inf and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
-        if sums.count == 0 or (ord == 1 and any(a.dtype.kind == "c" for a in leaves.sources)):
-            return True  # there are no elements of these sums to look at, or it is irrational
-        arrays = [a[unit] for a in leaves.sources] if by_sample else leaves.sources_of(-1 if unit is None else unit)
-        total = _slow_sum(map(leaves.brought, arrays), ord)
+        return UNKNOWN
     return total > bound
-
-
-def _slow_sum(arrays: Iterable[Array], ord: float) -> Fraction:
-    """The sum of powers of the finite real parts in integers, without any error; a second for millions."""
-    by_exponent: defaultdict[int, int] = defaultdict(int)
-    for array in arrays:
-        for start in range(0, array.size, 4096):
-            part = np.asarray(array.flat[start : start + 4096])
-            part = np.stack([part.real, part.imag]) if part.dtype.kind == "c" else part
-            part = part.astype(np.float64).ravel()
-            mantissas, exponents = np.frexp(np.abs(part[np.isfinite(part)]))
-            for m, e in zip((mantissas * 2.0**53).astype(np.int64).tolist(), exponents.tolist(), strict=True):
-                by_exponent[e] += m ** int(ord)
-    return sum((Fraction(total) * Fraction(2) ** (int(ord) * (e - 53)) for e, total in by_exponent.items()), Fraction(0))
 
 
 def _power(value: float | Fraction, ord: float) -> Fraction:
@@ -88,9 +79,16 @@ def shrink_step(request: Request, plan: Plan, sums: Sums) -> None:
     if not exact_order(options.ord, request.to.sources):
         plan.shrink(0, 2 * safety(options.ord) - 1)
         return
-    bound, total = _power(threshold, options.ord), sums.exact() * MARGIN
-    while _power(plan.exact_factor(), options.ord) * total > bound:
-        plan.shrink(0, 1 - 2.0**-53)
+    bound, total, certain = _power(threshold, options.ord), sums.exact() * MARGIN, options.ord == math.inf
+    while True:
+        above = _power(plan.exact_factor(), options.ord) * total - bound
+        if not certain and abs(above) <= bound * ERROR:  # so that another split of the same elements gives the same factor
+            number, exponent = exact_sum(request.to, options.ord)
+            total, certain = number * Fraction(2) ** exponent * MARGIN, True
+        elif above <= 0:
+            return
+        else:
+            plan.shrink(0, 1 - 2.0**-53)
 
 
 def by_unit(request: Request, plan: Plan, sums: Sums) -> Plan:

@@ -29,6 +29,7 @@ cdef extern from "kernels.h" nogil:
                                  const double *factor) noexcept nogil
         ptrdiff_t (*count_nan[4])(const void *x, ptrdiff_t n) noexcept nogil
         ptrdiff_t (*count_inf[4])(const void *x, ptrdiff_t n) noexcept nogil
+        bint (*any_near_middle)(const double *high, const double *low, ptrdiff_t n, bint squares, double error) noexcept nogil
         uint64_t (*read_words)(const uint64_t *x, ptrdiff_t n) noexcept nogil
         void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add) noexcept nogil
 

@@ -26,14 +26,19 @@ from gradclip._leaves.layout cimport gc_leaf, gc_unit, gc_unit_data, lay_out
 from gradclip._leaves.leaves cimport Leaves
 from gradclip._cpu.blocks cimport BLOCK, add, fetch, fold_usual, measure_segment, nothing, sum_at_once, write_segment
 from gradclip._cpu.columns cimport complete_columns, measure_panel, write_panel
+from gradclip._cpu.exact cimport settle
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.fold cimport Sum, clear, complete, merge
 from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, gc_sum, give_scratch, kernels, take_scratch, team_size
+from gradclip._cpu.middle cimport Precision, precision_of, tells_norm
 from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport GC_KEEP, gc_measured
 from gradclip._cpu.sums cimport Sums
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 from gradclip._cpu.work cimport BITS_OF_BYTES, COLUMNS, WHOLE, Group, gc_cut, gc_survey, gc_work
+
+cdef enum:
+    ABREAST = 64            # sums that are looked at together
 
 # ---- groups: what is shared out to threads ----------------------------------------------------
 
@@ -48,6 +53,9 @@ cdef struct Task:           # what the chunks of one pass share
     Sum *part               # one per group
     Sum *slot               # of each unit in a group that has only some of its elements
     gc_measured *unit       # of each unit, once it is complete
+    const Precision *norm   # of all together, where it is told; else NULL
+    const Precision *norms  # of the units, likewise
+    bint uncertain          # whether some sum does not tell its norm; set by any thread
     char *room              # ROOM bytes for each thread
     Watch watch             # of a read pass
 
@@ -89,7 +97,26 @@ cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint
 
 # ---- the region that does it ---------------------------------------------------------------------
 
-cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) noexcept nogil:
+cdef struct Some:           # sums of usual units, put aside to be looked at together
+    double high[ABREAST]
+    double low[ABREAST]
+    ptrdiff_t count
+
+
+cdef void look_at(Task *t, Some *some) noexcept nogil:
+    """Note whether some of these sums do not tell their norms."""
+    cdef gc_measured u
+    cdef ptrdiff_t i
+    if some.count and t.norms.plain:
+        t.uncertain |= kernels.any_near_middle(some.high, some.low, some.count, t.ord == 2, t.norms.error)
+    else:
+        for i in range(some.count):
+            u = gc_measured(some.high[i], some.low[i], 0, 0, 0, 0, 0, 0)
+            t.uncertain |= not tells_norm(&u, t.norms)
+    some.count = 0
+
+
+cdef void measure_units(Task *t, const Group *g, char *room, Sum *total) noexcept nogil:
     """Measure whole units, each into its gc_measured, and add them to `total`.
 
     The sums of usual units of one block are added in pairs of doubles: to fold each into long doubles takes longer than to
@@ -100,7 +127,9 @@ cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) n
     cdef gc_leaf one
     cdef gc_sum s, usual = nothing()
     cdef Sum sum
+    cdef Some some
     cdef double bound
+    some.count = 0
     while left:
         if unit == leaf.units:
             leaf += 1
@@ -112,14 +141,22 @@ cdef void measure_units(const Task *t, const Group *g, char *room, Sum *total) n
                 kernels, t.ord, leaf.dtype, leaf.data if leaf.units == 1 else gc_unit_data(leaf, unit), leaf.size, &bound, &s):
             t.unit[j] = gc_measured(s.high, s.low, 0, s.amax, 0, 0, 0, 0)
             add(&usual, &s)
+            if t.norms != NULL:
+                some.high[some.count], some.low[some.count] = s.high, s.low
+                some.count += 1
+                if some.count == ABREAST:
+                    look_at(t, &some)
         else:
             one = gc_unit(leaf, unit)
             measure_segment(kernels, &one, 0, leaf.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, room, &sum)
             complete(&t.unit[j], &sum)
             merge(total, &sum, t.ord)
+            if t.norms != NULL and not tells_norm(&t.unit[j], t.norms):
+                t.uncertain = True
         unit += 1
         left -= 1
     fold_usual(total, &usual, t.ord)
+    look_at(t, &some)
 
 
 cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcept nogil:
@@ -193,11 +230,12 @@ cdef void run(Task *t, const Work *work, bint writing) noexcept nogil:
             measure_chunk(t, i * chunk, min((i + 1) * chunk, n), threadid())
 
 
-cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
+cdef void fold_groups(Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
     """Fold groups into the total, and the segments of a unit into the unit, in order."""
-    cdef Py_ssize_t i, start = 0, above = 0
+    cdef Py_ssize_t i, j, start = 0, above = 0
     cdef const Group *g
     cdef gc_measured *unit
+    cdef gc_measured all
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(n):
         g = &t.group[i]
@@ -211,27 +249,41 @@ cdef void fold_groups(const Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
         if g.part == COLUMNS:
             if g.first + g.rows == t.leaf[g.leaf].size:
                 complete_columns(t.slot, &t.group[above], i + 1 - above, t.ord, unit, total)
+                for j in range(g.count):
+                    t.uncertain |= t.norms != NULL and not tells_norm(&unit[j], t.norms)
             continue
         if g.first:
             merge(&t.slot[start], &t.slot[g.slot], t.ord)
         if g.first + g.rows == t.leaf[g.leaf].size:
             complete(unit, &t.slot[start])
+            t.uncertain |= t.norms != NULL and not tells_norm(unit, t.norms)
+    if t.norm != NULL:
+        complete(&all, total)
+        t.uncertain |= not tells_norm(&all, t.norm)
     gc_fp_leave(saved)
 
 
-cdef int run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, const Write *bounds, Plan made) except -1:
+cdef bint run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, const Write *bounds, Plan made, bint norms) except -1:
     """Fill Sums by one read pass over the leaves that lie on the host: as they are, or as `made` would make them. Units that
-    lie elsewhere stay empty."""
+    lie elsewhere stay empty.
+
+    Returns whether some sum does not tell its norm; with `norms` False this is not looked for."""
     cdef double ord = sums.order
     cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
     cdef Work work = cut(leaf, leaf, leaves.count, simple)
     cdef Scratch scratch
     cdef Task task
+    cdef Precision precision
+    sums.size = work.elements
+    precision = precision_of(ord, sums.grad_scale, sums.relative_error())
+    task.norm, task.uncertain = &precision if norms and (ord == 1 or ord == 2) else NULL, False
+    task.norms = task.norm
+    if sums.count == 1:     # the norm of a unit alone is that of all
+        task.norms = NULL
     task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
     task.write = NULL if made is None else made.write
     task.per_unit = made is not None and made.count > 1
     task.unit = sums.unit
-    sums.size = work.elements
     task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))
     task.slot = task.part + work.count
     task.watch.due, task.watch.stopped = 0, False
@@ -256,34 +308,39 @@ cdef int run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, const Write 
     if task.watch.stopped:
         gc_raise()
     PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
-    return 0
+    return task.uncertain
 
 
-def measure(Leaves leaves, double ord, double grad_scale=1.0, bint finite_only=False):
+def measure(Leaves leaves, double ord, double grad_scale=1.0, bint finite_only=False, bint norms=True):
     """The Sums of all leaves, by one read pass.
 
     grad_scale: the leaves hold the true gradient times this.
-    finite_only: whether norms leave NaN and Inf out."""
+    finite_only: whether norms leave NaN and Inf out.
+    norms: whether the norms that are told are those of these Sums; else `settle` is to be called for those that are."""
     cdef Sums sums = Sums(leaves.units, 0, ord, grad_scale, finite_only)    # the largest: it fails first
-    run_measure(sums, leaves.leaf, leaves, NULL, None)
+    cdef bint uncertain = run_measure(sums, leaves.leaf, leaves, NULL, None, norms)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
+    if uncertain:
+        settle(sums, leaves)
     return sums
 
 
-def measure_outside(Leaves leaves, Plan bounds):
+def measure_outside(Leaves leaves, Plan bounds, bint norms=True):
     """The Sums of all leaves of order 2, in which elements outside the bounds of a clamping Plan are counted."""
     cdef Sums sums = Sums(leaves.units, 0, 2, 1)
-    run_measure(sums, leaves.leaf, leaves, bounds.write, None)
+    cdef bint uncertain = run_measure(sums, leaves.leaf, leaves, bounds.write, None, norms)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
+    if uncertain:
+        settle(sums, leaves)
     return sums
 
 
 def measure_written(Leaves to, Plan plan, double ord):
     """The Sums of the elements that `write` would write; nothing is written."""
     cdef Sums sums = Sums(to.units, 0, ord, 1)
-    run_measure(sums, to.leaf if to.source == NULL else to.source, to, NULL, plan)
+    run_measure(sums, to.leaf if to.source == NULL else to.source, to, NULL, plan, False)
     return sums
 
 

@@ -13,9 +13,11 @@ cdef class Sums:
     cdef public Py_ssize_t first_leaf
     cdef public object first_value      # the element there, where it was seen here
     cdef object true_max                # max_abs, where it was measured elsewhere
+    cdef public object exact_total      # (integer, exponent): the sum of all, where the elements were summed exactly; else None
     cdef gc_measured *unit
     cdef Sum total
 
+    cdef double relative_error(self) noexcept
     # of one unit, or of all where the index is ALL
     cdef gc_measured at(self, Py_ssize_t unit) noexcept
     cdef double norm_of(self, Py_ssize_t unit) noexcept

@@ -10,21 +10,13 @@ class Sums:
     first_nonfinite: tuple[str, int] | None
     first_leaf: int
     first_value: object
+    error: float
+    exact_total: tuple[int, int] | None
     def __init__(self, count: int, size: int, ord: float, grad_scale: float, finite_only: bool = False) -> None: ...
     @property
     def ord(self) -> float: ...
     @property
     def units(self) -> Sums: ...
-    @staticmethod
-    def from_exact(
-        total: int,
-        exponent: int,
-        ord: float,
-        grad_scale: float,
-        finite_only: bool,
-        max_abs: float,
-        found: tuple[int, int, tuple[str, int] | None],
-    ) -> Sums: ...
     def norm(self, unit: int | None = None) -> float: ...
     def norms(self) -> Floats: ...
     def within(self, threshold: float) -> bool: ...

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradclip._cpu.fold cimport Sum, frexpl, ldexpl, clear, complete, merge, reopen
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.middle cimport sum_error
 from gradclip._cpu.scalar cimport gc_adaptive_threshold, gc_bin_width, gc_narrow, gc_norm_of, gc_shown_norm, gc_measured
 
 
@@ -51,27 +52,6 @@ cdef class Sums:
     def units(self):
         """The Sums by unit: these themselves or, if these are of samples, those that they were added up from."""
         return self if self.by_unit is None else self.by_unit
-
-    @staticmethod
-    def from_exact(total, exponent, ord, grad_scale, bint finite_only, max_abs, found):
-        """Return the Sums of leaves that were measured elsewhere: no units, and the integer total * 2**exponent for all.
-
-        found: how many elements are NaN, how many Inf, and the place of the first of them."""
-        cdef Sums sums = Sums(0, 0, ord, grad_scale, finite_only)
-        cdef double order = sums.order
-        size = total.bit_length() + exponent
-        sums.total.nans, sums.total.infs, sums.first_nonfinite = found
-        sums.true_max = max_abs
-        sums.total.amax = 1 if total else 0
-        if total and order == 0:
-            sums.total.amax = ldexpl(<double>float(Fraction(total) / Fraction(2) ** total.bit_length()), <int>size)
-        elif total:
-            if not -800 <= size <= 1000:
-                sums.total.bin = (size + gc_bin_width(order) // 2) // gc_bin_width(order)
-            part = Fraction(total) * Fraction(2) ** (exponent - gc_bin_width(order) * <object>sums.total.bin)
-            sums.total.high = <double>float(part)
-            sums.total.low = <double>float(part - Fraction(<double>sums.total.high))
-        return sums
 
     def by_sample(self, Py_ssize_t batch):
         """The Sums of samples: sample i owns every batch-th unit from the i-th on, one of each leaf."""
@@ -145,6 +125,15 @@ cdef class Sums:
             merge(&self.total, &s, self.order)
         gc_fp_leave(saved)
 
+    cdef double relative_error(self) noexcept:
+        """A bound on the relative error of each sum, as the pass makes it."""
+        return sum_error(2 * self.size, self.count if self.by_unit is None else self.by_unit.count)
+
+    @property
+    def error(self):
+        """A bound on the relative error of the sum of all; 0 where the elements were summed exactly."""
+        return 0.0 if self.exact_total is not None else self.relative_error()
+
     cdef gc_measured at(self, Py_ssize_t unit) noexcept:
         cdef gc_measured all
         if unit >= 0:
@@ -168,7 +157,7 @@ cdef class Sums:
         return self.total.nans + self.total.infs if unit < 0 else self.unit[unit].nans + self.unit[unit].infs
 
     def norm(self, unit=None):
-        """The norm of the true gradient, correctly rounded but for some 2**-35 of cases."""
+        """The norm of the true gradient."""
         cdef Py_ssize_t index = index_of(unit)
         cdef gc_fpenv saved = gc_fp_enter()
         cdef double result = self.norm_of(index)
@@ -230,6 +219,8 @@ cdef class Sums:
         cdef Sum s = self.total if index < 0 else reopen(&self.unit[index])
         cdef double a, b, c, d
         cdef int exponent = 0
+        if index < 0 and self.exact_total is not None:
+            return Fraction(self.exact_total[0]), self.exact_total[1]
         if self.order == 0:
             a = <double>frexpl(s.amax, &exponent)
             return Fraction(a), exponent

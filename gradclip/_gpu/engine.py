@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .._core.decide import clamping, decide, decide_clamp
 from .._core.samples import batch_of, decide_samples
-from .._cpu import accumulate, passes
+from .._cpu import accumulate, exact, passes
 from . import decisions
 from .program import Uninterrupted
 from .reading import read
@@ -39,9 +39,16 @@ class Everywhere:
     decide = decide
     decide_samples = staticmethod(decide_samples)
 
-    def measure(self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> Sums:
+    def measure(
+        self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False, norms: bool = True
+    ) -> Sums:
         parts = [read(table, ord) for table in _read_tables(leaves)]
-        return _gathered(passes.measure(leaves, ord, grad_scale, finite_only), leaves, parts)
+        sums = _gathered(passes.measure(leaves, ord, grad_scale, finite_only, norms=False), leaves, parts)
+        if norms:
+            self.settle(sums, leaves)
+        return sums
+
+    settle = staticmethod(exact.settle)
 
     def measure_written(self, to: Leaves, plan: Plan, ord: float) -> Sums:
         words = plan.records()
@@ -53,7 +60,9 @@ class Everywhere:
     def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Plan | None]:
         bounds = clamping(low, high)
         parts = _counted(read, bounds)
-        return decide_clamp(to, low, high, _gathered(passes.measure_outside(read, bounds), read, parts))
+        sums = _gathered(passes.measure_outside(read, bounds, norms=False), read, parts)
+        self.settle(sums, read)
+        return decide_clamp(to, low, high, sums)
 
     def write(self, to: Leaves, plan: Plan) -> None:
         words, limits = plan.records(), plan.bounds()
@@ -80,10 +89,15 @@ class Everywhere:
 class Devices:
     """The engine of leaves that all lie on GPUs. The plans that it makes have methods that write."""
 
-    def measure(self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False) -> DeviceSums:
+    def measure(
+        self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False, norms: bool = True
+    ) -> DeviceSums:
         parts = [read(table, ord) for table in _read_tables(leaves)]
         about = About(ord, grad_scale, finite_only, leaves.size, leaves.naming())
         return DeviceSums(parts, leaves.units, about)
+
+    def settle(self, sums: DeviceSums, leaves: Leaves, first: int = 0, total: bool = True) -> None:
+        """Leave norms as the devices round them: the host would have to wait."""
 
     def measure_written(self, to: Leaves, plan: Plan, ord: float) -> Sums:
         return EVERYWHERE.measure_written(to, plan, ord)

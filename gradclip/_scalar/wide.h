@@ -63,7 +63,7 @@ GC_SCALAR double gc_narrow(gc_wide w)
     if (w.exponent == 0)
         return w.head;
     double value = ldexp(w.head, w.exponent);
-    if (value < 0x1p-1022) {
+    if (value <= 0x1p-1022) { /* 2**-1022 itself: from just below it, perhaps */
         const double residual = w.head - ldexp(value, -w.exponent); /* exact */
         const double half = ldexp(1.0, GC_DENORMAL - 1 - w.exponent);
         if ((residual == half && w.tail > 0) || (residual == -half && w.tail < 0))

@@ -3,6 +3,7 @@
 #include "kernels.h"
 #include "simd.h"
 #include "half.h"
+#include "near.h"
 
 #ifdef _MSC_VER /* elsewhere -ffp-contract=off */
 #pragma fp_contract(off)
@@ -407,6 +408,18 @@ static void scale_bf16(void *y, const void *x, ptrdiff_t n, double factor)
         q[i] = gc_to_bf16(gc_from_bf16(p[i]) * f);
 }
 
+static int any_near_middle(const double *high, const double *low, ptrdiff_t n, int squares, double error)
+{
+    int any = 0;
+    if (squares)
+        for (ptrdiff_t i = 0; i < n; i++)
+            any |= gc_near_middle(high[i], low[i], 1, error);
+    else
+        for (ptrdiff_t i = 0; i < n; i++)
+            any |= gc_near_middle(high[i], low[i], 0, error);
+    return any;
+}
+
 static uint64_t read_words(const uint64_t *x, ptrdiff_t n)
 {
     uint64_t total = 0;
@@ -440,6 +453,7 @@ const gc_kernels GC_PASTE(gc_kernels_, GC_SET) = {
     GC_BY_DTYPE(scale_columns),
     GC_BY_DTYPE(count_nan),
     GC_BY_DTYPE(count_inf),
+    any_near_middle,
     read_words,
     rewrite_words,
 };

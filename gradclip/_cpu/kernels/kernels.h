@@ -73,6 +73,8 @@ typedef struct {
     /* How many elements are NaN and Inf, of a block that amax found not finite. */
     ptrdiff_t (*count_nan[GC_DTYPES])(const void *x, ptrdiff_t n);
     ptrdiff_t (*count_inf[GC_DTYPES])(const void *x, ptrdiff_t n);
+    /* Whether some of n sums high + low, of usual blocks, may be that of a norm in the middle between two float64: near.h. */
+    int (*any_near_middle)(const double *high, const double *low, ptrdiff_t n, int squares, double error);
     /* What memory allows, for limits.pyx: the sum of n words; x += add. */
     uint64_t (*read_words)(const uint64_t *x, ptrdiff_t n);
     void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add);

@@ -1,0 +1,17 @@
+import numpy as np
+
+from gradclip._cpu.sums import Sums
+from gradclip._leaves import Leaves
+
+def settle(sums: Sums, leaves: Leaves, first: int = 0, total: bool = True) -> None: ...
+def exact_sum(leaves: Leaves, ord: float) -> tuple[int, int]: ...
+def exceed(leaves: Leaves, sums: Sums, units: np.ndarray | None, thresholds: np.ndarray) -> np.ndarray: ...
+def sums_of(
+    total: int,
+    exponent: int,
+    ord: float,
+    grad_scale: float,
+    finite_only: bool,
+    max_abs: float,
+    found: tuple[int, int, tuple[str, int] | None],
+) -> Sums: ...

@@ -2,11 +2,13 @@
 
     python benchmarks/exactness.py [--quick] [--plot docs/exactness.png]
 
-Two questions. *Errors*: how far is the norm from the exact one, over dtypes, distributions and sizes, and how far
+Three questions. *Errors*: how far is the norm from the exact one, over dtypes, distributions and sizes, and how far
 are written elements from x * factor? All that is exact is integer arithmetic, as in exact.py. *Bits*: how
 many different results do the same numbers give when only the threads, the instruction set, the place in memory,
 the split into leaves or the order changes? Every instruction set and number of threads gets a process of its own,
 where environment variables choose them, for gradclip and for what its peers run on; all else varies within.
+*Middles*: are norms right that lie in the middle between two float64, or next to it, where a sum with an error may fall on
+either side (middles.py)?
 
 Every error of a norm is in ulps of float64 at the exact norm, whatever the dtype: that is what gradclip returns
 and promises. A library that returns float32 cannot be better than 2**28 of them, and the picture says so. Peers
@@ -25,6 +27,7 @@ from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 
+import middles
 import numpy as np
 from benchmarks.common import dtype as dtype_of
 from exact import FORMAT, element_error, layouts
@@ -36,7 +39,7 @@ from gradclip.cli import peers
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 SIZES = (1, 7, 100, 4095, 4096, 4097, 65_537, 10**6, 10**7)
 CHECKED = 4096  # written elements of a leaf that are held to Fractions, evenly spread
-NORM_PROMISE = 0.501  # ulp of float64
+NORM_PROMISE = 0.5  # ulp of float64: correctly rounded
 ELEMENT_PROMISE = {"float16": 0.501, "bfloat16": 0.501, "float32": 0.501, "float64": 0.5}  # ulp of the dtype
 
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3e38, "float32": 3.4e38, "float64": 1e300}
@@ -298,8 +301,8 @@ def draw(cells, most, contenders):
     for axes, name in zip(above.subplots(1, len(dtypes), sharey=True, squeeze=False)[0], dtypes, strict=True):
         _draw_errors(axes, name, kinds, sizes, cells, contenders)
     axes = above.axes[0]
-    axes.set_yticks([1e-3, 0.501, 1e3, 1e6, 1e9, 1e12, 1e15, NO_NUMBER])
-    axes.set_yticklabels(["≤ 0.001", "0.501", *(f"$10^{{{e}}}$" for e in (3, 6, 9, 12, 15)), "Inf"])
+    axes.set_yticks([1e-3, 0.5, 1e3, 1e6, 1e9, 1e12, 1e15, NO_NUMBER])
+    axes.set_yticklabels(["≤ 0.001", "0.5", *(f"$10^{{{e}}}$" for e in (3, 6, 9, 12, 15)), "Inf"])
     handles = [Line2D([], [], color=COLORS[peer], marker="o", linestyle="", label=peer) for peer in contenders]
     handles += axes.get_legend_handles_labels()[0]
     above.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
@@ -322,7 +325,7 @@ def _draw_errors(axes, name, kinds, sizes, cells, contenders):
         ]
         x, y, area = zip(*points, strict=True) if points else ((), (), ())
         axes.scatter(x, y, area, COLORS[peer], linewidths=0, zorder=3)
-    axes.axhline(NORM_PROMISE, color="black", linestyle="--", linewidth=1, label="promised: 0.501 ulp")
+    axes.axhline(NORM_PROMISE, color="black", linestyle="--", linewidth=1, label="promised: 0.5 ulp")
     axes.axhline(2.0**28, color="0.45", linestyle=":", linewidth=1.2, label="half an ulp of float32")
     axes.set(yscale="log", ylim=(FLOOR / 3, TOP), title=name, xlim=(-0.6, len(kinds) - 0.4))
     axes.set_xticks(range(len(kinds)), kinds, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
@@ -385,9 +388,11 @@ def main():
         found = in_processes(list(contenders), DTYPES, BITS_KINDS)
     most = distinct(found)
     show_distinct(most, sum(map(len, found.values())))
+    beside = {name: middles.look(*numbers) for name, numbers in middles.kinds(options.quick).items()}
+    middles.show(beside)
     if options.plot:
         save(draw(cells, most, contenders), options.plot)
-    said = broken(cells, most)
+    said = broken(cells, most) + middles.broken(beside)
     print("", *said or ["Every promise held."], sep="\n")
     return 1 if said else 0
 

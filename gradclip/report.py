@@ -31,6 +31,9 @@ if TYPE_CHECKING:
         def max_abs(self) -> float:
             """Return the largest finite magnitude."""
 
+        def outside(self) -> int:
+            """Return how many elements lie beyond bounds that were given."""
+
     class Decided(Protocol):
         """The plan of an engine, as far as a report uses it."""
 
@@ -91,7 +94,7 @@ class ClipReport:
     _max_norm: float | Any
     _size: int
     _plan: Decided | None  # None: every factor is 1
-    _clipped_count: int
+    _clipped_count: int | None  # None: as many as the sums have outside
     _skipped: bool
     _norms: Floats | None  # None: they are those of the sums
     _fill: Callable[[], dict[str, Any]] | None
@@ -102,7 +105,7 @@ class ClipReport:
         max_norm: float | Any,
         size: int,
         plan: Decided | None = None,
-        clipped_count: int = 0,
+        clipped_count: int | None = 0,
         skipped: bool = False,
         norms: Floats | None = None,
     ) -> None:
@@ -159,7 +162,7 @@ class ClipReport:
     @property
     def clipped(self) -> bool:
         """Whether clipping changed something."""
-        return self._clipped_count > 0
+        return self.clipped_count > 0
 
     @property
     def skipped(self) -> bool:
@@ -192,7 +195,7 @@ class ClipReport:
     @property
     def clipped_count(self) -> int:
         """How many of the leaves, slices, units or samples in `norms` were clipped; elements in `clip_by_value`."""
-        return self._clipped_count
+        return self._sums.outside() if self._clipped_count is None else self._clipped_count
 
     @property
     def size(self) -> int:
@@ -220,6 +223,7 @@ class ClipReport:
         found = Found(self.norm, self.norms, self.nonfinite, self.first_nonfinite, self.max_abs)
         plan = None if self._plan is None else Factors(self.scale, self.scales)
         slots = {name: getattr(self, name) for name in self.__slots__ if name != "_fill"}
+        slots["_clipped_count"] = self.clipped_count
         return _restore, ({**slots, "_sums": found, "_plan": plan, "_norms": None},)
 
     def __repr__(self) -> str:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from ._core.arguments import Grads, Number, number
-from ._core.call import Request, functional, in_place
+from ._core.call import ByValue, functional, in_place
 from ._core.options import DEFAULT
 from .report import ClipReport
-
-if TYPE_CHECKING:
-    from ._core.engine import Engine
-    from ._leaves import Leaves
 
 
 def clip_by_value_(grads: Any, clip_min: Number, clip_max: Number | None = None) -> ClipReport:
@@ -95,32 +91,19 @@ def clip_by_value(grads: Any, clip_min: Number, clip_max: Number | None = None, 
     return functional(grads, _by_value(clip_min, clip_max), out)
 
 
-def _by_value(clip_min: Number, clip_max: Number | None) -> _ByValue:
+def _by_value(clip_min: Number, clip_max: Number | None) -> ByValue:
     """The request of `clip_by_value_` and `clip_by_value`, after a check of the arguments."""
     low, high = _bounds(clip_min, clip_max)
-    request = _ByValue(DEFAULT, high)
+    request = ByValue(DEFAULT, high)
     request.low = low
     return request
-
-
-class _ByValue(Request):
-    """Every element into [low, threshold]."""
-
-    low: float
-
-    def prepare(self, leaves: Leaves) -> Leaves:
-        for i, array in enumerate(leaves.arrays):
-            if array.dtype.kind == "c":
-                raise TypeError(f"{leaves.path(i)}: complex numbers have no order; clip by norm instead")
-        return leaves
-
-    def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
-        return engine.clamp(read, self.to, self.low, self.threshold)
 
 
 def _bounds(clip_min: Number, clip_max: Number | None) -> tuple[float, float]:
     """The lower and the upper bound; one number alone is both."""
     if clip_max is None:
+        if type(clip_min) is float and clip_min > 0.0:  # the usual bound, kept short
+            return -clip_min, clip_min
         high = number("clip_min, a single bound,", clip_min, 0.0)
         return -high, high
     low, high = number("clip_min", clip_min), number("clip_max", clip_max)

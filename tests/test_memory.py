@@ -133,10 +133,23 @@ def with_sparse(x):
     return x
 
 
-REFUSED = {name: (call, lambda x: x) for name, call in CALLS.items()} | {
-    f"{name}, sparse": (CALLS[name], with_sparse)
-    for name in ("clip_by_global_norm_", "clip_by_value_", "clip_by_global_norm, out", "clip_by_global_norm", "sgd_step_")
-}
+def with_nonfinite(x):
+    """The same inputs, with NaN and Inf among the gradients."""
+    x.grads["w"][1, 1], x.grads["b"][2][1][0, 2] = np.inf, np.nan
+    return x
+
+
+REFUSED = (
+    {name: (call, lambda x: x) for name, call in CALLS.items()}
+    | {
+        f"{name}, not finite": (CALLS[name], with_nonfinite)
+        for name in ("clip_by_value_", "clip_by_value, out", "clip_by_value")
+    }
+    | {
+        f"{name}, sparse": (CALLS[name], with_sparse)
+        for name in ("clip_by_global_norm_", "clip_by_value_", "clip_by_global_norm, out", "clip_by_global_norm", "sgd_step_")
+    }
+)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -166,6 +179,18 @@ def test_a_call_that_is_refused_memory_changes_nothing(name, hooks, monkeypatch)
             else:
                 assert contents(x) == before, n
     assert refusals > 20
+
+
+def test_the_first_nonfinite_has_its_name_even_if_memory_was_refused_to_it(hooks, monkeypatch):
+    """It is named when everything is written: an error would come too late."""
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)  # of generators that are dropped meanwhile
+    named = []
+    for n in range(1, 100):
+        x, reports = with_nonfinite(inputs()), []
+        if passes(hooks, lambda x=x, reports=reports: reports.append(gradclip.clip_by_value_(x.grads, 0.5)), n):
+            named.append(reports[0].first_nonfinite)
+    assert len(named) > 20
+    assert set(named) == {("w", 5)}
 
 
 @pytest.mark.parametrize(

@@ -275,10 +275,23 @@ def test_the_decision_is_that_of_the_rounded_norm(isa, ord):
         assert results.pop()[0] == (norm > threshold)
 
 
-def test_values_are_clipped_beside_a_norm_that_is_right(isa):
-    a = np.full(36, ties(6, 1)[0])
-    report = gradclip.clip_by_value_([a, a.copy()[:9]], 0.1)
-    assert report.norms[0] == rounded_norm([np.full(36, ties(6, 1)[0])])
+@pytest.mark.parametrize("value", [*ties(6, 3), 0.3, 1 / 3])
+def test_values_are_clipped_beside_a_norm_that_is_right(isa, value):
+    a = np.full(36, value)
+    norms = [rounded_norm([a]), rounded_norm([a[:9]]), rounded_norm([a, a[:9]])]
+    for bound in (0.1, 1e3):  # something is changed, or nothing
+        for call in (gradclip.clip_by_value_, lambda g, c: gradclip.clip_by_value(g, c)[1]):
+            for g in ([a.copy(), a[:9].copy()], [a.copy().reshape(6, 6).T, a[:9].copy()]):
+                report = call(g, bound)
+                assert [*report.norms, report.norm] == norms
+
+
+@pytest.mark.parametrize("bound", [0.1, 1e3])
+def test_a_norm_beside_a_middle_is_right_where_values_can_be_read_again(isa, bound):
+    x = np.array([1.0, 2.0**-53, 2.0**-120, 2.0**-80])  # next to a middle, and on neither side by the bits of a sum
+    for a in (x, -x, np.sqrt(x)):
+        report = gradclip.clip_by_value(a, bound)[1]
+        assert report.norm == rounded_norm([a])
 
 
 @pytest.mark.parametrize("dtype", slow(REAL, fast=(np.float16, np.float64)), ids=str)

@@ -102,6 +102,21 @@ cdef class Request:
         engine.write(self.to, plan)
 
 
+cdef class ByValue(Request):
+    """A request to bring every element into [low, threshold]: compiled, as for a small leaf Python takes longer than the pass."""
+    cdef public object low
+
+    cpdef Leaves prepare(self, Leaves leaves):
+        cdef Py_ssize_t i
+        for i in range(leaves.count):
+            if leaves.leaf[i].is_complex:
+                raise TypeError(f"{leaves.path(i)}: complex numbers have no order; clip by norm instead")
+        return leaves
+
+    cpdef decide(self, engine, Leaves read):
+        return engine.clamp(read, self.to, self.low, self.threshold)
+
+
 cdef object asked(str name, rule, sums, options):
     """The threshold that a rule, the argument `name`, gives this step."""
     if options.nonfinite == "raise" and sums.nonfinite():

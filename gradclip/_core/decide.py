@@ -68,13 +68,6 @@ def refused(sums: Sums, options: Options) -> bool:
     return options.nonfinite == "skip"
 
 
-def clamping(low: float, high: float) -> Plan:
-    """A Plan that brings every element into [low, high]."""
-    plan = Plan(1)
-    plan.clamp(0, low, high)
-    return plan
-
-
 def decide_clamp(to: Leaves, low: float, high: float, sums: Sums) -> tuple[ClipReport, Plan | None]:
     """Return the report of a clamp, and the Plan that clamps leaves with elements outside [low, high]: None if there are none.
 

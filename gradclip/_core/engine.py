@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._cpu import accumulate, exact, passes
-from .._cpu.plan import Plan
-from .decide import clamping, decide, decide_clamp
+from .._cpu.plan import Plan, clamping
+from ..report import ClipReport
+from .decide import decide
 from .samples import batch_of, decide_samples
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ class Engine(Protocol):
         """Write what was decided: all of it or, with an error, nothing."""
 
     def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Any]:
-        """Return the report and the plan that brings elements into [low, high], after a read pass that counts those outside."""
+        """Return the report and the plan that brings elements into [low, high].
+
+        The read pass that this takes comes before, or it is one with the write pass; then the report holds once that is done.
+        """
 
     def decide_samples(self, request: SampleRequest, sums: Any) -> tuple[ClipReport, Any]:
         """Return the report and the plan of a sum of clipped samples."""
@@ -67,7 +71,9 @@ class Host:
     decide_samples = staticmethod(decide_samples)
 
     def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Plan | None]:
-        return decide_clamp(to, low, high, passes.measure_outside(read, clamping(low, high)))
+        size = read.size
+        found = passes.Clamped(read.count, size, 2.0, 1.0)
+        return ClipReport(found, high, size, None, None), clamping(low, high, found)
 
     def sum_samples(self, request: SampleRequest, plan: Plan) -> None:
         accumulate.sum_samples(request.samples, request.to, plan, batch_of(request, plan), request.fresh)

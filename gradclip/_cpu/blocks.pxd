@@ -18,7 +18,17 @@ cdef extern from "blocks.h" nogil:
     gc_sum nothing "gc_nothing"()
     void add "gc_add"(gc_sum *into, const gc_sum *s)
     void fold_usual "gc_fold_usual"(Sum *into, const gc_sum *usual, double ord)
+    ctypedef struct Reading "gc_reading":
+        double ord
+        const Write *bounds
+        const Write *made
+        const gc_leaf *to
+    ctypedef struct Segment "gc_segment":
+        pass
+    Segment start_segment "gc_start_segment"(const Reading *how, char *room)
+    ptrdiff_t hold "gc_hold"(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, const char *x, ptrdiff_t n, double amax,
+                             const Segment *g)
     void measure_segment "gc_measure_segment"(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end,
-                                              double ord, const Write *bounds, const Write *made, char *room, Sum *into)
+                                              const Reading *how, char *room, Sum *into)
     void write_segment "gc_write_segment"(const gc_kernels *k, const gc_leaf *to, const gc_leaf *source, ptrdiff_t first,
                                           ptrdiff_t end, const Write *w, char *room)

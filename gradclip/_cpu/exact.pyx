@@ -20,7 +20,7 @@ import numpy as np
 from gradclip._cpu.fold cimport ldexpl
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, gc_kernels, kernels, team_size
-from gradclip._cpu.middle cimport Precision, precision_of, tells_norm
+from gradclip._cpu.middle cimport Precision, precision_of, take_for_middle, tells_norm
 from gradclip._cpu.plan cimport Write
 from gradclip._cpu.scalar cimport gc_bin_width, gc_measured
 from gradclip._cpu.sums cimport ALL, Sums
@@ -381,6 +381,23 @@ cpdef settle(Sums sums, Leaves leaves, Py_ssize_t first=0, bint total=True):
         exact = total_of(leaves, order, limit, sums.grad_scale, &all)
         sums.total.high, sums.total.low, sums.total.bin = all.high, all.low, all.bin
         sums.exact_total = exact.integer(), LOWEST
+
+
+cdef void take_for_middles(Sums sums) noexcept:
+    """Let norms that their sums do not tell be rounded as if these were in the middle: where the elements cannot be read again.
+
+    They mostly are, as of equal elements. By chance a sum comes so close to a middle once in some 100,000 times."""
+    cdef gc_fpenv saved = gc_fp_enter()
+    cdef Precision p = precision_of(sums.order, sums.grad_scale, sums.relative_error())
+    cdef gc_measured all = sums.at(ALL)
+    cdef Py_ssize_t i
+    for i in range(sums.count):
+        if not tells_norm(&sums.unit[i], &p):
+            take_for_middle(&sums.unit[i], &p)
+    if not tells_norm(&all, &p):
+        take_for_middle(&all, &p)
+        sums.total.high, sums.total.low, sums.total.bin = all.high, all.low, all.bin
+    gc_fp_leave(saved)
 
 
 def exact_sum(Leaves leaves, double ord):

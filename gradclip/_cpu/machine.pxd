@@ -16,7 +16,7 @@ cdef extern from "kernels.h" nogil:
         gc_sum (*sum_abs[4])(const void *x, ptrdiff_t n, double bound) noexcept nogil
         void (*scale[4])(void *y, const void *x, ptrdiff_t n, double factor) noexcept nogil
         void (*zero_nonfinite[4])(void *y, const void *x, ptrdiff_t n) noexcept nogil
-        void (*clamp[4])(void *y, const void *x, ptrdiff_t n, double low, double high) noexcept nogil
+        ptrdiff_t (*clamp[4])(void *y, const void *x, ptrdiff_t n, double low, double high) noexcept nogil
         ptrdiff_t (*count_outside[4])(const void *x, ptrdiff_t n, double low, double high) noexcept nogil
         void (*step[4])(void *y, const void *x, ptrdiff_t n, double factor) noexcept nogil
         void (*widen[4])(double *y, const void *x, ptrdiff_t n) noexcept nogil

@@ -13,6 +13,8 @@ Why they look like this:
   Within a group it runs forwards, as prefetchers want it.
 * Every chunk of work enters the standard floating-point state and leaves the caller's (kernels/fpenv.h).
 * Between groups a read pass asks for signals (watch.pxd); a write pass is not interrupted: all or nothing.
+* Clipping by value decides nothing between reading and writing: `clamp` does both to a block while it is in cache. It is a
+  write pass in all that was said above.
 * What threads work on lies in their room (machine.pyx), not on the stack: a thread of 64 KiB is enough.
 """
 from cpython.exc cimport PyErr_CheckSignals
@@ -22,11 +24,12 @@ from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
-from gradclip._leaves.layout cimport gc_leaf, gc_unit, gc_unit_data, lay_out
+from gradclip._leaves.layout cimport MAX_AXES, gc_leaf, gc_unit, gc_unit_data, in_index_order
 from gradclip._leaves.leaves cimport Leaves
-from gradclip._cpu.blocks cimport BLOCK, add, fetch, fold_usual, measure_segment, nothing, sum_at_once, write_segment
+from gradclip._cpu.blocks cimport (
+    BLOCK, Reading, Segment, add, fetch, fold_usual, hold, measure_segment, nothing, start_segment, sum_at_once, write_segment)
 from gradclip._cpu.columns cimport complete_columns, measure_panel, write_panel
-from gradclip._cpu.exact cimport settle
+from gradclip._cpu.exact cimport settle, take_for_middles
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.fold cimport Sum, clear, complete, merge
 from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, gc_sum, give_scratch, kernels, take_scratch, team_size
@@ -42,10 +45,22 @@ cdef enum:
 
 # ---- groups: what is shared out to threads ----------------------------------------------------
 
+cdef enum Stage:            # of a pass that clamps: which groups are its business
+    ALL_GROUPS
+    UNTIL_OUTSIDE           # those of a unit until one with an element outside the bounds; nothing is written
+    SINCE_OUTSIDE           # the others, that one included
+    NOT_FINITE              # those in which such elements are still to be brought within the bounds
+
+cdef enum:
+    LATER = -1              # elements outside, in a group that was left out
+
+
 cdef struct Task:           # what the chunks of one pass share
     const gc_leaf *leaf     # what is read or written
     const gc_leaf *source   # of a write pass
+    const gc_leaf *to       # of a pass that clamps as it reads, what it writes; else NULL
     const Group *group
+    Stage stage
     double ord
     const Write *bounds
     const Write *write      # of the write pass, or what a read pass makes of the elements first
@@ -55,6 +70,7 @@ cdef struct Task:           # what the chunks of one pass share
     gc_measured *unit       # of each unit, once it is complete
     const Precision *norm   # of all together, where it is told; else NULL
     const Precision *norms  # of the units, likewise
+    Precision precision     # what those two point to
     bint uncertain          # whether some sum does not tell its norm; set by any thread
     char *room              # ROOM bytes for each thread
     Watch watch             # of a read pass
@@ -123,7 +139,10 @@ cdef void measure_units(Task *t, const Group *g, char *room, Sum *total) noexcep
     sum ten elements."""
     cdef ptrdiff_t j, unit = g.unit, left = g.count
     cdef const gc_leaf *leaf = &t.leaf[g.leaf]
-    cdef bint plain = t.bounds == NULL and t.write == NULL
+    cdef Reading how = Reading(t.ord, t.bounds, NULL, NULL)
+    cdef Segment segment = start_segment(&how, room)
+    cdef const char *x
+    cdef ptrdiff_t outside = 0
     cdef gc_leaf one
     cdef gc_sum s, usual = nothing()
     cdef Sum sum
@@ -137,9 +156,15 @@ cdef void measure_units(Task *t, const Group *g, char *room, Sum *total) noexcep
             continue
         j = leaf.first_unit + unit
         bound = 0
-        if plain and leaf.size <= BLOCK and leaf.ndim == 0 and not leaf.is_complex and sum_at_once(
-                kernels, t.ord, leaf.dtype, leaf.data if leaf.units == 1 else gc_unit_data(leaf, unit), leaf.size, &bound, &s):
-            t.unit[j] = gc_measured(s.high, s.low, 0, s.amax, 0, 0, 0, 0)
+        x = leaf.data if leaf.units == 1 else gc_unit_data(leaf, unit)
+        if t.to != NULL:
+            how.to = &t.to[leaf - t.leaf]
+        if t.write == NULL and leaf.size <= BLOCK and leaf.ndim == 0 and not leaf.is_complex and sum_at_once(
+                kernels, t.ord, leaf.dtype, x, leaf.size, &bound, &s):
+            if t.bounds != NULL:
+                outside = hold(kernels, leaf, 0, x, leaf.size, s.amax, &segment)
+                total.outside += outside
+            t.unit[j] = gc_measured(s.high, s.low, 0, s.amax, 0, 0, 0, outside)
             add(&usual, &s)
             if t.norms != NULL:
                 some.high[some.count], some.low[some.count] = s.high, s.low
@@ -148,7 +173,8 @@ cdef void measure_units(Task *t, const Group *g, char *room, Sum *total) noexcep
                     look_at(t, &some)
         else:
             one = gc_unit(leaf, unit)
-            measure_segment(kernels, &one, 0, leaf.size, t.ord, t.bounds, t.write + j if t.per_unit else t.write, room, &sum)
+            how.made = t.write + j if t.per_unit else t.write
+            measure_segment(kernels, &one, 0, leaf.size, &how, room, &sum)
             complete(&t.unit[j], &sum)
             merge(total, &sum, t.ord)
             if t.norms != NULL and not tells_norm(&t.unit[j], t.norms):
@@ -159,17 +185,30 @@ cdef void measure_units(Task *t, const Group *g, char *room, Sum *total) noexcep
     look_at(t, &some)
 
 
+cdef bint left_out(Task *t, ptrdiff_t i) noexcept nogil:
+    """Whether a group is not the business of this stage of a pass."""
+    cdef const Group *g = &t.group[i]
+    if t.stage == UNTIL_OUTSIDE and g.part != WHOLE and t.unit[t.leaf[g.leaf].first_unit].outside:
+        t.part[i].outside = LATER
+        return True
+    return t.stage == SINCE_OUTSIDE and t.part[i].outside == 0 or \
+        t.stage == NOT_FINITE and (t.part[i].nans + t.part[i].infs == 0 or t.part[i].outside == 0)
+
+
 cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcept nogil:
-    """Measure some groups: each into its Sum, and every unit that lies whole in one into its gc_measured."""
+    """Measure some groups: each into its Sum, and every unit that lies whole in one into its gc_measured. With `to` every block
+    is brought within the bounds once it is measured."""
     cdef ptrdiff_t i
     cdef char *room = t.room + thread * <size_t>ROOM
     cdef const Group *g
-    cdef const Write *w
     cdef gc_leaf one
+    cdef Reading how = Reading(t.ord, t.bounds, NULL, NULL)
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(begin, end):
-        if i and interrupted(&t.watch, thread, &saved):
+        if i and t.to == NULL and interrupted(&t.watch, thread, &saved):
             break
+        if t.stage != ALL_GROUPS and left_out(t, i):
+            continue
         g = &t.group[i]
         clear(&t.part[i])
         if g.part == WHOLE:
@@ -178,13 +217,17 @@ cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noe
             measure_panel(kernels, &t.leaf[g.leaf], g, t.ord, t.slot, room)
         else:
             one = gc_unit(&t.leaf[g.leaf], g.unit)
-            w = t.write + one.first_unit if t.per_unit else t.write
-            measure_segment(kernels, &one, g.first, g.first + g.rows, t.ord, t.bounds, w, room, &t.part[i])
+            how.made = t.write + one.first_unit if t.per_unit else t.write
+            if t.to != NULL:
+                how.to = &t.to[g.leaf]
+            measure_segment(kernels, &one, g.first, g.first + g.rows, &how, room, &t.part[i])
             t.slot[g.slot] = t.part[i]
+            if t.stage == UNTIL_OUTSIDE and t.part[i].outside:
+                t.unit[one.first_unit].outside = 1
     gc_fp_leave(saved)
 
 
-cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcept nogil:
+cdef void write_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcept nogil:
     cdef char *room = t.room + thread * <size_t>ROOM
     cdef ptrdiff_t i, k, unit, left
     cdef const Group *g
@@ -194,6 +237,8 @@ cdef void write_chunk(const Task *t, ptrdiff_t begin, ptrdiff_t end, int thread)
     cdef gc_leaf one[2]
     cdef gc_fpenv saved = gc_fp_enter()
     for i in range(end - 1, begin - 1, -1):
+        if t.stage != ALL_GROUPS and left_out(t, i):
+            continue
         g = &t.group[i]
         w = t.write + (t.leaf[g.leaf].first_unit + g.unit if t.per_unit else 0)
         if g.part == COLUMNS and write_panel(kernels, &t.leaf[g.leaf], &t.source[g.leaf], g, w, t.per_unit, <double *>room):
@@ -263,48 +308,65 @@ cdef void fold_groups(Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
     gc_fp_leave(saved)
 
 
+cdef int begin(Task *task, Work *work, Scratch *scratch, const gc_leaf *leaf, Leaves leaves, Sums sums, bint columns) except -1:
+    """Get everything that a pass needs to measure leaves into Sums. `end` gives back what has to be given back."""
+    work[0] = cut(leaf, leaf, leaves.count, columns)
+    sums.size = work.elements
+    task.leaf, task.source, task.to, task.group, task.stage, task.ord = leaf, NULL, NULL, work.group, ALL_GROUPS, sums.order
+    task.bounds, task.write, task.per_unit, task.unit = NULL, NULL, False, sums.unit
+    task.norm, task.norms, task.uncertain = NULL, NULL, False
+    task.watch.due, task.watch.stopped = 0, False
+    task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))
+    task.slot = task.part + work.count
+    try:
+        if task.part == NULL:
+            raise MemoryError
+        take_scratch(scratch, work.team)
+    except:
+        PyMem_Free(task.part)
+        PyMem_Free(work.group)
+        raise
+    task.room = scratch.room
+    return 0
+
+
+cdef void end(Task *task, Work *work, Scratch *scratch) noexcept:
+    give_scratch(scratch)
+    PyMem_Free(task.part)
+    PyMem_Free(work.group)
+
+
+cdef void look_for_middles(Task *task, Sums sums) noexcept:
+    """Let a pass note whether some sum does not tell its norm."""
+    if task.ord == 1 or task.ord == 2:
+        task.precision = precision_of(task.ord, sums.grad_scale, sums.relative_error())
+        task.norm = &task.precision
+        if sums.count != 1:     # the norm of a unit alone is that of all
+            task.norms = &task.precision
+
+
 cdef bint run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, const Write *bounds, Plan made, bint norms) except -1:
     """Fill Sums by one read pass over the leaves that lie on the host: as they are, or as `made` would make them. Units that
     lie elsewhere stay empty.
 
     Returns whether some sum does not tell its norm; with `norms` False this is not looked for."""
     cdef double ord = sums.order
-    cdef bint simple = made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2)
-    cdef Work work = cut(leaf, leaf, leaves.count, simple)
+    cdef Work work
     cdef Scratch scratch
     cdef Task task
-    cdef Precision precision
-    sums.size = work.elements
-    precision = precision_of(ord, sums.grad_scale, sums.relative_error())
-    task.norm, task.uncertain = &precision if norms and (ord == 1 or ord == 2) else NULL, False
-    task.norms = task.norm
-    if sums.count == 1:     # the norm of a unit alone is that of all
-        task.norms = NULL
-    task.leaf, task.source, task.group, task.ord, task.bounds = leaf, NULL, work.group, ord, bounds
+    begin(&task, &work, &scratch, leaf, leaves, sums, made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2))
+    task.bounds = bounds
     task.write = NULL if made is None else made.write
     task.per_unit = made is not None and made.count > 1
-    task.unit = sums.unit
-    task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))
-    task.slot = task.part + work.count
-    task.watch.due, task.watch.stopped = 0, False
-    try:
-        if task.part == NULL:
-            raise MemoryError
-        take_scratch(&scratch, work.team)
-    except MemoryError:
-        PyMem_Free(task.part)
-        PyMem_Free(work.group)
-        raise
-    task.room = scratch.room
+    if norms:
+        look_for_middles(&task, sums)
     if work.elsewhere:
         memset(sums.unit, 0, sums.count * sizeof(gc_measured))
     with nogil:
         run(&task, &work, False)
         if not task.watch.stopped:
             fold_groups(&task, work.count, &sums.total)
-    give_scratch(&scratch)
-    PyMem_Free(task.part)
-    PyMem_Free(work.group)
+    end(&task, &work, &scratch)
     if task.watch.stopped:
         gc_raise()
     PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
@@ -364,6 +426,9 @@ cdef list changed(Leaves leaves, Plan plan):
 def write(Leaves to, Plan plan):
     """One write pass, backwards: every leaf becomes what the plan makes of its source; with an error, none does. No bytecode
     runs between the first element and the last, nor does anything need memory."""
+    if plan.found is not None:
+        clamp(to, plan)
+        return
     cdef const gc_leaf *source = to.leaf if to.source == NULL else to.source
     cdef Work work = cut(to.leaf, source, to.count, True)
     cdef Scratch scratch
@@ -380,6 +445,7 @@ def write(Leaves to, Plan plan):
         raise
     task.room = scratch.room
     task.leaf, task.source, task.group, task.write, task.per_unit = to.leaf, source, work.group, plan.write, plan.count > 1
+    task.stage = ALL_GROUPS
     with nogil:
         run(&task, &work, True)
     give_scratch(&scratch)
@@ -387,44 +453,134 @@ def write(Leaves to, Plan plan):
     to.written()
 
 
+cdef class Clamped(Sums):
+    """The Sums of leaves as they were before a clamp, which fills these while it writes. The first element that is not finite
+    gets its name afterwards, when nothing may fail any more: so, if memory is refused, not before somebody asks for it."""
+    cdef Leaves unnamed         # the leaves that have one, until it is named
+    cdef ptrdiff_t first_index
+
+    @property
+    def first_nonfinite(self):
+        """Path and flat index of the first NaN or Inf, None if there is none."""
+        self.name_first()
+        return self.named
+
+    cdef int name_first(self) except -1:
+        if self.unnamed is not None:
+            self.named = self.unnamed.path(self.first_leaf), max(self.first_index, 0)
+            self.unnamed = None
+        return 0
+
+
+cdef int clamp(Leaves to, Plan plan) except -1:
+    """Bring every element within the bounds of a plan in one pass, which measures the sources into `plan.found` as it goes.
+
+    Where somebody has to be told of what is written, before that, leaves are only read until an element of theirs lies outside:
+    the pass goes on from there."""
+    cdef const gc_leaf *source = to.leaf if to.source == NULL else to.source
+    cdef Leaves read = to if to._pair is None else to._pair
+    cdef Clamped found = plan.found
+    cdef Work work
+    cdef Scratch scratch
+    cdef Task task
+    begin(&task, &work, &scratch, source, read, found, False)
+    task.bounds = plan.write
+    look_for_middles(&task, found)
+    try:
+        if to._foreign is not None:
+            announce_clamp(to, &task, &work)
+        PyErr_CheckSignals()        # Ctrl-C acts here, before anything is written
+    except:
+        end(&task, &work, &scratch)
+        raise
+    task.to = to.leaf
+    with nogil:
+        run(&task, &work, False)
+        fold_groups(&task, work.count, &found.total)
+    if found.total.nans + found.total.infs:
+        found.first_index, found.unnamed = first_of(found, read, scratch.room, False), read
+        task.leaf, task.source, task.write, task.stage = to.leaf, source, plan.write, NOT_FINITE
+        with nogil:
+            run(&task, &work, True)
+    end(&task, &work, &scratch)
+    if found.total.outside or to.source != NULL:
+        to.written()
+    try:
+        found.name_first()
+        if task.uncertain and are_kept(to, found):
+            settle(found, read)
+            task.uncertain = False
+    except MemoryError:
+        pass
+    if task.uncertain:
+        take_for_middles(found)
+    return 0
+
+
+cdef bint are_kept(Leaves to, Sums found) noexcept:
+    """Whether the sources of a clamp are still as they were measured: nothing was written, or only other leaves were."""
+    cdef Py_ssize_t i
+    if found.total.outside == 0:
+        return True
+    for i in range(to.count):
+        if to.source == NULL or to.leaf[i].data == to.source[i].data:
+            return False
+    return True
+
+
+cdef int announce_clamp(Leaves to, Task *task, const Work *work) except -1:
+    """Tell PyTorch of those of its tensors that a clamp is going to change: where that is not known, read until it is."""
+    cdef Py_ssize_t i
+    if not to.has_tensors():
+        return 0
+    apart = [to.source != NULL and to.leaf[i].data != to.source[i].data for i in range(to.count)]
+    if not all(apart):
+        memset(task.unit, 0, to.count * sizeof(gc_measured))
+        task.stage = UNTIL_OUTSIDE
+        with nogil:
+            run(task, work, False)
+        if task.watch.stopped:
+            gc_raise()
+        task.stage = SINCE_OUTSIDE if to.source == NULL else ALL_GROUPS
+    to.announce([apart[i] or task.unit[i].outside for i in range(to.count)])
+    return 0
+
+
 cdef object find_nonfinite(Sums sums, Leaves leaves):
     """Note path, flat index and value of the first element, in index order, that is not finite."""
+    cdef Scratch scratch
+    cdef ptrdiff_t j
+    take_scratch(&scratch, 1)
+    try:
+        j = first_of(sums, leaves, scratch.room, True)
+    finally:
+        give_scratch(&scratch)
+    sums.first_nonfinite = leaves.path(sums.first_leaf), max(j, 0)      # -1: another thread has changed the leaf since
+    if j >= 0:
+        sums.first_value = leaves.arrays[sums.first_leaf].flat[j]
+
+
+cdef ptrdiff_t first_of(Sums sums, Leaves leaves, char *room, bint asks) except -2:
+    """The flat index of the first element that is not finite, or -1; notes the leaf in `sums`. Needs no memory, and raises
+    nothing unless it asks for signals."""
     cdef gc_leaf leaf
-    cdef ptrdiff_t i = 0, unit = 0, j
+    cdef ptrdiff_t axes[2 * MAX_AXES]
+    cdef ptrdiff_t first = 0, i = 0, unit = 0, n, j
+    cdef const char *x
     while sums.unit[unit].nans + sums.unit[unit].infs == 0:
         unit += 1
     while unit >= leaves.leaf[i].first_unit + leaves.leaf[i].units:
         i += 1
     sums.first_leaf = i
-    leaf.first_unit = leaf.device = 0
-    lay_out(leaves.arrays[i], None, &leaf, NULL, True)
-    try:
-        j = first_in(&leaf)
-    finally:
-        PyMem_Free(leaf.axes)
-    sums.first_nonfinite = leaves.path(i), max(j, 0)    # -1: another thread has changed the leaf since
-    if j >= 0:
-        sums.first_value = leaves.arrays[i].flat[j]
-
-
-cdef ptrdiff_t first_in(const gc_leaf *leaf) except -2:
-    """The index of the first element of a leaf that is not finite, or -1."""
-    cdef Scratch scratch
-    cdef ptrdiff_t first = 0, n, j = 0
-    cdef const char *x
-    take_scratch(&scratch, 1)
-    try:
-        while first < leaf.size:
+    in_index_order(&leaf, leaves.arrays[i], leaves.leaf[i].dtype, axes)
+    while first < leaf.size:
+        if asks:
             PyErr_CheckSignals()
-            n = min(<ptrdiff_t>BLOCK, leaf.size - first)
-            x = fetch(leaf, first, n, scratch.room)
-            if not isfinite(kernels.amax[leaf.dtype](x, n)):
-                while j < n and isfinite(kernels.amax[leaf.dtype](x + j * leaf.itemsize, 1)):
-                    j += 1
-                if j < n:
+        n = min(<ptrdiff_t>BLOCK, leaf.size - first)
+        x = fetch(&leaf, first, n, room)
+        if not isfinite(kernels.amax[leaf.dtype](x, n)):
+            for j in range(n):
+                if not isfinite(kernels.amax[leaf.dtype](x + j * leaf.itemsize, 1)):
                     return (first + j) >> leaf.is_complex
-                j = 0
-            first += BLOCK
-        return -1
-    finally:
-        give_scratch(&scratch)
+        first += BLOCK
+    return -1

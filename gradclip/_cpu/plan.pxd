@@ -1,4 +1,5 @@
 from gradclip._cpu.scalar cimport gc_factor
+from gradclip._cpu.sums cimport Sums
 
 cdef extern from "write.h" nogil:
     ctypedef struct Write "gc_write":
@@ -13,3 +14,6 @@ cdef extern from "write.h" nogil:
 cdef class Plan:
     cdef readonly Py_ssize_t count
     cdef Write *write
+    cdef public Sums found      # of a plan that clamps: what the write pass is to measure as it goes; None: nothing
+
+    cpdef clamp(self, Py_ssize_t i, double low, double high)

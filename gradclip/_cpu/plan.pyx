@@ -9,11 +9,11 @@ from fractions import Fraction
 import numpy as np
 
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
-from gradclip._cpu.machine cimport GC_F16, kernels
+from gradclip._cpu.machine cimport GC_F16, GC_F32, GC_F64, kernels
 from gradclip._cpu.scalar cimport (
     GC_CLAMP, GC_KEEP, GC_SCALE, GC_STEP, gc_exceeds, gc_keep_finite, gc_limited_factor, gc_measured, gc_multiply,
     gc_plain_factor, gc_question, gc_rounding_bound, gc_safe_threshold, gc_decide, gc_shrink)
-from gradclip._cpu.sums cimport ALL, Sums, index_of
+from gradclip._cpu.sums cimport ALL, index_of
 
 
 cdef class StandardState:
@@ -38,6 +38,8 @@ cdef double rounded(double x, int dtype) noexcept:
     kernels do to both."""
     cdef int exponent = 0
     cdef double word, unit
+    if dtype == GC_F64 or dtype == GC_F32:      # as PUT does it, without a call
+        return x if dtype == GC_F64 else <double><float>x
     if dtype == GC_F16 and isfinite(x):
         frexp(x, &exponent)
         unit = ldexp(1, max(exponent - 11, -24))
@@ -146,13 +148,15 @@ cdef class Plan:
             if sums.nonfinite_of(i):
                 self.write[i].kind, self.write[i].zero, self.write[i].factor = GC_SCALE, True, gc_plain_factor(0)
 
-    def clamp(self, Py_ssize_t i, double low, double high):
+    cpdef clamp(self, Py_ssize_t i, double low, double high):
         """Bring elements into [low, high], both rounded to each kernel dtype."""
         cdef gc_fpenv saved = gc_fp_enter()
+        cdef Write *w = &self.write[i]
         cdef int t
-        self.write[i].kind = GC_CLAMP
+        w.kind = GC_CLAMP
         for t in range(4):
-            self.write[i].low[t], self.write[i].high[t] = rounded(low, t), rounded(high, t)
+            w.high[t] = rounded(high, t)
+            w.low[t] = -w.high[t] if low == -high < 0 else rounded(low, t)
         gc_fp_leave(saved)
 
     def cycled(self, Py_ssize_t count):
@@ -233,3 +237,13 @@ cdef class Plan:
             if self.write[i].kind != GC_KEEP or self.write[i].zero:
                 return False
         return True
+
+
+def clamping(double low, double high, Sums found=None):
+    """Return a Plan that brings every element into [low, high].
+
+    found : what the write pass is to measure as it goes, if anything"""
+    cdef Plan plan = Plan.__new__(Plan, 1)
+    plan.clamp(0, low, high)
+    plan.found = found
+    return plan

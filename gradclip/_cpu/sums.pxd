@@ -9,7 +9,7 @@ cdef class Sums:
     cdef readonly bint finite_only      # whether norms leave NaN and Inf out
     cdef public Py_ssize_t size         # elements
     cdef Sums by_unit                   # what samples were added up from
-    cdef public object first_nonfinite  # (path, flat index)
+    cdef object named                   # (path, flat index) of the first element that is not finite
     cdef public Py_ssize_t first_leaf
     cdef public object first_value      # the element there, where it was seen here
     cdef object true_max                # max_abs, where it was measured elsewhere

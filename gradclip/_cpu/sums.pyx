@@ -53,6 +53,15 @@ cdef class Sums:
         """The Sums by unit: these themselves or, if these are of samples, those that they were added up from."""
         return self if self.by_unit is None else self.by_unit
 
+    @property
+    def first_nonfinite(self):
+        """Path and flat index of the first NaN or Inf, None if there is none."""
+        return self.named
+
+    @first_nonfinite.setter
+    def first_nonfinite(self, place):
+        self.named = place
+
     def by_sample(self, Py_ssize_t batch):
         """The Sums of samples: sample i owns every batch-th unit from the i-th on, one of each leaf."""
         cdef Sums sums = Sums(batch, self.size, self.ord, self.grad_scale, self.finite_only)
@@ -73,7 +82,7 @@ cdef class Sums:
         gc_fp_leave(saved)
         sums.by_unit = self
         sums.total = self.total
-        sums.first_leaf, sums.first_nonfinite, sums.first_value = self.first_leaf, self.first_nonfinite, self.first_value
+        sums.first_leaf, sums.named, sums.first_value = self.first_leaf, self.named, self.first_value
         return sums
 
     def of_units(self, Py_ssize_t start, Py_ssize_t stop, double grad_scale):
@@ -88,7 +97,7 @@ cdef class Sums:
             merge(&sums.total, &part, self.order)
         gc_fp_leave(saved)
         if start == 0 and sums.total.nans + sums.total.infs:    # the first units hold the first of all
-            sums.first_leaf, sums.first_nonfinite, sums.first_value = self.first_leaf, self.first_nonfinite, self.first_value
+            sums.first_leaf, sums.named, sums.first_value = self.first_leaf, self.named, self.first_value
         return sums
 
     def weigh(self, Py_ssize_t first, double clip_factor, double eps):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._core.decide import clamping, decide, decide_clamp
+from .._core.decide import decide, decide_clamp
 from .._core.samples import batch_of, decide_samples
 from .._cpu import accumulate, exact, passes
+from .._cpu.plan import clamping
 from . import decisions
 from .program import Uninterrupted
 from .reading import read

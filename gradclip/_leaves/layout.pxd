@@ -5,6 +5,8 @@ cdef extern from "_cpu/kernels/kernels.h":
     int GC_F16, GC_BF16, GC_F32, GC_F64
 
 cdef extern from "_cpu/kernels/leaf.h" nogil:
+    enum:
+        MAX_AXES "GC_MAX_AXES"
     ctypedef struct gc_leaf:
         char *data
         ptrdiff_t size
@@ -35,4 +37,5 @@ cdef inline void fill(gc_leaf *leaf, cnp.ndarray a, int dtype, char *data) noexc
 cdef int number_of(int number) except -2
 cdef int dtype_of(cnp.ndarray a) except -2
 cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint keep_order, object unit_axes=*) except -1
+cdef void in_index_order(gc_leaf *leaf, cnp.ndarray a, int dtype, ptrdiff_t *axes) noexcept
 cdef bint same_strides(cnp.ndarray a, cnp.ndarray b) noexcept

@@ -41,8 +41,8 @@ cdef int dtype_of(cnp.ndarray a) except -2:
 
 cdef struct Axes:
     int count
-    ptrdiff_t length[65]    # GC_MAX_AXES
-    ptrdiff_t stride[65]
+    ptrdiff_t length[MAX_AXES]
+    ptrdiff_t stride[MAX_AXES]
 
 
 cdef int describe(gc_leaf *leaf, cnp.ndarray a, char *data, Axes *inner, Axes *unit) except -1:
@@ -115,6 +115,20 @@ cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint 
     if s != NULL:
         describe(s, b, pb, &y, &uy)
     return 0
+
+
+cdef void in_index_order(gc_leaf *leaf, cnp.ndarray a, int dtype, ptrdiff_t *axes) noexcept:
+    """Describe an array of the host in index order, with its axes in room for 2 * MAX_AXES that the caller has: no memory is
+    needed."""
+    cdef int d, inner = cnp.PyArray_NDIM(a)
+    cdef int count = max(inner + cnp.PyArray_ISCOMPLEX(a), 1)
+    fill(leaf, a, dtype, <char *>cnp.PyArray_DATA(a))
+    if cnp.PyArray_IS_C_CONTIGUOUS(a) and <uintptr_t>leaf.data % <uintptr_t>leaf.itemsize == 0:
+        return
+    leaf.ndim, leaf.axes = count, axes
+    axes[count - 1], axes[2 * count - 1] = 1 << leaf.is_complex, leaf.itemsize
+    for d in range(inner):
+        axes[d], axes[count + d] = cnp.PyArray_DIM(a, d), cnp.PyArray_STRIDE(a, d)
 
 
 cdef void put(Axes *x, Axes *y, int where, ptrdiff_t n, ptrdiff_t i, ptrdiff_t j) noexcept:

@@ -141,6 +141,13 @@ cdef class Leaves(Units):
 
     # ---- around a write pass ----------------------------------------------------------------
 
+    cdef bint has_tensors(self):
+        """Whether some leaves are tensors of PyTorch's, which has to be told of what is written."""
+        for i in self._foreign or ():
+            if pytorch.is_tensor(self._given[i]):
+                return True
+        return False
+
     def announce(self, written=None):
         """Before a write pass: tell PyTorch of those of its tensors that it is going to change (a bool for each leaf)."""
         tensors = [self._given[i] for i in self._foreign or {}

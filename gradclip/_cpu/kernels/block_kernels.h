@@ -6,7 +6,6 @@
  *   ABS_MASK     all bits but the sign;   INF_BITS  the bits of +Inf
  *   LOAD(p)      GC_W elements as a vector of float64
  *   GET(e), PUT(d)  one element to float64 and back (back: rounded once)
- *   REAL         float where it holds every element, else double
  *   WIDE         1 where a square is not exact in float64 (float64 itself)
  *   PRODUCT      what x * factor is computed in: float for halves, else double
  *   ROUND(v)     a vector of float64 rounded to the dtype, where squares are not short
@@ -274,29 +273,81 @@ static void NAME(zero_nonfinite)(void *y, const void *x, ptrdiff_t n)
         q[i] = (p[i] & ABS_MASK) < INF_BITS ? p[i] : 0;
 }
 
-static void NAME(clamp)(void *y, const void *x, ptrdiff_t n, double low, double high)
+/* The bounds of a dtype: what elements beyond them become, and what tells that they are. */
+typedef struct {
+    ELEMENT least, most;
+#if SHORT
+    BITS first, last; /* of the ranks that stay */
+#endif
+} NAME(bounds);
+
+#if SHORT
+/* The rank of a half: an integer that grows with it, -0 just below 0. */
+static inline BITS NAME(rank)(BITS e) { return (BITS)(e ^ ((e >> 15) & ABS_MASK)); }
+
+/* In integers, 16 bits wide: halves are not converted. */
+static inline NAME(bounds) NAME(bounds_of)(double low, double high)
+{
+    NAME(bounds) b = {PUT(low), PUT(high), NAME(rank)((BITS)PUT(low)), NAME(rank)((BITS)PUT(high))};
+    b.first = low == 0 ? -1 : b.first; /* zeros of both signs stay */
+    b.last = high == 0 ? 0 : b.last;
+    return b;
+}
+
+/* NaN lies beyond the rank of either Inf. */
+static inline ELEMENT NAME(held)(ELEMENT e, NAME(bounds) b)
+{
+    const BITS r = NAME(rank)((BITS)e);
+    const int above = (r > b.last) & (r <= INF_BITS), below = (r < b.first) & (r >= (BITS)~INF_BITS);
+    e = above ? b.most : e;
+    return below ? b.least : e;
+}
+#else
+static inline NAME(bounds) NAME(bounds_of)(double low, double high)
+{
+    const NAME(bounds) b = {PUT(low), PUT(high)};
+    return b;
+}
+
+/* A minimum and a maximum, which leave NaN, and zeros where the bound is one. */
+static inline ELEMENT NAME(held)(ELEMENT e, NAME(bounds) b)
+{
+    e = b.most < e ? b.most : e;
+    return b.least > e ? b.least : e;
+}
+#endif
+
+/* Whether two elements differ: told by their bits, as NaN differs from itself. */
+static inline int NAME(differs)(ELEMENT a, ELEMENT b)
+{
+    BITS u, v;
+    memcpy(&u, &a, sizeof u);
+    memcpy(&v, &b, sizeof v);
+    return u != v;
+}
+
+static ptrdiff_t NAME(clamp)(void *y, const void *x, ptrdiff_t n, double low, double high)
 {
     const ELEMENT *p = x;
     ELEMENT *q = y;
-    const ELEMENT least = PUT(low), most = PUT(high);
-    const REAL bottom = (REAL)low, top = (REAL)high; /* exact: both are of the dtype */
+    const NAME(bounds) b = NAME(bounds_of)(low, high);
+    BITS count = 0; /* of a block: as wide as an element, so that both fill a vector alike */
     GC_IVDEP
     for (ptrdiff_t i = 0; i < n; i++) {
-        REAL v = (REAL)GET(p[i]);
-        ELEMENT e = v > top ? most : p[i];
-        q[i] = v < bottom ? least : e;
+        const ELEMENT e = p[i], held = NAME(held)(e, b);
+        count = (BITS)(count + NAME(differs)(e, held));
+        q[i] = held;
     }
+    return count;
 }
 
 static ptrdiff_t NAME(count_outside)(const void *x, ptrdiff_t n, double low, double high)
 {
     const ELEMENT *p = x;
-    const REAL bottom = (REAL)low, top = (REAL)high;
-    int count = 0; /* of a block: as wide as float32, so that both fill a vector alike */
-    for (ptrdiff_t i = 0; i < n; i++) {
-        REAL v = (REAL)GET(p[i]);
-        count += (v < bottom) | (v > top);
-    }
+    const NAME(bounds) b = NAME(bounds_of)(low, high);
+    BITS count = 0;
+    for (ptrdiff_t i = 0; i < n; i++)
+        count = (BITS)(count + NAME(differs)(p[i], NAME(held)(p[i], b)));
     return count;
 }
 

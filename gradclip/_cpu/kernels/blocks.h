@@ -175,38 +175,78 @@ static inline const char *gc_without_nonfinite(const gc_kernels *k, const gc_lea
     return buffer;
 }
 
-/* What the blocks of a segment have in common: how they are read, and what they share. */
+/* What a pass over some leaves measures, and what it does with their elements besides. */
 typedef struct {
     double ord;
     const gc_write *bounds; /* null, or bounds beyond which elements are counted */
     const gc_write *made;   /* null, or what is measured as if it was already done */
-    char *buffer;           /* room for a block of the widest dtype, and one to spare */
-    double bound;           /* of the segment alone, so that it is a function of position; 0: none yet */
-    gc_sum usual;           /* the sum of its usual blocks, in pairs of float64 */
+    const gc_leaf *to;      /* null, or, with bounds, the leaf to which elements are written once they are within the bounds */
+} gc_reading;
+
+/* What the blocks of a segment have in common: how they are read, and what they share. */
+typedef struct {
+    const gc_reading *how;
+    char *gathered; /* room for a block of a strided leaf */
+    char *buffer;   /* room for a block of the widest dtype: the same, unless elements are still needed once they are measured */
+    double bound;   /* of the segment alone, so that it is a function of position; 0: none yet */
+    gc_sum usual;   /* the sum of its usual blocks, in pairs of float64 */
 } gc_segment;
 
-/* Add one block to a total, or to `usual`: of the leaf as it is, or as `made` would make it.
- *
- * The usual block is read once. Where its bound is not kept, and for whatever is not finite, out of range, complex or counted,
- * the largest magnitude is found first. */
-static inline void gc_measure_block(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, gc_segment *g,
-                                    gc_total *into)
+/* room: of a thread, for two blocks of the widest dtype. */
+static inline gc_segment gc_start_segment(const gc_reading *how, char *room)
 {
-    int t = leaf->dtype, bin = 0;
-    const gc_write *bounds = g->bounds;
-    gc_sum s;
-    const char *x = gc_fetch(leaf, first, n, g->buffer);
-    if (g->made) {
-        gc_alter(k, g->made, t, g->buffer, leaf, x, n, g->buffer);
-        x = g->buffer;
+    const gc_segment g = {how, how->bounds ? room + GC_BLOCK * sizeof(double) : room, room, 0, {0, 0, 0}};
+    return g;
+}
+
+/* Bring n elements x of a leaf, which were measured, within the bounds; returns how many lay outside.
+ *
+ * amax: the largest magnitude of x, not finite if some element is not. In place nothing is stored where nothing changes, nor
+ * where an element is not finite: the first such element has to be found before it is overwritten. */
+static inline ptrdiff_t gc_hold(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, const char *x, ptrdiff_t n,
+                                double amax, const gc_segment *g)
+{
+    const int t = leaf->dtype;
+    const double low = g->how->bounds->low[t], high = g->how->bounds->high[t];
+    const gc_leaf *to = g->how->to;
+    if (to == NULL || to->data == leaf->data) {
+        if (amax <= high && -amax >= low)
+            return 0;
+        if (to == NULL || !isfinite(amax))
+            return k->count_outside[t](x, n, low, high);
+        ptrdiff_t inside = amax > high && -amax < low ? -1 : 0; /* one is outside, whatever its sign; or it has to be looked for */
+        while (0 <= inside && inside < n) {
+            const ptrdiff_t m = gc_least(GC_WIDENED, n - inside);
+            if (k->count_outside[t](x + inside * leaf->itemsize, m, low, high))
+                break;
+            inside += m;
+        }
+        if (inside == n)
+            return 0;
     }
-    if (!bounds && !leaf->is_complex && gc_sum_at_once(k, g->ord, t, x, n, &g->bound, &s)) {
+    char *y = to->ndim == 0 ? to->data + first * to->itemsize : g->gathered;
+    const ptrdiff_t outside = k->clamp[t](y, x, n, low, high);
+    if (to->ndim)
+        gc_move(to, first, n, y, 1);
+    return outside;
+}
+
+/* Add n elements x of a leaf to a total, or to `usual`; returns their largest magnitude, not finite if some element is not.
+ *
+ * The usual block is read once. Where its bound is not kept, and for whatever is not finite, out of range or complex, the
+ * largest magnitude is found first. */
+static inline double gc_measure_elements(const gc_kernels *k, const gc_leaf *leaf, const char *x, ptrdiff_t n, gc_segment *g,
+                                         gc_total *into)
+{
+    const double ord = g->how->ord;
+    int t = leaf->dtype, bin = 0;
+    gc_sum s;
+    if (!leaf->is_complex && gc_sum_at_once(k, ord, t, x, n, &g->bound, &s)) {
         gc_add(&g->usual, &s);
-        return;
+        return s.amax;
     }
     double amax = k->amax[t](x, n);
-    if (bounds && !(amax <= bounds->high[t] && -amax >= bounds->low[t]))
-        into->outside += k->count_outside[t](x, n, bounds->low[t], bounds->high[t]);
+    const double all = amax;
     if (!isfinite(amax)) {
         x = gc_without_nonfinite(k, leaf, x, n, g->buffer, into);
         amax = k->amax[t](x, n);
@@ -215,11 +255,11 @@ static inline void gc_measure_block(const gc_kernels *k, const gc_leaf *leaf, pt
         into->amax = gc_pair_amax(x, n, t, into->amax);
     else if (amax > into->amax)
         into->amax = amax;
-    if (amax == 0 || g->ord == 0)
-        return;
-    if (g->ord != 1 && g->ord != 2) {
-        gc_measure_powers(k, leaf, x, n, g->ord, (double *)(void *)g->buffer + GC_BLOCK, into);
-        return;
+    if (amax == 0 || ord == 0)
+        return all;
+    if (ord != 1 && ord != 2) {
+        gc_measure_powers(k, leaf, x, n, ord, (double *)(void *)g->buffer + GC_BLOCK, into);
+        return all;
     }
     if (t == GC_F64 && !gc_is_usual(amax)) {
         bin = amax > GC_HUGE ? 1 : -1;
@@ -228,36 +268,52 @@ static inline void gc_measure_block(const gc_kernels *k, const gc_leaf *leaf, pt
         amax = ldexp(amax, -GC_SHIFT * bin);
     } else if (amax > g->bound)
         g->bound = gc_bound(amax, 2);
-    if (g->ord == 1 && leaf->is_complex) {
+    if (ord == 1 && leaf->is_complex) {
         gc_pair_abs((double *)(void *)g->buffer, x, n, t);
         x = g->buffer;
         n /= 2;
         t = GC_F64;
         amax = k->amax[t](x, n);
     }
-    s = gc_sum_block(k, g->ord, t, x, n, gc_bound(amax, 0));
-    gc_fold(into, s.high, s.low, bin, g->ord);
+    s = gc_sum_block(k, ord, t, x, n, gc_bound(amax, 0));
+    gc_fold(into, s.high, s.low, bin, ord);
+    return all;
 }
 
-/* Some elements of one unit into a fresh total. room: of this thread. bounds, made: as in gc_segment. */
-static inline void gc_measure_segment(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end, double ord,
-                                      const gc_write *bounds, const gc_write *made, char *room, gc_total *into)
+/* Measure one block: of the leaf as it is, or as `made` would make it; and bring it within the bounds, if there are any. */
+static inline void gc_measure_block(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, gc_segment *g,
+                                    gc_total *into)
 {
-    gc_segment g = {ord, bounds, made, room, 0, {0, 0, 0}};
+    const char *x = gc_fetch(leaf, first, n, g->gathered);
+    if (g->how->made) {
+        gc_alter(k, g->how->made, leaf->dtype, g->buffer, leaf, x, n, g->buffer);
+        x = g->buffer;
+    }
+    const double amax = gc_measure_elements(k, leaf, x, n, g, into);
+    if (g->how->bounds)
+        into->outside += gc_hold(k, leaf, first, x, n, amax, g);
+}
+
+/* Some elements of one unit into a fresh total. room: of this thread. */
+static inline void gc_measure_segment(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end,
+                                      const gc_reading *how, char *room, gc_total *into)
+{
+    gc_segment g = gc_start_segment(how, room);
     gc_clear(into);
     for (; first < end; first += GC_BLOCK)
         gc_measure_block(k, leaf, first, gc_least(GC_BLOCK, end - first), &g, into);
-    gc_fold_usual(into, &g.usual, ord);
+    gc_fold_usual(into, &g.usual, how->ord);
 }
 
 /* Some elements of one unit, backwards, to what the plan makes of its source. */
 static inline void gc_write_segment(const gc_kernels *k, const gc_leaf *to, const gc_leaf *source, ptrdiff_t first,
                                     ptrdiff_t end, const gc_write *w, char *room)
 {
+    const int t = source->dtype;
     char *buffer = room, *spare = room + GC_BLOCK * sizeof(double); /* a block of the widest dtype, and one to spare */
     if (w->kind == GC_KEEP && !w->zero && to->data == source->data)
         return;
-    if (to->ndim == 0 && source->ndim == 0 && (w->kind != GC_STEP || !w->zero)) {
+    if (to->ndim == 0 && source->ndim == 0 && (w->kind != GC_STEP || !w->zero) && w->kind != GC_CLAMP) {
         /* in one go: prefetchers follow a long run, not blocks backwards */
         gc_alter(k, w, to->dtype, to->data + first * to->itemsize, source, source->data + first * source->itemsize, end - first,
                  NULL);
@@ -267,6 +323,9 @@ static inline void gc_write_segment(const gc_kernels *k, const gc_leaf *to, cons
         const ptrdiff_t n = (end - first - 1) % GC_BLOCK + 1;
         end -= n;
         const char *x = gc_fetch(source, end, n, spare);
+        if (w->kind == GC_CLAMP && to->data == source->data &&
+            k->count_outside[t](x, n, w->low[t], w->high[t]) == 0) /* nothing is stored where nothing changes */
+            continue;
         char *y = to->ndim == 0 ? to->data + end * to->itemsize : buffer;
         if (to->ndim && w->kind == GC_STEP)
             gc_move(to, end, n, buffer, 0);

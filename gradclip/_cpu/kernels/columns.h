@@ -40,6 +40,7 @@ static inline void gc_measure_panel(const gc_kernels *k, const gc_leaf *leaf, co
     const int ranged = leaf->dtype == GC_F64 && ord != 0;
     const double least = ranged ? GC_TINY : 0, most = ranged ? GC_HUGE : DBL_MAX;
     const ptrdiff_t stride = leaf->axes[1];
+    const gc_reading how = {ord, NULL, NULL, NULL};
     gc_columns c = gc_columns_of(slot, g);
     k->sum_columns[leaf->dtype](leaf->data + g->first * stride + g->unit * leaf->itemsize, stride, g->rows, g->count,
                                 ord == 2 ? 2 : 1, c.high, c.low, c.amax);
@@ -51,7 +52,7 @@ static inline void gc_measure_panel(const gc_kernels *k, const gc_leaf *leaf, co
         c.high[j] = c.low[j] = 0;
         c.amax[j] = INFINITY;
         const gc_leaf column = gc_unit(leaf, g->unit + j);
-        gc_measure_segment(k, &column, g->first, g->first + g->rows, ord, NULL, NULL, room, &c.odd[j]);
+        gc_measure_segment(k, &column, g->first, g->first + g->rows, &how, room, &c.odd[j]);
     }
 }
 

@@ -140,7 +140,6 @@ static inline int gc_fits_float(double factor)
 }
 
 #define SHORT 11
-#define REAL float
 #define PRODUCT float
 #define NAME(f) f##_f16
 #define ELEMENT uint16_t
@@ -301,8 +300,6 @@ static ptrdiff_t gc_pairs_of_rows(const float *p, ptrdiff_t n, vd sum[], vd erro
 #define ADDED_PLAINLY(p, stride, rows, factor, sum, error) 0
 #undef WIDE
 
-#undef REAL
-#define REAL double
 #define NAME(f) f##_f64
 #define ELEMENT double
 #define BITS int64_t

@@ -47,9 +47,10 @@ typedef struct {
     void (*scale[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double factor);
     /* y = x with every element that is not finite replaced by 0. y may be x. */
     void (*zero_nonfinite[GC_DTYPES])(void *y, const void *x, ptrdiff_t n);
-    /* y = x brought into [low, high], both representable in the dtype; NaN stays. y may be x. */
-    void (*clamp[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double low, double high);
-    /* How many of n <= GC_BLOCK elements lie outside [low, high], representable as above; NaN does not. */
+    /* y = n <= GC_BLOCK elements x brought into [low, high], both representable in the dtype; returns how many were outside.
+     * NaN stays, and so does a zero of any sign where a bound is 0. y may be x. */
+    ptrdiff_t (*clamp[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double low, double high);
+    /* How many clamp would change. */
     ptrdiff_t (*count_outside[GC_DTYPES])(const void *x, ptrdiff_t n, double low, double high);
     /* y = y - x * factor: the product and the difference each rounded once, in float32 for halves, then to the dtype. */
     void (*step[GC_DTYPES])(void *y, const void *x, ptrdiff_t n, double factor);

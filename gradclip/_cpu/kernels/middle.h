@@ -34,6 +34,14 @@ static inline gc_precision gc_precision_of(double ord, double grad_scale, double
     return p;
 }
 
+/* The least and the largest sum within the error. */
+static inline void gc_within(const gc_measured *u, const gc_precision *p, gc_measured *least, gc_measured *most)
+{
+    *least = *most = *u;
+    least->low -= p->error * u->high;
+    most->low += p->error * u->high;
+}
+
 /* Whether the norms of all sums within the error are the same float64. Not inlined: few sums need it. */
 #if defined(__GNUC__)
 __attribute__((noinline, unused))
@@ -42,9 +50,8 @@ __declspec(noinline)
 #endif
 static int gc_is_certain(const gc_measured *u, const gc_precision *p)
 {
-    gc_measured least = *u, most = *u;
-    least.low -= p->error * u->high;
-    most.low += p->error * u->high;
+    gc_measured least, most;
+    gc_within(u, p, &least, &most);
     const gc_wide a = gc_norm_of(&least, p->ord, p->grad_scale), b = gc_norm_of(&most, p->ord, p->grad_scale);
     return a.head == b.head && a.exponent == b.exponent && gc_narrow(a) == gc_narrow(b);
 }
@@ -55,6 +62,17 @@ static inline int gc_tells_norm(const gc_measured *u, const gc_precision *p)
     if (p->plain && u->bin == 0 && u->high > 0x1p-900)
         return !gc_near_middle(u->high, u->low, p->ord == 2, p->error);
     return u->high == 0 || gc_is_certain(u, p);
+}
+
+/* Round a sum that does not tell its norm as if it were the middle itself: to the even one of the two. */
+static inline void gc_take_for_middle(gc_measured *u, const gc_precision *p)
+{
+    gc_measured least, most;
+    uint64_t bits;
+    gc_within(u, p, &least, &most);
+    const double below = gc_narrow(gc_norm_of(&least, p->ord, p->grad_scale));
+    memcpy(&bits, &below, 8);
+    *u = bits & 1 ? most : least;
 }
 
 #endif

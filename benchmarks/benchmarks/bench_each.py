@@ -1,6 +1,6 @@
 """Clipping by leaf, by slice and by element, and normalising."""
 
-from .common import Bench, flat
+from .common import DTYPES, SIZES, Bench, flat, ten_to
 
 CASES = {"1 leaf of 10 million": flat(10**7), "1000 leaves of 1000": flat(1000, 1000)}
 MATRICES = {"1 of 3000 x 3000": ((3000, 3000),), "100 of 100 x 100": ((100, 100),) * 100}
@@ -25,6 +25,20 @@ class Leaf(Bench):
 
     def time_normalize_(self, case, peer):
         self.peer.normalize_(self.grads)
+
+
+class Value(Bench):
+    """Each element to at most a magnitude that none has, or that one in three exceeds."""
+
+    params = (SIZES, DTYPES, (False, True), PEERS)
+    param_names = ("log10_elements", "dtype", "clips", "peer")
+
+    def setup(self, k, name, clips, peer):
+        self.start(peer, flat(ten_to(k)), name)
+        self.bound = 1.0 if clips else 9.0
+
+    def time_clip_by_value_(self, k, name, clips, peer):
+        self.peer.clip_by_value_(self.grads, self.bound)
 
 
 class Axis(Bench):

@@ -10,9 +10,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from gpu_leaves import Layer, assert_same_bits, assert_same_report, batch, flat, host, model, on_gpu, there, waits
+from gpu_leaves import Layer, across, assert_same_bits, assert_same_report, batch, flat, host, model, on_gpu, there, waits
 from marks import slow
-from reference import COMPLEX, REAL, gradient, layouts, norm_error, power_sum
+from reference import COMPLEX, REAL, gradient, layouts, norm_error, power_sum, rounded_norm
 
 import gradclip
 
@@ -404,3 +404,20 @@ def test_empty_gradients(cupy):
         report = gradclip.clip_by_global_norm_(tree, 1.0)
         assert (report.norm, report.clipped, report.nonfinite) == (0.0, False, 0)
         assert gradclip.clip_by_norm(tree, 1.0)[1].norms.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_norms_in_the_middle_between_two_float64(cupy, devices):
+    """Where the host waits anyway, the norm is the correctly rounded one, and decides."""
+    rng = np.random.default_rng(3)
+    for x in rng.standard_normal(20):
+        here = [np.full(20, x), np.full(16, x)]
+        norm = rounded_norm(here)
+        assert gradclip.global_norm(across(cupy, devices, here)) == norm
+        assert gradclip.measure(across(cupy, devices, here)).norm == norm
+        for threshold in (math.nextafter(norm, 0.0), norm, math.nextafter(norm, 1e9)):
+            gpu = across(cupy, devices, here)
+            report = gradclip.clip_by_global_norm_(gpu, threshold)
+            assert report.clipped is (norm > threshold)
+            assert report.norm == norm
+            assert_same_bits(gradclip.clip_by_global_norm(here, threshold)[0], gpu)

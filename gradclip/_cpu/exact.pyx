@@ -354,6 +354,16 @@ cdef object uncertain(Sums sums, Leaves leaves, Py_ssize_t first, const Precisio
     return np.flatnonzero(found)
 
 
+def tells(Sums sums):
+    """Whether the sum of all tells its norm."""
+    cdef gc_fpenv saved = gc_fp_enter()
+    cdef Precision p = precision_of(sums.order, sums.grad_scale, sums.relative_error())
+    cdef gc_measured all = sums.at(ALL)
+    cdef bint result = (sums.order != 1 and sums.order != 2) or tells_norm(&all, &p)
+    gc_fp_leave(saved)
+    return result
+
+
 cpdef settle(Sums sums, Leaves leaves, Py_ssize_t first=0, bint total=True):
     """Let the norms of the units from `first` on, and of all together, be the correctly rounded ones: of real numbers, and for
     order 2 of complex ones too. Where the sums do not tell these, the elements are read again, so nothing may be written yet.

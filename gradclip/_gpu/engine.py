@@ -98,7 +98,7 @@ class Devices:
         return DeviceSums(parts, leaves.units, about)
 
     def settle(self, sums: DeviceSums, leaves: Leaves, first: int = 0, total: bool = True) -> None:
-        """Leave norms as the devices round them: the host would have to wait."""
+        """Leave norms as the devices round them: the host would have to wait. `decide` settles them where it waits anyway."""
 
     def measure_written(self, to: Leaves, plan: Plan, ord: float) -> Sums:
         return EVERYWHERE.measure_written(to, plan, ord)
@@ -110,7 +110,10 @@ class Devices:
         decided = decisions.decide(request, sums)
         if options.nonfinite == "raise" and sums.call_for_the_host(options.strict):
             request.threshold = sums.on_host(request.threshold)
-            return _sent(*EVERYWHERE.decide(request, sums.host(request.to.sources)))
+            found = sums.host(request.to.sources)
+            if not found.nonfinite():
+                exact.settle(found, request.to)
+            return _sent(*EVERYWHERE.decide(request, found))
         if decided.opened is not None:
             enforce(request, sums, decided, decided.opened)
         size = sums.count if request.by_sample else request.to.units

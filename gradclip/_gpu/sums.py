@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from .._cpu.exact import tells
 from .._cpu.sums import Sums
 from .gather import delivered, gathered
 from .program import THREADS
@@ -144,13 +145,24 @@ class DeviceSums:
         return delivered(self.streams, thresholds, have, want)
 
     def call_for_the_host(self, strict: bool) -> bool:
-        """Return whether the host has to decide: an element is NaN or Inf or, under `strict`, only exact sums tell.
+        """Return whether the host has to decide.
+
+        An element is NaN or Inf, or only an exact sum tells the norm of all or, under `strict`, on which side of a threshold a
+        norm lies.
 
         This waits for the GPUs, and fetches no more than totals."""
         if self._host is not None and not strict:
-            return self._host.nonfinite() > 0
-        totals = self.totals if strict else self.totals[:1]  # NaN and Inf are alike on all devices
-        return any(self.streams[k].fetch(total)[0, NANS:FIRST].any() for k, total in enumerate(totals))
+            return self._host.nonfinite() > 0 or not tells(self._host)
+        totals = self.totals if strict else self.totals[:1]  # NaN, Inf and the sum are alike on all devices
+        found = [self.streams[k].fetch(total) for k, total in enumerate(totals)]
+        return any(total[0, NANS:FIRST].any() for total in found) or not self._tells(found[0])
+
+    def _tells(self, words: Words) -> bool:
+        """Whether a sum of all tells its norm."""
+        about = self._about
+        sums = Sums(1, about.size, about.ord, about.grad_scale, about.finite_only)
+        sums.absorb(np.zeros(1, np.intp), words)
+        return tells(sums)
 
     def on_host(self, threshold: float | Floats | list[DeviceArray]) -> float | Floats:
         """Thresholds as the host takes them: those that `weigh` gave are on the devices."""

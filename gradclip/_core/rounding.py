@@ -47,9 +47,15 @@ def unit_of(dtype: np.dtype[Any]) -> Unit:
     return _UNITS.get(np.empty(0, dtype).real.dtype.name, _FLOAT64)
 
 
-def typical(arrays: Iterable[Array]) -> float:
-    """What the rounding of n elements typically adds to a norm, relatively: u / sqrt(n)."""
-    return max((unit_of(a.dtype).half / math.sqrt(a.size) for a in arrays if a.size), default=1.0)
+def typical(arrays: Iterable[Array], together: bool) -> float:
+    """What the rounding of n elements typically adds to a norm, relatively: u / sqrt(n).
+
+    together : whether all arrays share a norm; else the largest of each
+    """
+    filled = [a for a in arrays if a.size]
+    if together and filled:  # whatever they are split into
+        return max(unit_of(a.dtype).half for a in filled) / math.sqrt(sum(a.size for a in filled))
+    return max((unit_of(a.dtype).half / math.sqrt(a.size) for a in filled), default=1.0)
 
 
 def safety(ord: float) -> float:
@@ -91,7 +97,7 @@ class RoundingBound(NamedTuple):
         ]
         power = min(ord, 1.0)
         most = max((least for _, least in absolute), default=0.0)
-        count = 1.0 if ord == math.inf else sum(n * (least / most) ** ord for n, least in absolute) ** (power / ord)
+        count = 1.0 if ord == math.inf else math.fsum(n * (least / most) ** ord for n, least in absolute) ** (power / ord)
         lost = most**power * count * _ROOM
         slope = 1.0 + relative * _ROOM + 2.0**-48 / power
         exact = all(to.kind != "c" and unit_of(to) is not _FLOAT64 for _, _, to in parts)

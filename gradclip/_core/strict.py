@@ -83,8 +83,7 @@ def shrink_step(request: Request, plan: Plan, sums: Sums) -> None:
     while True:
         above = _power(plan.exact_factor(), options.ord) * total - bound
         if not certain and abs(above) <= bound * ERROR:  # so that another split of the same elements gives the same factor
-            number, exponent = exact_sum(request.to, options.ord)
-            total, certain = number * Fraction(2) ** exponent * MARGIN, True
+            total, certain = exact_sum(request.to, options.ord) * MARGIN, True
         elif above <= 0:
             return
         else:
@@ -110,16 +109,21 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
     options, share, threshold = request.options, request.share, request.threshold
     together = type(threshold) is float
     units = [(None, threshold)] if together else list(enumerate(threshold.tolist()))
-    slack, rounding = typical(request.to.arrays), RoundingBound.of_leaves(request.to, options, together or request.by_sample)
+    shared, exact = together or request.by_sample, exact_order(options.ord, request.to.sources)
+    slack, rounding = typical(request.to.arrays, shared), RoundingBound.of_leaves(request.to, options, shared)
     for more in reversed(range(ROUNDS)):
-        written = engine.measure_written(request.to, by_unit(request, plan, sums), options.ord)
+        planned = by_unit(request, plan, sums)
+        written = engine.measure_written(request.to, planned, options.ord)
         if request.by_sample:
             written = written.by_sample(plan.count)
         over = False
         for i, (unit, bound) in enumerate(units):
             if bound == math.inf or plan.keeps(i) or sums.shows_nonfinite(unit):
                 continue
-            ratio = _ratio(written, unit, bound, options.ord, share)
+            ratio = _ratio(written, unit, bound, options.ord, share, written.error if exact else 0.0)
+            if ratio is None:  # so that another split of the same elements gives the same factor
+                total = exact_sum(request.to, options.ord, planned, unit, request.by_sample)
+                ratio = _ratio_of(total, bound, options.ord, share)
             if ratio > 1.0:
                 continue
             over = True
@@ -142,15 +146,27 @@ def _safe(rounding: RoundingBound, threshold: float, ord: float, share: Fraction
     return rounding.threshold(threshold * part) / part if part else 0.0
 
 
-def _ratio(written: Sums, unit: int | None, threshold: float, ord: float, share: Fraction | float) -> float:
-    """Return the factor that brings a written norm to its threshold; a number above 1 if the norm certainly keeps it."""
+def _ratio(
+    written: Sums, unit: int | None, threshold: float, ord: float, share: Fraction | float, error: float
+) -> float | None:
+    """Return the factor that brings a written norm to its threshold, and a number above 1 if the norm certainly keeps it.
+
+    None: only a sum without the relative error tells."""
     if written.nonfinite(unit):
         return 0.5  # overflow is above any threshold
     if ord not in RATIONAL:
         norm, most = written.norm(unit), threshold * share * safety(ord)
         return most / norm if norm > most else 2.0
-    bound = _power(threshold, ord) * share
-    total = written.exact(unit) * (1 if ord == math.inf else MARGIN)
+    total = written.exact(unit)
+    if ord == math.inf or not error:
+        return _ratio_of(total, threshold, ord, share)
+    low, high = (_ratio_of(total * (1 + by * Fraction(error)), threshold, ord, share) for by in (1, -1))
+    return low if low == high else None
+
+
+def _ratio_of(total: Fraction, threshold: float, ord: float, share: Fraction | float) -> float:
+    """Return the factor of `_ratio` from the sum behind a written norm of order 1, 2 or inf."""
+    bound, total = _power(threshold, ord) * share, total * (1 if ord == math.inf else MARGIN)
     if total <= bound:
         return 2.0
     power = float(bound / total)

@@ -1,11 +1,16 @@
+from fractions import Fraction
+
 import numpy as np
 
+from gradclip._cpu.plan import Plan
 from gradclip._cpu.sums import Sums
 from gradclip._leaves import Leaves
 
 def settle(sums: Sums, leaves: Leaves, first: int = 0, total: bool = True) -> None: ...
 def tells(sums: Sums) -> bool: ...
-def exact_sum(leaves: Leaves, ord: float) -> tuple[int, int]: ...
+def exact_sum(
+    leaves: Leaves, ord: float, plan: Plan | None = None, unit: int | None = None, by_sample: bool = False
+) -> Fraction: ...
 def exceed(leaves: Leaves, sums: Sums, units: np.ndarray | None, thresholds: np.ndarray) -> np.ndarray: ...
 def sums_of(
     total: int,

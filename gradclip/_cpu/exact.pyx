@@ -21,7 +21,7 @@ from gradclip._cpu.fold cimport ldexpl
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, gc_kernels, kernels, team_size
 from gradclip._cpu.middle cimport Precision, precision_of, take_for_middle, tells_norm
-from gradclip._cpu.plan cimport Write
+from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport gc_bin_width, gc_measured
 from gradclip._cpu.sums cimport ALL, Sums
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
@@ -68,6 +68,8 @@ cdef struct Task:               # what the chunks of one region share
     const gc_leaf *leaf
     const Piece *piece
     ExactSum *sum               # of targets that are no short units
+    const Write *write          # what is summed as if it was already done, or NULL;
+    bint per_unit               # whether that differs by unit
     double order, grad_scale
     gc_measured *unit           # what is settled, by the number of the target;
     const Py_ssize_t *which     # NULL: the only one
@@ -105,6 +107,7 @@ cdef void add_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcep
     cdef Py_ssize_t target = -1
     cdef ptrdiff_t i, j
     cdef const Piece *p
+    cdef const Write *made
     cdef gc_leaf one
     cdef gc_fpenv saved = gc_fp_enter()
     clear_bins(bins)
@@ -118,7 +121,8 @@ cdef void add_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcep
             target = -1 if p.short else p.target
         for j in range(p.count):
             one = gc_unit(&t.leaf[p.leaf], p.unit + j)
-            read_exactly(kernels, &one, p.first, p.end, squares, NULL, room, bins, own)
+            made = t.write + one.first_unit if t.per_unit else t.write
+            read_exactly(kernels, &one, p.first, p.end, squares, made, room, bins, own)
             if p.short:
                 empty_bins(bins, own, squares)
                 conclude(t, p.target + j, own)
@@ -410,10 +414,20 @@ cdef void take_for_middles(Sums sums) noexcept:
     gc_fp_leave(saved)
 
 
-def exact_sum(Leaves leaves, double ord):
-    """The sum of the squares (ord 2) or magnitudes (ord 1) of all finite elements, as an integer and the exponent of the power of
-    two that it is multiplied by."""
-    return total_of(leaves, ord, leaves.units, 1, NULL).integer(), LOWEST
+def exact_sum(Leaves leaves, double ord, Plan plan=None, unit=None, bint by_sample=False):
+    """The sum of the squares (ord 2) or magnitudes (ord 1) of all finite elements, as a Fraction.
+
+    plan: what is summed is what it would write.
+    unit: of this unit alone or, with `by_sample`, of this sample"""
+    cdef Exact exact = Exact(1, ord, 1, by_sample)
+    cdef Py_ssize_t which = -1 if unit is None else unit
+    exact.limit = leaves.units
+    if which >= 0:
+        exact.task.which = &which
+    if plan is not None:
+        exact.task.write, exact.task.per_unit = plan.write, plan.count > 1
+    exact.add(leaves)
+    return Fraction(exact.integer()) * Fraction(2) ** LOWEST
 
 
 def exceed(Leaves leaves, Sums sums, units, thresholds):

@@ -421,3 +421,6 @@ def test_norms_in_the_middle_between_two_float64(cupy, devices):
             assert report.clipped is (norm > threshold)
             assert report.norm == norm
             assert_same_bits(gradclip.clip_by_global_norm(here, threshold)[0], gpu)
+        samples = [np.full((2, 20), x), np.full((2, 16), x)]
+        summed = gradclip.per_sample_clip_sum(across(cupy, devices, samples), norm)[1]
+        assert summed.norms.tolist() == [norm, norm]

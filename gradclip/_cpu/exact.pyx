@@ -344,10 +344,13 @@ cdef object uncertain(Sums sums, Leaves leaves, Py_ssize_t first, const Precisio
     cdef bint by_sample = sums.by_unit is not None
     cdef Py_ssize_t i, k = 0
     cdef const gc_measured *u
-    if by_sample and not all_rational(leaves, sums.order, leaves.units):
-        return np.empty(0, np.intp)
+    cdef unsigned char[::1] flag
+    while first < sums.count and tells_norm(&sums.unit[first], p):
+        first += 1
+    if first == sums.count or (by_sample and not all_rational(leaves, sums.order, leaves.units)):
+        return ()
     found = np.zeros(sums.count, np.uint8)
-    cdef unsigned char[::1] flag = found
+    flag = found
     for i in range(first, sums.count):
         u = &sums.unit[i]
         if tells_norm(u, p) or (not sums.finite_only and u.nans + u.infs):

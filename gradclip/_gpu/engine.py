@@ -106,14 +106,11 @@ class Devices:
     def decide(self, request: Request, sums: DeviceSums) -> tuple[ClipReport, decisions.Decided | Sent | None]:
         options = request.options
         if request.skips:
-            return _sent(*EVERYWHERE.decide(request, sums.host(request.to.sources)))
+            return _sent(*EVERYWHERE.decide(request, _settled(sums, request.to)))
         decided = decisions.decide(request, sums)
         if options.nonfinite == "raise" and sums.call_for_the_host(options.strict):
             request.threshold = sums.on_host(request.threshold)
-            found = sums.host(request.to.sources)
-            if not found.nonfinite():
-                exact.settle(found, request.to)
-            return _sent(*EVERYWHERE.decide(request, found))
+            return _sent(*EVERYWHERE.decide(request, _settled(sums, request.to)))
         if decided.opened is not None:
             enforce(request, sums, decided, decided.opened)
         size = sums.count if request.by_sample else request.to.units
@@ -129,7 +126,7 @@ class Devices:
 
     def decide_samples(self, request: SampleRequest, sums: DeviceSums) -> tuple[ClipReport, decisions.Decided | Sent | None]:
         if decisions.takes_numbers(request, sums):
-            return _sent(*EVERYWHERE.decide_samples(request, sums.host(request.samples.arrays)))
+            return _sent(*EVERYWHERE.decide_samples(request, _settled(sums, request.samples)))
         decided = decisions.decide_samples(request, sums)
         return decided.report(request.options, request.shown, sums.count, None), decided
 
@@ -160,6 +157,13 @@ DEVICES: Engine = Devices()
 def _sent(report: ClipReport, plan: Plan | None) -> tuple[ClipReport, Sent | None]:
     """Return what the host decided, with its plan as one that DEVICES can write."""
     return report, None if plan is None else Sent(plan)
+
+
+def _settled(sums: DeviceSums, leaves: Leaves) -> Sums:
+    """The Sums of the host that have the numbers of a read pass over leaves, with norms that are correctly rounded."""
+    found = sums.host(leaves.sources)
+    exact.settle(found, leaves)
+    return found
 
 
 def _tables(leaves: Leaves) -> list[Table]:

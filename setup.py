@@ -149,7 +149,7 @@ setup(
         extension("gradclip._core.call"),
         extension("gradclip._gpu.rows"),
         *(extension(f"gradclip._leaves.{name}") for name in ("checks", "layout", "leaves", "overlap", "tree", "units")),
-        extension("gradclip._cpu.machine", KERNELS + "dispatch.c", KERNELS + "team.c"),
+        extension("gradclip._cpu.machine", *(KERNELS + name for name in ("dispatch.c", "team.c", "pool.c", "share.c"))),
         extension("gradclip._cpu.sums"),
         extension("gradclip._cpu.plan"),
         extension("gradclip._cpu.exact"),

@@ -6,7 +6,7 @@ import platform
 
 from ._cpu import machine
 from ._version import __version__
-from .threads import describe
+from .threads import describe, describe_sharing
 
 CUPY = ("cupy", "cupy-cuda12x", "cupy-cuda13x")  # one package: built from source, or for one version of CUDA
 OPTIONAL = ("ml_dtypes", "scipy", "torch", "jax", *CUPY, "mpi4py", "matplotlib", "rich", "safetensors")
@@ -16,12 +16,13 @@ def show_config() -> str:
     """Return the version, the instruction set, the threads, OpenMP and the installed optional packages as text.
 
     The number of threads is the one that a large call would use now, and beside it stands everything that bounds it. To find
-    it out, so many threads are started and ended once.
+    it out, so many threads are started and ended once. Whether the machine is busy is known from the large calls that the
+    calling thread has made: if other programs hold up its threads, it no longer waits for them, until that has passed.
 
     Returns
     -------
     str
-        A text of six lines.
+        A text of seven lines.
 
     See Also
     --------
@@ -42,6 +43,7 @@ def show_config() -> str:
             f"instruction set   {machine.isa()} (of {', '.join(machine.available_isas())}; GRADCLIP_ISA)",
             f"threads           {describe()}",
             f"OpenMP            {openmp}",
+            f"busy machine      {describe_sharing()}",
             f"optional          {', '.join(present) or 'none'}",
         ]
     )

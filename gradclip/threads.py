@@ -152,6 +152,17 @@ def describe() -> str:
     return f"{used} ({', '.join(bounds)}{'; ' if machine.alone() else ''}{machine.alone()})"
 
 
+def describe_sharing() -> str:
+    """Return as text whether large passes of the calling thread come late, and what is done then."""
+    teams, late, apart, busy, workers = machine.sharing()
+    if teams + apart == 0:
+        return "unknown: no large pass yet"
+    if not busy:
+        return f"no ({late} of {teams} large passes came late; {apart} did not wait for threads)"
+    who = f"{workers} worker{'s' * (workers > 1)} that it does not wait for" if workers else "no others"
+    return f"yes ({late} of {teams} large passes came late; {apart} did not wait for threads; the next one has {who})"
+
+
 _limit = _quota()
 if _limit:
     machine.set_quota(_limit)

@@ -55,7 +55,8 @@ def test_version(capsys):
 def test_module_is_the_command():
     done = run_process("info")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == gradclip.show_config() + "\n"
+    here = [line for line in gradclip.show_config().splitlines() if not line.startswith("busy machine")]  # by its own calls
+    assert [line for line in done.stdout.splitlines() if line != "busy machine      unknown: no large pass yet"] == here
 
 
 @pytest.mark.parametrize("argv", [["demo", "--steps"], ["demo", "--learning-rate", "1"], ["no-such-command"]])

@@ -264,6 +264,7 @@ import ctypes
 import gradclip
 from gradclip._cpu import machine
 
+machine.set_balance(float("inf"))           # no workers, if teams come late
 runtime = ctypes.CDLL(machine.__file__)     # finds what the module is linked with
 a = np.ones(1 << 22, np.float32)
 

@@ -5,7 +5,6 @@ Work is cut along the elements, never along the batch: one thread adds all sampl
 two float64 strips (sum and what additions lost) that stay in its nearest cache. So the samples are
 read once, the sum is written once, and threads cannot matter."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY, isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
@@ -17,7 +16,7 @@ from gradclip._leaves.leaves cimport Leaves
 from gradclip._cpu.blocks cimport alter, fetch, shift
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport (
-    ROOM, SERIAL_BYTES, STRIP, TOGETHER, Scratch, give_scratch, kernels, take_scratch, team_size, GC_F64)
+    ROOM, SERIAL_BYTES, STRIP, TOGETHER, Scratch, give_scratch, kernels, share_out, take_scratch, team_size, GC_F64)
 from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport GC_SCALE
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
@@ -27,6 +26,7 @@ cdef double UP = 2.0 ** 64
 
 cdef enum:
     ASK = 1 << 16           # elements between two questions about signals
+    TURN = 8                # strips that a thread takes at a time
 
 
 cdef struct Batch:          # one leaf
@@ -148,17 +148,20 @@ cdef void sum_strip(const Batch *b, ptrdiff_t batch, ptrdiff_t strip, char *room
     gc_fp_leave(d.saved)
 
 
-cdef void sum_strips(const Batch *table, Py_ssize_t count, ptrdiff_t batch, Py_ssize_t strips, int team, char *room,
-                     Watch *watch) noexcept nogil:
+cdef struct Share:          # what the threads of a team share
+    const Batch *table
+    Py_ssize_t count, strips
+    ptrdiff_t batch
+    char *room
+    Watch *watch
+
+
+cdef void sum_chunk(void *of, ptrdiff_t chunk, int thread) noexcept nogil:
+    cdef const Share *s = <const Share *>of
     cdef Py_ssize_t i, j
-    if team == 1:
-        for i in range(strips):
-            j = leaf_of(table, count, i)
-            sum_strip(&table[j], batch, i - table[j].first, room, watch, 0)
-    else:
-        for i in prange(strips, schedule="dynamic", chunksize=8, num_threads=team):
-            j = leaf_of(table, count, i)
-            sum_strip(&table[j], batch, i - table[j].first, room, watch, threadid())
+    for i in range(chunk * TURN, min((chunk + 1) * TURN, s.strips)):
+        j = leaf_of(s.table, s.count, i)
+        sum_strip(&s.table[j], s.batch, i - s.table[j].first, s.room, s.watch, thread)
 
 
 def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh=False):
@@ -172,6 +175,7 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh
     cdef int team
     cdef Scratch scratch
     cdef Watch watch
+    cdef Share share
     watch.due, watch.stopped = 0 if fresh else INFINITY, False
     scratch.memory = NULL
     if table == NULL:
@@ -193,9 +197,10 @@ def sum_samples(Leaves leaves, Leaves to, Plan plan, ptrdiff_t batch, bint fresh
             strips += (table[i].sum.size + STRIP - 1) // STRIP
         team = team_size(strips) if bytes >= SERIAL_BYTES else 1
         take_scratch(&scratch, team)
+        share = Share(table, count, strips, batch, scratch.room, &watch)
         to.announce()
         with nogil:
-            sum_strips(table, count, batch, strips, team, scratch.room, &watch)
+            share_out(sum_chunk, &share, (strips + TURN - 1) // TURN, team)
         if watch.stopped:
             gc_raise()
     finally:

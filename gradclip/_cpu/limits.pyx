@@ -6,12 +6,11 @@ Words of 64 bits are added up and added to, whatever the leaves' dtype. An integ
 can be done to a word and, unlike a product, costs the same for all bits: NaN and subnormal numbers included.
 """
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
-from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
 from gradclip._leaves.leaves cimport Leaves
-from gradclip._cpu.machine cimport kernels, team_of
+from gradclip._cpu.machine cimport kernels, share_out, team_of
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 
 cdef enum:
@@ -23,8 +22,29 @@ cdef struct Span:
     ptrdiff_t words
 
 
-cdef uint64_t read_span(const Span *span, Watch *watch, int thread) noexcept nogil:
-    return 0 if interrupted(watch, thread, NULL) else kernels.read_words(span.first, span.words)
+cdef struct Share:      # what the threads of a team share
+    const Span *span
+    Py_ssize_t count, chunk, chunks
+    uint64_t add
+    uint64_t *total     # of each chunk
+    Watch watch
+
+
+cdef void read_chunk(void *of, ptrdiff_t i, int thread) noexcept nogil:
+    cdef Share *s = <Share *>of
+    cdef Py_ssize_t k
+    s.total[i] = 0
+    for k in range(i * s.chunk, min((i + 1) * s.chunk, s.count)):
+        if interrupted(&s.watch, thread, NULL):
+            break
+        s.total[i] += kernels.read_words(s.span[k].first, s.span[k].words)
+
+
+cdef void rewrite_chunk(void *of, ptrdiff_t i, int thread) noexcept nogil:
+    cdef const Share *s = <const Share *>of
+    cdef Py_ssize_t k, begin = (s.chunks - 1 - i) * s.chunk
+    for k in range(min(begin + s.chunk, s.count) - 1, begin - 1, -1):
+        kernels.rewrite_words(s.span[k].first, s.span[k].words, s.add)
 
 
 cdef class Stream:
@@ -54,36 +74,39 @@ cdef class Stream:
     def __dealloc__(self):
         PyMem_Free(self.span)
 
+    cdef Share shared(self, int team) noexcept:
+        """The spans, in chunks for a team."""
+        cdef Share share
+        share.span, share.count, share.chunk = self.span, self.count, max(1, self.count // (16 * team))
+        share.chunks = (self.count + share.chunk - 1) // share.chunk
+        share.add, share.total = 0, NULL
+        share.watch.due, share.watch.stopped = 0, False
+        return share
+
     def read(self, int team):
         """The sum of all words, modulo 2**64, by `team` threads or as many as it may have."""
-        cdef const Span *span = self.span
-        cdef Py_ssize_t i, n = self.count, chunk
+        cdef Py_ssize_t i
         cdef uint64_t total = 0
-        cdef Watch watch
-        watch.due, watch.stopped = 0, False
+        cdef Share share
         team = team_of(team)
-        chunk = max(1, n // (16 * team))
+        share = self.shared(team)
+        share.total = <uint64_t *>PyMem_Malloc(max(share.chunks, 1) * sizeof(uint64_t))
+        if share.total == NULL:
+            raise MemoryError
         with nogil:
-            if team == 1:
-                for i in range(n):
-                    total = total + read_span(&span[i], &watch, 0)
-            else:
-                for i in prange(n, schedule="dynamic", chunksize=chunk, num_threads=team):
-                    total += read_span(&span[i], &watch, threadid())
-        if watch.stopped:
+            share_out(read_chunk, &share, share.chunks, team)
+        for i in range(share.chunks):
+            total = total + share.total[i]
+        PyMem_Free(share.total)
+        if share.watch.stopped:
             gc_raise()
         return total
 
     def rewrite(self, int team, uint64_t add=0):
         """Every word becomes its sum with `add`; backwards, since what was read last is still in cache."""
-        cdef const Span *span = self.span
-        cdef Py_ssize_t i, n = self.count, chunk
+        cdef Share share
         team = team_of(team)
-        chunk = max(1, n // (16 * team))
+        share = self.shared(team)
+        share.add = add
         with nogil:
-            if team == 1:
-                for i in range(n - 1, -1, -1):
-                    kernels.rewrite_words(span[i].first, span[i].words, add)
-            else:
-                for i in prange(n - 1, -1, -1, schedule="dynamic", chunksize=chunk, num_threads=team):
-                    kernels.rewrite_words(span[i].first, span[i].words, add)
+            share_out(rewrite_chunk, &share, share.chunks, team)

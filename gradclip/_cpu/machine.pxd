@@ -49,6 +49,10 @@ cdef struct Scratch:
     int team
 
 
+ctypedef void (*Chunk)(void *of, ptrdiff_t i, int thread) noexcept nogil
+
+
+cdef void share_out(Chunk chunk, void *of, ptrdiff_t n, int team) noexcept nogil
 cdef int take_scratch(Scratch *scratch, int team) except -1
 cdef void give_scratch(Scratch *scratch) noexcept
 cdef int team_of(int n) except -1

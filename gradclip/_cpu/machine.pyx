@@ -2,11 +2,11 @@
 """What the passes run on: the kernels of one instruction set, and how many threads.
 
 The table is chosen when this module loads: the best set of the machine, or the one that GRADCLIP_ISA
-names. Threads are asked for region by region; nothing is set in the OpenMP runtime itself.
+names. Threads are asked for pass by pass; nothing is set in the OpenMP runtime itself.
 
-How many a region gets is asked anew each time, where it is large enough to go parallel at all: the number that was
+How many a pass gets is asked anew each time, where it is large enough to be shared out at all: the number that was
 set (for the running context, else for the process), OpenMP's own limit, the processors of this process. It is one
-in a forked process, and once the system has refused to start a thread.
+in a forked process, and once the system has refused to start a thread. Which threads they are, is for kernels/share.c.
 """
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.stdint cimport uintptr_t
@@ -33,6 +33,17 @@ cdef extern from "team.h" nogil:
     int gc_team_init()
     bint gc_forked()
     int gc_try_threads(int n)
+
+cdef extern from "share.h" nogil:
+    ctypedef struct gc_sharing:
+        double balance
+        long teams, late, apart
+    void gc_share_out(Chunk chunk, void *of, ptrdiff_t n, int team)
+    double gc_balance_after(double balance, double busy, double waited, ptrdiff_t own, ptrdiff_t n, int team)
+    double gc_balance_repaid(double balance, double seconds)
+    gc_sharing gc_sharing_now()
+    void gc_set_balance(double balance)
+    int gc_pool_workers()
 
 cdef const gc_kernels *tables[8]
 cdef int table_count = gc_available(tables)
@@ -155,6 +166,34 @@ cdef int team_of(int n) except -1:
 cdef int team_size(ptrdiff_t groups) except -1:
     """The number of threads for a region over SERIAL_BYTES or more."""
     return team_of(<int>min(forced or <int>INT_MAX, groups))
+
+
+cdef void share_out(Chunk chunk, void *of, ptrdiff_t n, int team) noexcept nogil:
+    """Do chunks 0 to n - 1 of a pass, each once, on up to `team` threads."""
+    gc_share_out(chunk, of, n, team)
+
+
+def sharing():
+    """What has become of the large passes of the calling thread: how many a team of OpenMP's did, how many of these came late,
+    how many were done without waiting for threads, whether the next one will be, and how many workers the process has."""
+    cdef gc_sharing now = gc_sharing_now()
+    return now.teams, now.late, now.apart, now.balance < 0, gc_pool_workers()
+
+
+def set_balance(double balance):
+    """Set the account of the calling thread (kernels/share.c), for tests: infinity has teams do all of its passes, minus infinity
+    workers."""
+    gc_set_balance(balance)
+
+
+def balance_after(double balance, double busy, double waited, ptrdiff_t own, ptrdiff_t n, int team):
+    """The account after a pass by a team (kernels/share.h)."""
+    return gc_balance_after(balance, busy, waited, own, n, team)
+
+
+def balance_repaid(double balance, double seconds):
+    """The account after a pass by workers."""
+    return gc_balance_repaid(balance, seconds)
 
 
 cdef Scratch spare         # what the last pass gave back

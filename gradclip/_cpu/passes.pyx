@@ -6,7 +6,7 @@ Why they look like this:
 * Work is cut by position alone: 4096 elements a block, 16 blocks a segment. A group is a segment of a long leaf or
   as many short leaves as fill one. Groups run in any order on any thread, each into its own Sum, and Sums
   are folded in order afterwards. So neither the number of threads nor their timing can reach a result.
-* All groups form one list for one parallel region; a short list is walked without entering OpenMP at all.
+* All groups form one list, which is shared out to threads once (kernels/share.c); a short one is walked by the caller alone.
 * A kernel sees only contiguous, aligned memory. Whatever is strided, not finite, out of range or
   measured as if already written goes through a buffer of one block, in L1.
 * The write pass takes the groups backwards: the end of what was read is what the cache still holds.
@@ -19,7 +19,6 @@ Why they look like this:
 """
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
-from cython.parallel cimport prange, threadid
 from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
@@ -32,7 +31,7 @@ from gradclip._cpu.columns cimport complete_columns, measure_panel, write_panel
 from gradclip._cpu.exact cimport settle, take_for_middles
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.fold cimport Sum, clear, complete, merge
-from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, gc_sum, give_scratch, kernels, take_scratch, team_size
+from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, Scratch, gc_sum, give_scratch, kernels, share_out, take_scratch, team_size
 from gradclip._cpu.middle cimport Precision, precision_of, tells_norm
 from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport GC_KEEP, gc_measured
@@ -260,19 +259,31 @@ cdef void write_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexc
     gc_fp_leave(saved)
 
 
+cdef struct Share:          # a pass that is shared out
+    Task *task
+    const Work *work
+
+
+cdef void measure_share(void *of, ptrdiff_t i, int thread) noexcept nogil:
+    cdef const Share *s = <const Share *>of
+    measure_chunk(s.task, i * s.work.chunk, min((i + 1) * s.work.chunk, s.work.count), thread)
+
+
+cdef void write_share(void *of, ptrdiff_t i, int thread) noexcept nogil:
+    cdef const Share *s = <const Share *>of
+    cdef ptrdiff_t begin = (s.work.chunks - 1 - i) * s.work.chunk
+    write_chunk(s.task, begin, min(begin + s.work.chunk, s.work.count), thread)
+
+
 cdef void run(Task *t, const Work *work, bint writing) noexcept nogil:
-    """Work through all groups, on one thread or in a parallel region."""
-    cdef Py_ssize_t i, chunk = work.chunk, n = work.count
-    if work.team == 1 and writing:
-        write_chunk(t, 0, n, 0)
-    elif work.team == 1:
-        measure_chunk(t, 0, n, 0)
+    """Work through all groups, on one thread or on a team."""
+    cdef Share share = Share(t, work)
+    if work.team > 1:
+        share_out(write_share if writing else measure_share, &share, work.chunks, work.team)
     elif writing:
-        for i in prange(work.chunks - 1, -1, -1, schedule="dynamic", num_threads=work.team):
-            write_chunk(t, i * chunk, min((i + 1) * chunk, n), threadid())
+        write_chunk(t, 0, work.count, 0)
     else:
-        for i in prange(work.chunks, schedule="dynamic", num_threads=work.team):
-            measure_chunk(t, i * chunk, min((i + 1) * chunk, n), threadid())
+        measure_chunk(t, 0, work.count, 0)
 
 
 cdef void fold_groups(Task *t, Py_ssize_t n, Sum *total) noexcept nogil:

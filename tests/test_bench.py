@@ -183,6 +183,43 @@ def test_threads_are_those_asked_for_and_given_back(capsys):
     assert (gradclip.get_num_threads(), machine.team()) == before
 
 
+@pytest.mark.usefixtures("small")
+def test_rows_that_other_programs_held_up_are_named(monkeypatch, capsys):
+    parts = iter([0.0, 0.5, bench.BUSY, 0.2, *[0.0] * 4])
+    monkeypatch.setattr(bench.Busy, "part", lambda self, large: next(parts))
+    results = bench.run(0.1)
+    assert [r.busy for r in results] == [0, 0.5, bench.BUSY, 0.2, 0, 0, 0, 0]
+    told = "Not to be believed, because other programs held up this one for much of the time: "
+    assert f"{told}64 KiB (float32, norm only, 50%), 6 leaves x 1000 (float32, norm only, 20%).\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+def test_a_run_that_was_held_up_all_the_time_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(bench.Busy, "part", lambda self, large: 0.5)
+    bench.run(0.1)
+    assert "for much of the time: all rows.\n" in capsys.readouterr().out
+
+
+def test_time_without_the_processor_and_passes_without_a_team_are_busy(monkeypatch):
+    wall, own, passes = [0.0, 10.0], [0.0, 10.0], [(5, 1, 2, False, 1), (15, 1, 2, False, 1)]
+
+    def part(large=True):
+        for name, values in ("perf_counter", wall), ("thread_time", own):
+            monkeypatch.setattr(bench, name, iter(values).__next__)
+        monkeypatch.setattr(machine, "sharing", iter(passes).__next__)
+        return bench.Busy().part(large)
+
+    assert part() == 0
+    own[1] = 4.0
+    assert part() == 0.6
+    passes[1] = (6, 2, 11, True, 1)
+    assert part() == 0.9
+    assert part(large=False) == 0.6
+    own[1] = 10.0
+    passes[1] = passes[0]
+    assert part() == 0  # no large pass
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,8 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 TURN = 5e-3  # seconds of one turn: by its end, the threads of the one before no longer spin
 BATCH = 1e-4  # seconds that are timed at once, far above the clock's resolution
+BUSY = 0.1  # the part of a case in which other programs held up this one, from which on its numbers are not to be believed
+LARGE = 2**20  # bytes from which on gradclip uses several threads
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Result:
     leaves: int
     bytes: int
     seconds: dict[str, float]
+    busy: float = 0.0  # the part of the time in which other programs held up this one
 
     def speed(self, contender: str) -> float:
         """Return GB of gradient per second; NaN if the contender does not know the dtype."""
@@ -124,6 +127,20 @@ def fastest(peers: Mapping[str, Any], leaves: Sequence[Any], clips: bool, **budg
             calls[name] = partial(lambda clip, grads: clip(grads, max_norm()), peer.clip_by_global_norm_, peer.prepare(leaves))
     best = best_in_turns(calls, refill, **budget)
     return {"limit": min(best.pop(team) for team in teams), **best}
+
+
+class Busy:
+    """How much other programs hold up the calling thread from now on."""
+
+    def __init__(self) -> None:
+        self.started, self.ran, self.passes = perf_counter(), thread_time(), machine.sharing()
+
+    def part(self, large: bool) -> float:
+        """Return the part of the time since then in which this thread did not run; or, if that is larger and leaves were large,
+        the part of gradclip's passes for which its other threads came too late to be waited for."""
+        away = 1 - (thread_time() - self.ran) / (perf_counter() - self.started)
+        teams, apart = (now - before for now, before in zip(machine.sharing()[:3:2], self.passes[:3:2], strict=True))
+        return max(away, apart / max(teams + apart, 1) if large else 0.0)
 
 
 def best_in_turns(
@@ -205,6 +222,10 @@ def run(
         roofline.show(results)
         if any(r.ratio < 0.95 for r in results):
             print("Below 1 x limit: cores, cache and memory were not this run's alone. Measure again.")
+        held_up = [f"{r.name} ({r.kind}, {r.busy:.0%})" for r in results if r.busy > BUSY]
+        if held_up:
+            rows = "all rows" if len(held_up) == len(results) else ", ".join(held_up)
+            print(f"Not to be believed, because other programs held up this one for much of the time: {rows}.")
         if plot is not None:
             save_picture(roofline.draw(results), plot)
             say(f"Picture saved as {plot}")
@@ -241,8 +262,10 @@ def _measure(peers: Mapping[str, Any], kinds: Mapping[str, np.dtype[Any]], end: 
             tile = np.random.default_rng(i).standard_normal(2**18, np.float32).astype(kinds[dtype])
             leaves: list[Array] = [np.resize(tile[:elements], elements) for _ in range(count)]
             share = (end - perf_counter()) * weights[i] / sum(weights[i:])
+            busy = Busy()
             seconds = fastest(peers, leaves, clips, seconds=share)
-            results.append(Result(dtype, clips, name, count, sum(leaf.nbytes for leaf in leaves), seconds))
+            size = sum(leaf.nbytes for leaf in leaves)
+            results.append(Result(dtype, clips, name, count, size, seconds, busy.part(size >= LARGE)))
             advance()
     return results
 

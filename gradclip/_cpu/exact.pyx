@@ -9,7 +9,6 @@ Targets (units, samples, or all leaves together) are cut into pieces of a segmen
 integers may be added in any order: neither threads nor pieces can reach a result."""
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
-from cython.parallel cimport prange, threadid
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from gradclip._cpu.fold cimport ldexpl
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
-from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, gc_kernels, kernels, team_size
+from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, gc_kernels, kernels, share_out, team_size
 from gradclip._cpu.middle cimport Precision, precision_of, take_for_middle, tells_norm
 from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport gc_bin_width, gc_measured
@@ -131,13 +130,23 @@ cdef void add_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexcep
     gc_fp_leave(saved)
 
 
+cdef struct Share:              # a region that is shared out
+    Task *task
+    Py_ssize_t count, chunk
+
+
+cdef void add_share(void *of, ptrdiff_t i, int thread) noexcept nogil:
+    cdef const Share *s = <const Share *>of
+    add_chunk(s.task, i * s.chunk, min((i + 1) * s.chunk, s.count), thread)
+
+
 cdef void add_all(Task *t, Py_ssize_t count, int team) noexcept nogil:
-    cdef Py_ssize_t i, chunk = count if team == 1 else max(1, count // (16 * team)), chunks = (count + chunk - 1) // chunk
+    """Add all pieces, on one thread or on a team."""
+    cdef Share share = Share(t, count, max(1, count // (16 * team)))
     if team == 1:
         add_chunk(t, 0, count, 0)
     else:
-        for i in prange(chunks, schedule="dynamic", num_threads=team):
-            add_chunk(t, i * chunk, min((i + 1) * chunk, count), threadid())
+        share_out(add_share, &share, (count + share.chunk - 1) // share.chunk, team)
 
 
 cdef class Exact:

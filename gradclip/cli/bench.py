@@ -136,8 +136,9 @@ class Busy:
         self.started, self.ran, self.passes = perf_counter(), thread_time(), machine.sharing()
 
     def part(self, large: bool) -> float:
-        """Return the part of the time since then in which this thread did not run; or, if that is larger and leaves were large,
-        the part of gradclip's passes for which its other threads came too late to be waited for."""
+        """Return the part of the time since then in which this thread did not run.
+
+        If leaves were large and this is larger: the part of gradclip's passes for which its other threads came too late."""
         away = 1 - (thread_time() - self.ran) / (perf_counter() - self.started)
         teams, apart = (now - before for now, before in zip(machine.sharing()[:3:2], self.passes[:3:2], strict=True))
         return max(away, apart / max(teams + apart, 1) if large else 0.0)

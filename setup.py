@@ -148,7 +148,10 @@ setup(
     ext_modules=[
         extension("gradclip._core.call"),
         extension("gradclip._gpu.rows"),
-        *(extension(f"gradclip._leaves.{name}") for name in ("checks", "layout", "leaves", "overlap", "tree", "units")),
+        *(
+            extension(f"gradclip._leaves.{name}")
+            for name in ("checks", "layout", "leaves", "overlap", "tensors", "tree", "units")
+        ),
         extension("gradclip._cpu.machine", *(KERNELS + name for name in ("dispatch.c", "team.c", "pool.c", "share.c"))),
         extension("gradclip._cpu.sums"),
         extension("gradclip._cpu.plan"),

@@ -10,6 +10,7 @@ from ._core.arguments import Grads, Number, number
 from ._core.call import Request, functional, in_place
 from ._core.options import Options, UnitOptions, Unpack, spelled_out_for_units
 from ._leaves import Leaves
+from ._leaves.foreign import dtype_name
 from .report import ClipReport
 from .thresholds import PrivateQuantile, Threshold
 
@@ -290,7 +291,8 @@ def _sums_like(leaves: Leaves, out: Any) -> Leaves:
             raise TypeError(f"{leaves.path(i)}: out is sparse; the sums of samples are dense")
         if b.shape != a.shape[1:] or (a.dtype.kind == "c") != (b.dtype.kind == "c"):
             raise ValueError(
-                f"{leaves.path(i)}: samples have shape {a.shape[1:]} and dtype {a.dtype}, out has {b.shape} and {b.dtype}"
+                f"{leaves.path(i)}: samples have shape {a.shape[1:]} and dtype {dtype_name(a.dtype)}, "
+                f"out has {b.shape} and {dtype_name(b.dtype)}"
             )
     leaves.check_devices(to)
     to.check_overlap(leaves, False)

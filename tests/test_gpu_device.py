@@ -170,7 +170,7 @@ def torch_tensor(cupy, monkeypatch):
     module.float64 = np.dtype(np.float64)
     module.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=Tensor.stream.ptr))
     module.told = []
-    module.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=module.told.append))
+    module.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=module.told.extend))
     monkeypatch.setitem(sys.modules, "torch", module)
     return Tensor
 

@@ -1,6 +1,10 @@
 """Tensors of PyTorch's: weights are no gradients, autograd hears of every write, and what has no memory is refused."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +12,8 @@ import pytest
 import gradclip
 
 torch = pytest.importorskip("torch")
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(gradclip.__file__).parents[1])}  # of a program that imports gradclip
 
 HALF = gradclip.measure(np.array([3.0, 4.0]))
 
@@ -296,3 +302,78 @@ def test_views_need_what_they_reach_and_no_more():
     expanded = torch.ones(1).expand(10**9)
     with pytest.raises(ValueError, match="share memory"):
         gradclip.clip_by_global_norm_(expanded, 1.0)
+
+
+# ---- bfloat16, which NumPy does not know ----------------------------------------------------------------------
+
+
+def test_bfloat16_needs_no_other_package(tmp_path):
+    """Nor is one imported, in any of the library's functions."""
+    program = """
+import sys
+sys.modules["ml_dtypes"] = None
+import torch, gradclip
+b = torch.tensor([3.0, 4.0], dtype=torch.bfloat16)
+new = [gradclip.clip_by_global_norm(b, 1.0)[0], gradclip.clip_by_norm([b], 1.0, strict=True)[0][0],
+       gradclip.clip_by_value({"a": b}, 1.0)[0]["a"], gradclip.normalize(b)[0], gradclip.clip_per_sample(b, 1.0)[0],
+       gradclip.per_sample_clip_sum(b[:, None], 1.0)[0], gradclip.clip_adaptive(b, b)[0],
+       gradclip.apply_clip(b, gradclip.measure(b), 1.0)[0]]
+assert all(x.dtype is torch.bfloat16 for x in new), new
+print([x.float().tolist() for x in new])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path, env=ENVIRONMENT
+    )
+    assert done.returncode == 0, done.stderr
+    numbers = eval(done.stdout)
+    assert numbers[0] == pytest.approx([0.6, 0.8], rel=2**-8)
+    assert numbers[2] == [1.0, 1.0]
+    assert numbers[5][0] <= 2.0
+
+
+def test_bfloat16_meets_that_of_ml_dtypes():
+    brain = pytest.importorskip("ml_dtypes").bfloat16
+    grad, out = torch.tensor([3.0, 4.0], dtype=torch.bfloat16), np.zeros(2, brain)
+    gradclip.clip_by_global_norm(grad, 1.0, out=out)
+    assert out.tolist() == pytest.approx([0.6, 0.8], rel=2**-8)
+    with pytest.raises(ValueError, match=r"dtype bfloat16, out has \(2,\) and float32"):
+        gradclip.clip_by_global_norm(grad, 1.0, out=np.zeros(2, np.float32))
+    with pytest.raises(gradclip.NonFiniteGradientError, match="1: nan at flat index 1"):
+        gradclip.clip_by_global_norm_([grad, torch.tensor([1.0, math.nan], dtype=torch.bfloat16)], 1.0)
+    with pytest.raises(TypeError, match="cannot be clipped"):  # the same bits, but not known to be numbers
+        gradclip.global_norm(np.zeros(2, [("bfloat16", np.uint16)]))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_bfloat16_gives_the_same_bits_by_either_name(strict):
+    brain = pytest.importorskip("ml_dtypes").bfloat16
+    torch.manual_seed(0)
+    tensor = torch.randn(64, 5).to(torch.bfloat16)
+    array = tensor.view(torch.int16).numpy().view(brain).copy()
+    calls = [
+        lambda g: gradclip.clip_by_global_norm(g, 1.0, strict=strict),
+        lambda g: gradclip.clip_by_norm(g, 0.3, axis=1, strict=strict),
+        lambda g: gradclip.clip_per_sample(g, 0.3, strict=strict),
+        lambda g: gradclip.per_sample_clip_sum(g, 0.3),
+        lambda g: gradclip.clip_by_global_norm(g, gradclip.global_norm(g), strict=strict),
+    ]
+    for call in calls:
+        (a, first), (b, second) = call(tensor), call(array)
+        assert a.view(torch.int16).tolist() == b.view(np.int16).tolist()
+        assert (first.norm, first.scale) == (second.norm, second.scale)
+
+
+# ---- memory that is not all there -----------------------------------------------------------------------------
+
+
+def test_memory_that_is_too_short_is_refused_before_it_is_read():
+    for cut in (0, 4):
+        grad = torch.ones(4)
+        grad.untyped_storage().resize_(cut)
+        with pytest.raises(TypeError, match="storage"):
+            gradclip.global_norm([torch.ones(2), grad])
+    assert gradclip.global_norm([torch.ones(2), torch.ones(0), torch.ones(3, 0)]) == math.sqrt(2)
+    overlapping = torch.ones(1).expand(3)
+    assert gradclip.global_norm(overlapping) == math.sqrt(3)
+    with pytest.raises(ValueError, match="share memory"):
+        gradclip.clip_by_global_norm_(overlapping, 1.0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .._cpu.plan import safe_threshold
+from .._leaves.foreign import dtype_name
 
 if TYPE_CHECKING:
     from .._leaves import Leaves
@@ -44,7 +45,13 @@ _ROOM = 1 + 2.0**-20  # for factors and products that are rounded before
 @lru_cache(64)  # names of dtypes are slow
 def unit_of(dtype: np.dtype[Any]) -> Unit:
     """How a dtype rounds, or the parts of a complex one."""
-    return _UNITS.get(np.empty(0, dtype).real.dtype.name, _FLOAT64)
+    return _UNITS.get(dtype_name(np.empty(0, dtype).real.dtype), _FLOAT64)
+
+
+def holds(dtype: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    """Whether every number of another dtype is one of this dtype."""
+    mine, theirs = unit_of(dtype), unit_of(other)
+    return mine.half <= theirs.half and mine.least <= theirs.least and mine.most >= theirs.most
 
 
 def typical(arrays: Iterable[Array], together: bool) -> float:

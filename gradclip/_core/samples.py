@@ -12,7 +12,7 @@ import numpy as np
 from .._cpu.plan import Plan, StandardState
 from ..report import ClipReport
 from .decide import refused
-from .rounding import RoundingBound, exact_order, unit_of
+from .rounding import RoundingBound, exact_order, holds, unit_of
 from .strict import exceeding
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def largest_term(request: SampleRequest) -> Floats | None:
 
 def _held(request: SampleRequest) -> bool:
     """Return whether every sum has a dtype that holds each number of the samples' dtype."""
-    return all(np.can_cast(a.dtype, b.dtype) for a, b in _pairs(request))
+    return all(holds(b.dtype, a.dtype) for a, b in _pairs(request))
 
 
 def _pairs(request: SampleRequest) -> Iterator[tuple[Array, Array]]:

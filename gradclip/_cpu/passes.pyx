@@ -23,6 +23,7 @@ from libc.math cimport isfinite
 from libc.stddef cimport ptrdiff_t
 from libc.string cimport memset
 
+from gradclip._leaves.foreign import numbers
 from gradclip._leaves.layout cimport MAX_AXES, gc_leaf, gc_unit, gc_unit_data, in_index_order
 from gradclip._leaves.leaves cimport Leaves
 from gradclip._cpu.blocks cimport (
@@ -568,7 +569,7 @@ cdef object find_nonfinite(Sums sums, Leaves leaves):
         give_scratch(&scratch)
     sums.first_nonfinite = leaves.path(sums.first_leaf), max(j, 0)      # -1: another thread has changed the leaf since
     if j >= 0:
-        sums.first_value = leaves.arrays[sums.first_leaf].flat[j]
+        sums.first_value = numbers(leaves.arrays[sums.first_leaf].flat[j : j + 1])[0]
 
 
 cdef ptrdiff_t first_of(Sums sums, Leaves leaves, char *room, bint asks) except -2:

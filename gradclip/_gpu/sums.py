@@ -10,6 +10,7 @@ import numpy as np
 
 from .._cpu.exact import tells
 from .._cpu.sums import Sums
+from .._leaves.foreign import numbers
 from .gather import delivered, gathered
 from .program import THREADS
 from .reading import WORDS_OF_SUM, Part, order_of
@@ -212,6 +213,6 @@ def first_of(table: Table, words: Words) -> list[tuple[int, int]]:
 def value_at(streams: Sequence[DeviceStream], array: Array | DeviceArray, index: int) -> Any:
     """Return one element of an array that lies on the host or on one of some devices."""
     if isinstance(array, np.ndarray):
-        return array.flat[index]
+        return numbers(array.flat[index : index + 1])[0]
     stream = next(stream for stream in streams if stream.device == array.data.device_id)
     return stream.fetch(array[tuple(map(int, np.unravel_index(index, array.shape)))])

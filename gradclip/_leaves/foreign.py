@@ -21,6 +21,9 @@ TREES = (
 )
 LINE = 64  # bytes
 
+# bfloat16 of PyTorch's on the host. NumPy has no such numbers: this names the bits, and the gate knows this very object.
+BRAIN = np.dtype([("bfloat16", np.uint16)])
+
 WEIGHTS = "a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad"
 
 
@@ -132,19 +135,30 @@ def _view_tensor(node: Any, write: bool, weights: bool) -> Any:
 
 
 @cache
-def _dtype_of(dtype: Any) -> np.dtype[Any] | None:
-    """The dtype of NumPy's for one of PyTorch's, if gradients may have it."""
+def torch_dtype(dtype: Any) -> np.dtype[Any] | None:
+    """The dtype that an array on the host has for one of PyTorch's; None for a dtype that gradients may not have."""
     torch = sys.modules["torch"]
     for name in ("float32", "float16", "float64", "complex64", "complex128"):
         if dtype is getattr(torch, name, None):
             return np.dtype(name)
-    return np.dtype(_brain()) if dtype == torch.bfloat16 else None
+    return BRAIN if dtype == torch.bfloat16 else None
+
+
+def numbers(array: Array) -> Array:
+    """An array, not of no dimension, as one that NumPy computes with: of bfloat16 of PyTorch's a copy in float32."""
+    return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32) if array.dtype is BRAIN else array
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """What a dtype is called in messages."""
+    return "bfloat16" if dtype is BRAIN else str(dtype)
 
 
 def _tensor_on_gpu(tensor: Any) -> Any:
     """As a CuPy array of the same memory. CuPy itself would ask for `__cuda_array_interface__`, which is slow."""
     cupy = _cupy()
-    dtype = _dtype_of(tensor.dtype)
+    dtype = torch_dtype(tensor.dtype)
+    dtype = np.dtype(_brain()) if dtype is BRAIN else dtype
     if dtype is None or not tensor.numel():
         with cupy.cuda.Device(tensor.device.index):  # CuPy would copy from another device to the current one
             return cupy.asarray(tensor) if dtype is None else cupy.empty(tuple(tensor.shape), dtype)
@@ -207,18 +221,18 @@ def addressed(array: Any) -> Array:
 
 
 def _brain() -> Any:
-    """bfloat16, which NumPy knows by ml_dtypes alone."""
+    """bfloat16, which CuPy knows by ml_dtypes alone."""
     try:
         import ml_dtypes
     except ImportError:
-        raise ImportError('bfloat16 tensors need ml_dtypes: pip install "gradclip[bfloat16]"') from None
+        raise ImportError('bfloat16 tensors on a GPU need ml_dtypes: pip install "gradclip[bfloat16]"') from None
     return ml_dtypes.bfloat16
 
 
 def _view_torch(tensor: Any) -> Any:
     torch = sys.modules["torch"]
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(_brain())
+        return tensor.view(torch.int16).numpy().view(BRAIN)
     return tensor.numpy()
 
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 cimport numpy as cnp
 
-from .foreign import addressed
+from .foreign import BRAIN, addressed
 
 cnp.import_array()
 
@@ -16,6 +16,7 @@ cdef extern from "numpy/arrayobject.h":
     int NPY_USERDEF
 
 cdef int BFLOAT16 = -1      # NumPy's number for ml_dtypes.bfloat16, once somebody has imported it
+cdef object TENSORS = BRAIN   # and the dtype that PyTorch's bfloat16 has here
 
 
 cdef int number_of(int number) except -2:
@@ -36,7 +37,10 @@ cdef int number_of(int number) except -2:
 
 cdef int dtype_of(cnp.ndarray a) except -2:
     """The kernel dtype of the real elements, or -1."""
-    return number_of(cnp.PyArray_TYPE(a))
+    cdef int number = cnp.PyArray_TYPE(a)
+    if number == cnp.NPY_VOID:
+        return GC_BF16 if <void *>cnp.PyArray_DESCR(a) == <void *>TENSORS else -1
+    return number_of(number)
 
 
 cdef struct Axes:

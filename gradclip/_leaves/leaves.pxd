@@ -17,6 +17,7 @@ cdef class Leaves(Units):
     cdef int take(self, list given, bint anew) except -1
     cdef int take_unusual(self, object given, bint anew) except -1
     cdef object take_foreign(self, object given, bint anew)
+    cdef int remember(self, object original) except -1
     cdef int sum_duplicates(self) except -1
     cdef int check_apart(self, Leaves others, bint same_view) except -1
     cdef Tree walked(self)

@@ -15,6 +15,7 @@ cimport numpy as cnp
 from . import foreign, pytorch
 from gradclip._leaves.checks cimport describe, describe_on_device, describe_usual
 from gradclip._leaves.overlap cimport find_overlap
+from gradclip._leaves.tensors cimport array_of, is_plain_tensor
 from gradclip._leaves.tree cimport Tree, flat_leaves, flat_tree, is_cupy
 from gradclip._leaves.units cimport Units
 
@@ -79,8 +80,12 @@ cdef class Leaves(Units):
 
     cdef int take_unusual(self, object given, bint anew) except -1:
         """Let a leaf pass that is not a plain array in the usual state."""
-        cdef object array = given
-        if not (cnp.PyArray_Check(given) or is_cupy(given)):
+        cdef object array = array_of(given, self.write) if is_plain_tensor(given) else None
+        if array is not None:
+            self.remember(given)
+        elif cnp.PyArray_Check(given) or is_cupy(given):
+            array = given
+        else:
             array = self.take_foreign(given, anew)
         if cnp.PyArray_Check(array):
             array = describe(&self.leaf[self.count], array, self.write)
@@ -95,10 +100,15 @@ cdef class Leaves(Units):
             raise TypeError(f"a {foreign.type_name(given)} cannot be made of another array; {foreign.TREES}")
         if is_cupy(view):
             self.in_torch_stream |= pytorch.is_cuda_tensor(given)
+        self.remember(original)
+        return view
+
+    cdef int remember(self, object original) except -1:
+        """Remember what the next leaf is instead of an array."""
         if self._foreign is None:
             self._foreign = {}
         self._foreign[self.count] = original
-        return view
+        return 0
 
     cdef int sum_duplicates(self) except -1:
         """Where elements of a sparse leaf are stored in parts, let a copy with their sums take its place: after its own
@@ -342,9 +352,10 @@ cdef class Leaves(Units):
         mine, theirs = self._foreign or {}, to._foreign or {}
         for i in range(self.count):
             a, b = self.arrays[i], to.arrays[i]
-            if a.shape != b.shape or (a.dtype != b.dtype if dtypes else (a.dtype.kind == "c") != (b.dtype.kind == "c")):
-                raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {a.dtype}, "
-                                 f"{to.name} has {b.shape} and {b.dtype}")
+            if a.shape != b.shape or self.leaf[i].is_complex != to.leaf[i].is_complex or \
+                    (dtypes and self.leaf[i].dtype != to.leaf[i].dtype):
+                raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {foreign.dtype_name(a.dtype)}, "
+                                 f"{to.name} has {b.shape} and {foreign.dtype_name(b.dtype)}")
             if not foreign.same_pattern(mine.get(i, a), theirs.get(i, b)):
                 raise ValueError(
                     f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")

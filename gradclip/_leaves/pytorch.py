@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -81,14 +80,17 @@ def _check_storage(tensor: Any) -> None:
         raise TypeError(f"its storage was released or cut short: it holds {storage.nbytes()} of {needed} bytes")
 
 
-def announce(tensors: Iterable[Any]) -> None:
+def announce(tensors: list[Any]) -> None:
     """Count up the versions of tensors that are about to be written.
 
     By its version a backward pass that still needs what a tensor holds notices the write."""
     tell = getattr(sys.modules["torch"].autograd.graph, "increment_version", _write_nothing)
-    for tensor in tensors:  # one by one: older versions take no list
-        if not tensor.is_inference():  # those have no version
-            tell(tensor)
+    try:
+        tell(tensors)
+    except (AttributeError, TypeError, RuntimeError):  # older versions take no list
+        for tensor in tensors:
+            if not tensor.is_inference():  # those have no version
+                tell(tensor)
 
 
 def _write_nothing(tensor: Any) -> None:

@@ -19,6 +19,7 @@ cimport cython
 cimport numpy as cnp
 
 from . import containers
+from gradclip._leaves.tensors cimport is_plain_tensor
 
 cnp.import_array()
 
@@ -64,7 +65,7 @@ cdef Node node_of(object container, str name):
     cdef Node node
     cdef object kind = None
     if not (PyList_CheckExact(container) or PyDict_CheckExact(container) or PyTuple_CheckExact(container)):
-        if cnp.PyArray_Check(container) or is_cupy(container):
+        if cnp.PyArray_Check(container) or is_plain_tensor(container) or is_cupy(container):
             return None
         kind = containers.kind_of(container, name == "params")
         if kind is None:
@@ -106,8 +107,8 @@ cdef object outlined(object item):
 
 
 cdef list flat_leaves(object nesting):
-    """The leaves of a lone array, or of a plain list, tuple or dict of nothing but arrays of NumPy and CuPy; None for any other
-    nesting."""
+    """The leaves of a lone array, or of a plain list, tuple or dict of nothing but arrays of NumPy and CuPy and plain tensors;
+    None for any other nesting."""
     cdef list items
     if cnp.PyArray_CheckExact(nesting):
         return [nesting]
@@ -116,9 +117,9 @@ cdef list flat_leaves(object nesting):
     elif PyList_CheckExact(nesting) or PyTuple_CheckExact(nesting):
         items = list(nesting)
     else:
-        return [nesting] if nesting is not None and is_cupy(nesting) else None
+        return [nesting] if nesting is not None and (is_plain_tensor(nesting) or is_cupy(nesting)) else None
     for item in items:
-        if not cnp.PyArray_CheckExact(item) and (item is None or not is_cupy(item)):
+        if not cnp.PyArray_CheckExact(item) and (item is None or not (is_plain_tensor(item) or is_cupy(item))):
             return None
     return items
 

@@ -1,6 +1,9 @@
 """Sphinx: ``python -m pip install -e ".[docs]" && python -m sphinx -W docs docs/_build``."""
 
+from importlib.util import find_spec
+
 project = "gradclip"
+autodoc_mock_imports = [] if find_spec("torch") else ["torch"]  # for the signatures of gradclip.torch
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
 html_theme = "furo"
 exclude_patterns = ["_build"]

@@ -3,11 +3,20 @@
 import gc
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from marks import slow
 
 from gradclip._cpu import machine
+
+
+def pytest_configure(config):
+    """Leave the examples of gradclip.torch out where PyTorch is not installed."""
+    if find_spec("torch") is None:
+        folder = Path(__file__).parents[1] / "gradclip" / "torch"
+        config.option.ignore = [*(config.option.ignore or []), str(folder)]
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

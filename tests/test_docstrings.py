@@ -2,6 +2,8 @@
 
 import inspect
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from types import FunctionType
@@ -18,6 +20,8 @@ CHECKED = pytest.importorskip("numpydoc.hooks.validate_docstrings").parse_config
 def public():
     """Yield each public name and its object: those of the package and its public modules, and what their classes have."""
     modules = [value for name in gradclip.__all__ if inspect.ismodule(value := getattr(gradclip, name))]
+    if find_spec("torch") is not None:
+        modules.append(import_module("gradclip.torch"))
     for module in (gradclip, *modules):
         for name in module.__all__:
             value = getattr(module, name)
@@ -45,6 +49,8 @@ def test_docstring_is_complete(name):
     assert [error for error in found["errors"] if error[0] in CHECKED["checks"]] == []
 
 
-@pytest.mark.parametrize("name", [name for name in FOUND if re.fullmatch(r"gradclip\.(thresholds\.)?\w+(?<!Warning)", name)])
+@pytest.mark.parametrize(
+    "name", [name for name in FOUND if re.fullmatch(r"gradclip\.(thresholds\.|torch\.)?\w+(?<!Warning)", name)]
+)
 def test_functions_and_classes_have_an_example(name):
     assert ">>> " in inspect.getdoc(FOUND[name])

@@ -3,7 +3,7 @@
 import __future__
 
 import ast
-import importlib
+import importlib.util
 import inspect
 import json
 import os
@@ -28,7 +28,9 @@ FILES = "good.py", "bad.py"
 
 def annotated():
     """Every function, class and method of the modules that are written in Python."""
-    for found in pkgutil.walk_packages(gradclip.__path__, "gradclip."):
+    for found in pkgutil.walk_packages(gradclip.__path__, "gradclip.", lambda _: None):  # gradclip.torch without PyTorch
+        if found.name.startswith("gradclip.torch") and importlib.util.find_spec("torch") is None:
+            continue
         module = importlib.import_module(found.name) if not found.name.endswith("__main__") else gradclip
         for name, value in vars(module).items():
             if getattr(value, "__module__", "") != module.__name__ or not module.__file__.endswith(".py"):

@@ -101,6 +101,12 @@ cdef class Plan:
                        -1 if clips is None else decided[i])
         gc_fp_leave(saved)
 
+    def scale(self, double factor):
+        """Multiply every element of every unit by a factor."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            self.write[i].kind, self.write[i].clips, self.write[i].factor = GC_SCALE, True, gc_plain_factor(factor)
+
     def shrink(self, Py_ssize_t i, double ratio):
         """Multiply the factor by something below 1."""
         cdef gc_fpenv saved = gc_fp_enter()

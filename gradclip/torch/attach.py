@@ -1,0 +1,208 @@
+"""`attach`: an optimizer clips the gradients of its parameters at the beginning of each step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from .._core.arguments import Number, flag
+from .._core.call import Request, in_place, total_threshold
+from .._core.engine import Engine
+from .._core.options import NormOptions, Options, Unpack, spelled_out
+from ..report import ClipReport
+from ..thresholds import Threshold
+from .clip_grad import plain
+
+_SCALING = "grad_scale", "found_inf"  # what fused optimizers look for: GradScaler sets them for the time of a step
+
+
+class Attached:
+    """The clipping of an optimizer, as `attach` returns it.
+
+    Attributes
+    ----------
+    report : ClipReport or None
+        What the last step measured and did; None before the first.
+
+    See Also
+    --------
+    attach : Makes one.
+
+    Examples
+    --------
+    >>> import torch, gradclip.torch
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+    >>> attached = gradclip.torch.attach(optimizer, 1.0)
+    >>> attached.report is None
+    True
+    >>> attached.remove()
+    """
+
+    report: ClipReport | None
+
+    def __init__(self, optimizer: Optimizer, serve: Callable[[list[Any], dict[str, Any]], ClipReport], fold: bool) -> None:
+        self.report = None
+        self._optimizer, self._serve, self._fold = optimizer, serve, fold
+        self._set: dict[str, Any] = {}  # what the optimizer had under the names of _SCALING
+        before, after = optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)
+        self._hooks = [before, after]
+
+    def remove(self) -> None:
+        """Clip no more. A second call does nothing."""
+        self._after()
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Clip; or where the step is given a closure, which makes the gradients, have it clip what it has made."""
+        self._after()  # of a step that was left by an error
+        by_name = kwargs.get("closure") is not None
+        closure = kwargs["closure"] if by_name else args[1] if len(args) > 1 else None
+        if closure is None:
+            self._clip()
+            return None
+
+        def clipped() -> Any:
+            self._after()
+            loss = closure()
+            self._clip()
+            return loss
+
+        return (args, {**kwargs, "closure": clipped}) if by_name else ((args[0], clipped, *args[2:]), kwargs)
+
+    def _clip(self) -> None:
+        """Clip the gradients that there are now, or tell the optimizer by what it is to divide them."""
+        optimizer = self._optimizer
+        grads = [[None if p.grad is None else _view(p.grad) for p in group["params"]] for group in optimizer.param_groups]
+        loss_scale, found_inf = (getattr(optimizer, name, None) for name in _SCALING)
+        changes: dict[str, Any] = {} if loss_scale is None else {"grad_scale": float(loss_scale)}
+        if found_inf is not None and found_inf.item():  # the scaler knows, and the optimizer leaves out the step
+            changes["nonfinite"] = "skip"
+        self.report = report = self._serve(grads, changes)
+        if not self._fold:
+            if loss_scale is not None and not report.skipped:  # which has been divided by
+                self._tell("grad_scale", None)
+        elif report.skipped:
+            self._tell("found_inf", torch.ones((), device=_device(grads)))
+        elif report.scale != 1.0:
+            self._tell("grad_scale", _divisor(report.scale, _device(grads)))
+
+    def _tell(self, name: str, value: Tensor | None) -> None:
+        """Give the optimizer an attribute for the time of a step."""
+        self._set[name] = vars(self._optimizer).get(name, self)
+        setattr(self._optimizer, name, value)
+
+    def _after(self, *_: Any) -> None:
+        """Give the optimizer back the attributes that it had."""
+        while self._set:
+            name, value = self._set.popitem()
+            if value is self:  # there was none
+                delattr(self._optimizer, name)
+            else:
+                setattr(self._optimizer, name, value)
+
+
+@spelled_out
+def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = False, **norm: Unpack[NormOptions]) -> Attached:
+    """Have an optimizer clip the gradients of all its parameters by their global norm, whenever it makes a step.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        It clips in a hook at the beginning of ``step``; where that is given a closure, after the closure. If a
+        ``torch.amp.GradScaler`` leaves the unscaling to the optimizer, as it does with fused ones, norms and thresholds are
+        those of the unscaled gradient.
+    max_norm : float or Threshold
+        The threshold >= 0, or a rule of `gradclip.thresholds` that gives each step its threshold.
+    fold : bool, default False
+        Write no gradient: have a fused optimizer (``fused=True``) multiply by the factor, which is rounded to float32, while it
+        reads the gradient anyway. PyTorch's fused optimizers store the product in the gradient.
+    ord : float, default 2
+        Which norm: any p > 0, or ``inf``.
+    eps : float, default 0
+        Added to the norm; 1e-6 gives PyTorch's factor.
+    nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
+        What to do about NaN and Inf. ``"skip"`` leaves the gradients as they are, and the optimizer makes its step with them;
+        with `fold` the step changes nothing. ``"zero"`` cannot be folded.
+    grad_scale : float, default 1
+        The gradients hold the true gradient times this.
+    strict : bool, default False
+        Guarantee, in exact arithmetic, that the norm is at most `max_norm`. This cannot be folded.
+
+    Returns
+    -------
+    Attached
+        With the report of the last step, and a method to remove it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument cannot be used; or `fold` is asked of an optimizer that is not fused, or with options that need a write.
+
+    See Also
+    --------
+    gradclip.clip_by_global_norm_ : Is called by the hook.
+
+    Examples
+    --------
+    >>> import torch, gradclip.torch
+    >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+    >>> attached = gradclip.torch.attach(optimizer, 1.0)
+    >>> (weight**2 / 2).sum().backward()
+    >>> optimizer.step()
+    >>> attached.report
+    ClipReport(norm=5.0, max_norm=1.0, scale=0.2, clipped=True)
+    >>> weight
+    Parameter containing:
+    tensor([2.4000, 3.2000], requires_grad=True)
+    """
+    options, threshold = Options.of(norm), total_threshold(max_norm)
+    if flag("fold", fold):
+        _check_foldable(optimizer, options)
+    kind = _Folded if fold else Request
+
+    def serve(grads: list[Any], changes: dict[str, Any]) -> ClipReport:
+        if not changes:
+            return in_place(grads, kind(options, threshold))
+        scale = options.grad_scale * changes.get("grad_scale", 1.0)
+        return in_place(grads, kind(Options.of({**norm, **changes, "grad_scale": scale}), threshold))
+
+    return Attached(optimizer, serve, fold)
+
+
+class _Folded(Request):
+    """All leaves to a threshold by one factor, which somebody else multiplies by."""
+
+    def write(self, engine: Engine, plan: Any) -> None:
+        """Write nothing."""
+
+
+def _check_foldable(optimizer: Optimizer, options: Options) -> None:
+    """Raise a ValueError if an optimizer does not multiply by a factor, or if more than a factor is needed."""
+    if not (getattr(optimizer, "_step_supports_amp_scaling", False) and all(g.get("fused") for g in optimizer.param_groups)):
+        raise ValueError(f"fold needs an optimizer of PyTorch's with fused=True; this {type(optimizer).__name__} is not fused")
+    if options.strict or options.finite_only:
+        name = "strict=True" if options.strict else 'nonfinite="zero"'
+        raise ValueError(f"{name} cannot be folded: it needs gradients to be written")
+
+
+def _view(grad: Tensor) -> Tensor:
+    """A gradient as the library takes it: the values of a sparse one."""
+    return plain(grad, True) if grad.layout is torch.sparse_coo else grad
+
+
+def _divisor(factor: float, device: torch.device) -> Tensor:
+    """What fused optimizers divide by, to multiply by a factor: they take it in float32."""
+    return torch.tensor(math.inf if factor == 0 else 1 / factor, dtype=torch.float32, device=device)
+
+
+def _device(grads: list[Any]) -> torch.device:
+    """The device of the first gradient."""
+    return next((grad.device for group in grads for grad in group if grad is not None), torch.device("cpu"))

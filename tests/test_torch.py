@@ -17,7 +17,8 @@ import gradclip
 
 torch = pytest.importorskip("torch")
 
-import gradclip.torch as ours  # noqa: E402, RUF100
+import gradclip.torch as ours  # noqa: E402
+from gradclip.torch import clip_grad, patching  # noqa: E402
 
 theirs = torch.nn.utils
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(gradclip.__file__).parents[1])}  # of a program that imports gradclip
@@ -365,6 +366,19 @@ def test_what_cannot_be_viewed_is_left_to_pytorch():
             f.get_total_norm([torch.ones(2, dtype=torch.int32)])
 
 
+def test_before_pytorch_2_6_two_functions_have_nothing_to_fall_back_on(monkeypatch):
+    monkeypatch.setattr(clip_grad, "_their_get_total_norm", None)
+    monkeypatch.setattr(clip_grad, "_their_clip_grads_with_norm_", None)
+    (p,) = parameters(torch.tensor([3.0, 4.0]))
+    assert ours.get_total_norm([p.grad]).item() == 5.0
+    ours.clip_grads_with_norm_(p, 1.0, torch.tensor(5.0))
+    torch.testing.assert_close(p.grad, torch.tensor([0.6, 0.8]))
+    meta = torch.ones(2, device="meta")
+    for call in (lambda: ours.get_total_norm(meta), lambda: ours.clip_grads_with_norm_(p, 1.0, meta)):
+        with pytest.raises(TypeError, match=r"PyTorch before 2\.6 has no such function"):
+            call()
+
+
 def test_a_device_without_foreach_is_an_error_as_in_pytorch():
     with torch.device("meta"):
         made = parameters(torch.ones(3))
@@ -478,6 +492,18 @@ def test_patches_may_be_nested_and_are_undone_once():
     assert places() == before
     with pytest.raises(KeyError), ours.patch():
         raise KeyError
+    assert places() == before
+
+
+def test_a_patch_that_nobody_holds_stays_in_force():
+    before = places()
+    ours.patch()
+    gc.collect()
+    with ours.patch():
+        pass
+    assert places() == MINE
+    for kept in set(patching._patches):
+        kept.undo()
     assert places() == before
 
 

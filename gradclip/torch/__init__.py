@@ -7,9 +7,9 @@ try:
 except ImportError as error:
     raise ImportError(f"gradclip.torch needs PyTorch: pip install torch ({error})") from error
 
-from .attach import Attached, attach
+from .attaching import Attached, attach
 from .clip_grad import clip_grad_norm_, clip_grad_value_, clip_grads_with_norm_, get_total_norm
-from .patch import Patch, patch
+from .patching import Patch, patch
 
 __all__ = [
     "Attached",

@@ -7,7 +7,8 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Callable, Iterable
-from functools import lru_cache, reduce
+from functools import cache, lru_cache, reduce
+from importlib.util import find_spec
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -295,6 +296,8 @@ def _served(serve: Callable[[list[Tensor]], Result], tensors: list[Tensor], writ
     """What a call of the library returns for tensors; None, and nothing was written, if the library cannot view them."""
     if not set(map(type, tensors)) <= PLAIN:  # subclasses have arithmetic of their own: DTensor, fake tensors
         return None
+    if tensors[0].is_cuda and not _has_cupy():
+        return None
     try:
         return serve(tensors)
     except _UNSEEN:
@@ -307,6 +310,12 @@ def _served(serve: Callable[[list[Tensor]], Result], tensors: list[Tensor], writ
         return serve(views)
     except _UNSEEN:
         return None
+
+
+@cache
+def _has_cupy() -> bool:
+    """Whether the library can view memory on a GPU. To find out that it cannot takes longer than a call."""
+    return find_spec("cupy") is not None
 
 
 def plain(tensor: Tensor, write: bool) -> Tensor:

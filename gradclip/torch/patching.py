@@ -13,7 +13,7 @@ from . import clip_grad as _ours
 _NAMES = "clip_grad_norm_", "clip_grad_value_", "get_total_norm", "clip_grads_with_norm_"
 
 _lock = threading.Lock()
-_patches: set[int] = set()  # which are in force: the first puts our functions in, the last takes them out
+_patches: set[Patch] = set()  # which are in force: the first puts our functions in, the last takes them out
 _before: list[tuple[ModuleType, str, object]] = []  # what our functions took the place of
 
 
@@ -41,13 +41,13 @@ class Patch:
         with _lock:
             if not _patches:
                 _put()
-            _patches.add(id(self))
+            _patches.add(self)
 
     def undo(self) -> None:
         """Bring PyTorch's functions back, if no other patch is in force. A second call does nothing."""
         with _lock:
-            if id(self) in _patches:
-                _patches.remove(id(self))
+            if self in _patches:
+                _patches.remove(self)
                 if not _patches:
                     _take_out()
 

@@ -425,6 +425,32 @@ def test_fake_tensors_and_tracing_are_left_to_pytorch():
     torch.testing.assert_close(p.grad, torch.tensor([0.5, 0.5]))
 
 
+@pytest.mark.slow
+def test_a_dtensor_is_left_to_pytorch(tmp_path):
+    """Its norm is one over all ranks, here a single one."""
+    if not torch.distributed.is_available():
+        pytest.skip("this PyTorch has no torch.distributed")
+    program = """
+import torch, torch.distributed as dist
+from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+import gradclip.torch
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+p = torch.nn.Parameter(DTensor.from_local(torch.zeros(2), mesh, [Shard(0)]))
+p.grad = DTensor.from_local(torch.tensor([3.0, 4.0]), mesh, [Shard(0)])
+norm = gradclip.torch.clip_grad_norm_([p], 1.0)
+assert isinstance(norm, DTensor) and norm.full_tensor().item() == 5.0, norm
+torch.testing.assert_close(p.grad.to_local(), torch.tensor([0.6, 0.8]))
+gradclip.torch.clip_grads_with_norm_([p], 0.5, gradclip.torch.get_total_norm([p.grad]))
+gradclip.torch.clip_grad_value_([p], 0.35)
+torch.testing.assert_close(p.grad.to_local(), torch.tensor([0.3, 0.35]))
+dist.destroy_process_group()
+"""
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_inference_tensors_are_clipped():
     with torch.inference_mode():
         (p,) = parameters(torch.tensor([3.0, 4.0]))

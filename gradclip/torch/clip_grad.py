@@ -4,6 +4,7 @@ Whatever the library cannot view is left to PyTorch's own functions: so the resu
 
 from __future__ import annotations
 
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable
@@ -315,7 +316,7 @@ def _served(serve: Callable[[list[Tensor]], Result], tensors: list[Tensor], writ
 @cache
 def _has_cupy() -> bool:
     """Whether the library can view memory on a GPU. To find out that it cannot takes longer than a call."""
-    return find_spec("cupy") is not None
+    return "cupy" in sys.modules or find_spec("cupy") is not None
 
 
 def plain(tensor: Tensor, write: bool) -> Tensor:

@@ -184,7 +184,7 @@ def get_total_norm(
         return torch.tensor(0.0)
     sums = None
     if order > 0:
-        sums = _served(lambda leaves: measured(leaves, _options(order)), tensors, False)
+        sums = _served(lambda leaves: measured(leaves, _options(order))[0], tensors, False)
     if sums is None:
         return _left(theirs[0], tensors, *theirs[2:])
     if error_if_nonfinite:

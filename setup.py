@@ -8,7 +8,8 @@ import sys
 import sysconfig
 import tempfile
 import warnings
-from itertools import takewhile
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy
@@ -61,24 +62,29 @@ class Build(build_ext):
             command = takewhile(lambda word: word[0] != "-", getattr(self.compiler, "compiler_so", ["Microsoft Visual C++"]))
             raise CompileError(NO_COMPILER.format(tried=f"{' '.join(command)} ({error})"))
         openmp = self.openmp_flags()
-        translated = cythonize(self.extensions, build_dir=f"{self.build_temp}/cython")
+        self.parallel = self.parallel or os.cpu_count()
+        processes = self.parallel if sys.platform == "linux" else 0  # elsewhere they would run this file again
+        translated = cythonize(self.extensions, build_dir=f"{self.build_temp}/cython", nthreads=processes)
         for extension, made in zip(self.extensions, translated, strict=True):
             extension.sources = made.sources  # here alone: an sdist holds no generated C
-        kernels = []
-        for name, flags in SETS.items():
-            kernels += self.compiler.compile(
-                [KERNELS + "kernels.c"],
-                output_dir=f"{self.build_temp}/{name}",
-                macros=[("GC_SET", name)],
-                extra_postargs=STRICT + flags,
-                depends=DEPENDS,
-            )
+        with ThreadPoolExecutor(self.parallel) as threads:
+            kernels = list(chain.from_iterable(threads.map(self.compile_kernels, SETS)))
         for extension in self.extensions:
             extension.extra_compile_args += STRICT + openmp
             extension.extra_link_args += STRIP + ([] if MSVC else openmp)
             if extension.name.endswith("machine"):
                 extension.extra_objects += kernels
         super().build_extensions()
+
+    def compile_kernels(self, name):
+        """Compile the kernels of one instruction set; return the object files."""
+        return self.compiler.compile(
+            [KERNELS + "kernels.c"],
+            output_dir=f"{self.build_temp}/{name}",
+            macros=[("GC_SET", name)],
+            extra_postargs=STRICT + SETS[name],
+            depends=DEPENDS,
+        )
 
     def openmp_flags(self):
         """The compiler's OpenMP switch, or none and a warning."""
@@ -153,12 +159,10 @@ setup(
             for name in ("checks", "layout", "leaves", "overlap", "tensors", "tree", "units")
         ),
         extension("gradclip._cpu.machine", *(KERNELS + name for name in ("dispatch.c", "team.c", "pool.c", "share.c"))),
-        extension("gradclip._cpu.sums"),
-        extension("gradclip._cpu.plan"),
-        extension("gradclip._cpu.exact"),
-        extension("gradclip._cpu.passes"),
-        extension("gradclip._cpu.accumulate"),
-        extension("gradclip._cpu.limits"),
+        *(
+            extension(f"gradclip._cpu.{name}")
+            for name in ("sums", "plan", "exact", "region", "nonfinite", "clamp", "passes", "accumulate", "limits")
+        ),
     ],
     long_description=described(),
     long_description_content_type="text/markdown",

@@ -103,7 +103,9 @@ cdef class Request:
 
 
 cdef class ByValue(Request):
-    """A request to bring every element into [low, threshold]: compiled, as for a small leaf Python takes longer than the pass."""
+    """A request to bring every element into [low, threshold].
+
+    It is compiled, because for a small leaf Python takes longer than the pass."""
     cdef public object low
 
     cpdef Leaves prepare(self, Leaves leaves):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .._cpu import accumulate, exact, passes
+from .._cpu.clamp import Clamped
 from .._cpu.plan import Plan, clamping
 from ..report import ClipReport
 from .decide import decide
@@ -72,7 +73,7 @@ class Host:
 
     def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Plan | None]:
         size = read.size
-        found = passes.Clamped(read.count, size, 2.0, 1.0)
+        found = Clamped(read.count, size, 2.0, 1.0)
         return ClipReport(found, high, size, None, None), clamping(low, high, found)
 
     def sum_samples(self, request: SampleRequest, plan: Plan) -> None:

@@ -1,9 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-"""Exact sums: what is read once more where the bits of a read pass do not tell a norm, or on which side of its threshold it lies.
+"""Exact sums: what is read once more where the bits of a read pass do not tell a norm, or on which side of its threshold it
+lies.
 
-A read pass knows how exact its sums are (kernels/middle.h). `settle` looks for those that may lie in the middle between two norms,
-sums their elements in integers (kernels/exact.h), and moves them to the side where they belong. So norms, factors and decisions,
-which are made of these sums, are functions of the exact sums alone. That is done before anything is written.
+A read pass knows how exact its sums are (kernels/middle.h). `settle` looks for those that may lie in the middle between two
+norms, sums their elements in integers (kernels/exact.h), and moves them to the side where they belong. So norms, factors and
+decisions, which are made of these sums, are functions of the exact sums alone. That is done before anything is written.
 
 Targets (units, samples, or all leaves together) are cut into pieces of a segment or less. A thread adds a run of pieces, and
 integers may be added in any order: neither threads nor pieces can reach a result."""
@@ -150,7 +151,8 @@ cdef void add_all(Task *t, Py_ssize_t count, int team) noexcept nogil:
 
 
 cdef class Exact:
-    """The exact sums of some targets: of units or samples `which`, in rising order; or (NULL) one, of the units before `limit`."""
+    """The exact sums of some targets: of units or samples `which`, in rising order; or (NULL) one, of the units before
+    `limit`."""
     cdef Task task
     cdef Py_ssize_t count, limit
     cdef bint by_sample, short          # whether all of them are short units
@@ -237,13 +239,15 @@ cdef class Exact:
             i += same
         return 0
 
-    cdef int cut_units(self, const gc_leaf *leaf, Py_ssize_t index, Py_ssize_t target, ptrdiff_t unit, ptrdiff_t count) except -1:
+    cdef int cut_units(self, const gc_leaf *leaf, Py_ssize_t index, Py_ssize_t target, ptrdiff_t unit,
+                       ptrdiff_t count) except -1:
         """Put the pieces of some units of a leaf on the list."""
         cdef ptrdiff_t first, i = 0, each = max(<ptrdiff_t>1, PIECE // leaf.size)
         self.elements += count * leaf.size
         while i < count:
             if leaf.size <= PIECE:
-                self.put(Piece(target + (i if self.short else 0), self.short, index, unit + i, min(each, count - i), 0, leaf.size))
+                self.put(Piece(
+                    target + (i if self.short else 0), self.short, index, unit + i, min(each, count - i), 0, leaf.size))
                 i += each
                 continue
             first = 0
@@ -321,7 +325,8 @@ cdef Exact total_of(Leaves leaves, double order, Py_ssize_t limit, double grad_s
 
 cdef int sum_units(Leaves leaves, Sums sums, const Py_ssize_t[::1] which, const double[::1] thresholds,
                    unsigned char[::1] above) except -1:
-    """Sum some units or samples exactly, in rising order: they are settled or, where there are thresholds, compared with these."""
+    """Sum some units or samples exactly, in rising order: they are settled or, where there are thresholds, compared with
+    these."""
     cdef const gc_leaf *leaf = leaves.leaf if leaves.source == NULL else leaves.source
     cdef bint by_sample = sums.by_unit is not None, short
     cdef Py_ssize_t start = 0, end, k = 0, n = len(which)

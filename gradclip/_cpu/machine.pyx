@@ -181,8 +181,8 @@ def sharing():
 
 
 def set_balance(double balance):
-    """Set the account of the calling thread (kernels/share.c), for tests: infinity has teams do all of its passes, minus infinity
-    workers."""
+    """Set the account of the calling thread (kernels/share.c), for tests: infinity has teams do all of its passes, minus
+    infinity workers."""
     gc_set_balance(balance)
 
 

@@ -24,7 +24,8 @@ cdef object TENSOR = None   # torch.Tensor, once somebody has imported it
 
 
 cdef bint is_plain_tensor(object node):
-    """Whether something is a tensor and of no subclass, a parameter for one: not without PyTorch, which is never imported here."""
+    """Whether something is a tensor and of no subclass, a parameter for one; False without PyTorch, which is never imported
+    here."""
     global TENSOR
     if TENSOR is None or type(node) is not TENSOR:
         TENSOR = getattr(sys.modules.get("torch"), "Tensor", None)

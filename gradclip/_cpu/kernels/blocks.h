@@ -180,16 +180,16 @@ typedef struct {
     double ord;
     const gc_write *bounds; /* null, or bounds beyond which elements are counted */
     const gc_write *made;   /* null, or what is measured as if it was already done */
-    const gc_leaf *to;      /* null, or, with bounds, the leaf to which elements are written once they are within the bounds */
+    const gc_leaf *to; /* null, or, with bounds, the leaf to which elements are written once they are within the bounds */
 } gc_reading;
 
 /* What the blocks of a segment have in common: how they are read, and what they share. */
 typedef struct {
     const gc_reading *how;
     char *gathered; /* room for a block of a strided leaf */
-    char *buffer;   /* room for a block of the widest dtype: the same, unless elements are still needed once they are measured */
-    double bound;   /* of the segment alone, so that it is a function of position; 0: none yet */
-    gc_sum usual;   /* the sum of its usual blocks, in pairs of float64 */
+    char *buffer; /* room for a block of the widest dtype: the same, unless elements are still needed once they are measured */
+    double bound; /* of the segment alone, so that it is a function of position; 0: none yet */
+    gc_sum usual; /* the sum of its usual blocks, in pairs of float64 */
 } gc_segment;
 
 /* room: of a thread, for two blocks of the widest dtype. */
@@ -214,7 +214,8 @@ static inline ptrdiff_t gc_hold(const gc_kernels *k, const gc_leaf *leaf, ptrdif
             return 0;
         if (to == NULL || !isfinite(amax))
             return k->count_outside[t](x, n, low, high);
-        ptrdiff_t inside = amax > high && -amax < low ? -1 : 0; /* one is outside, whatever its sign; or it has to be looked for */
+        ptrdiff_t inside =
+            amax > high && -amax < low ? -1 : 0; /* one is outside, whatever its sign; or it has to be looked for */
         while (0 <= inside && inside < n) {
             const ptrdiff_t m = gc_least(GC_WIDENED, n - inside);
             if (k->count_outside[t](x + inside * leaf->itemsize, m, low, high))

@@ -20,7 +20,8 @@
 
 enum {
     GC_LIMBS = 142,      /* up to 2**62 squares of the largest float64 */
-    GC_LOWEST = -2372,   /* exponent of the lowest bit: 224 below the least square, so that the square of a middle times grad_scale
+    GC_LOWEST =
+        -2372,   /* exponent of the lowest bit: 224 below the least square, so that the square of a middle times grad_scale
                             ends above it wherever it is as large as a sum */
     GC_BINS = 2047,      /* exponents of finite float64, as they are stored */
     GC_HELD = 1 << 20,   /* squares that are added before bins are emptied: a bin has room for four times as many */
@@ -343,7 +344,8 @@ static inline void gc_exact_round(gc_measured *u, const gc_exact *s, double ord)
 
 /* Which of m - 1, m and m + 1, times 2**exponent, is nearest to the norm, ties to even. even: these are evenly spaced; else they are
  * float64 of 53 bits, and below a power of two lies one more. */
-static inline uint64_t gc_exact_nearest(const gc_exact *s, const gc_number *scale, int squares, uint64_t m, int exponent, int even)
+static inline uint64_t gc_exact_nearest(const gc_exact *s, const gc_number *scale, int squares, uint64_t m, int exponent,
+                                        int even)
 {
     const gc_number above = gc_number_of(2 * m + 1, exponent - 1);
     int side = gc_exact_side(s, &above, scale, squares);

@@ -127,27 +127,56 @@ def test_nan_is_an_error_before_the_step(fold):
     assert "grad_scale" not in vars(optimizer)
 
 
-def test_skip_leaves_the_gradients_alone_and_with_fold_the_parameters_too():
-    for fold in (False, True):
-        some, params = groups()
-        optimizer = FUSED["AdamW"](some)
-        attached = attach(optimizer, 1.0, fold=fold, nonfinite="skip")
-        backward(params, 0)
+@pytest.mark.parametrize("closure", [False, True])
+@pytest.mark.parametrize("spike", [math.inf, 1e6])
+@pytest.mark.parametrize(("kind", "fold"), [("plain", False), ("fused", False), ("fused", True)])
+def test_a_step_that_is_left_out_changes_nothing(kind, fold, spike, closure):
+    some, params = groups()
+    optimizer = (FUSED if kind == "fused" else PLAIN)["AdamW"](some)
+    attached = attach(optimizer, 1.0, fold=fold, nonfinite="skip", skip_above=1e5)
+
+    def step(seed, spike=None):
+        def gradients():
+            backward(params, seed)
+            if spike is not None:
+                params[0].grad[0, 0] = spike
+
+        if closure:
+            optimizer.step(gradients)
+        else:
+            gradients()
+            optimizer.step()
+
+    step(0)
+    before = [p.detach().clone() for p in params]
+    momentum = optimizer.state[params[0]]["exp_avg"].clone()
+    step(1, spike)
+    assert attached.report.skipped
+    backward_again = [None if p.grad is None else p.grad.clone() for p in params]
+    assert backward_again[0][0, 0] == spike
+    assert all(torch.equal(p, was) for p, was in zip(params, before, strict=True))
+    assert torch.equal(optimizer.state[params[0]]["exp_avg"], momentum)
+    assert optimizer.state[params[0]]["step"].item() == 1
+    step(2)
+    assert attached.report.clipped
+    assert not torch.equal(params[0], before[0])
+
+
+def test_gradients_come_back_after_an_error_in_a_step_that_is_left_out():
+    some, params = groups()
+    optimizer = PLAIN["SGD"](some)
+    attached = attach(optimizer, 1.0, skip_above=0.0)
+
+    def fails(*_):
+        raise OSError("hook")
+
+    optimizer.register_step_pre_hook(fails)
+    backward(params, 0)
+    grads = [p.grad for p in params]
+    with pytest.raises(OSError, match="hook"):
         optimizer.step()
-        backward(params, 1)
-        params[0].grad[0, 0] = math.inf
-        before, grads = [p.detach().clone() for p in params], [None if p.grad is None else p.grad.clone() for p in params]
-        optimizer.step()
-        assert attached.report.skipped
-        for p, was, grad in zip(params, before, grads, strict=True):
-            if grad is not None:
-                assert torch.equal(p.grad, grad)
-                assert torch.equal(p, was) == fold
-        assert not params[0].isnan().any() or not fold
-        assert optimizer.state[params[0]]["step"].item() == (1 if fold else 2)
-        backward(params, 2)
-        optimizer.step()
-        assert attached.report.clipped
+    attached.remove()
+    assert all(p.grad is grad for p, grad in zip(params, grads, strict=True))
 
 
 def test_other_policies_are_those_of_the_library():

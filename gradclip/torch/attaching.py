@@ -50,6 +50,7 @@ class Attached:
         self.report = None
         self._optimizer, self._serve, self._fold = optimizer, serve, fold
         self._set: dict[str, Any] = {}  # what the optimizer had under the names of _SCALING
+        self._withheld: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients, in a step that is left out
         before, after = optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)
         self._hooks = [before, after]
 
@@ -86,12 +87,22 @@ class Attached:
             changes["nonfinite"] = "skip"
         self.report = report = self._serve(grads, changes)
         if not self._fold:
-            if loss_scale is not None and not report.skipped:  # which has been divided by
+            if report.skipped:
+                self._withhold()
+            elif loss_scale is not None:  # which has been divided by
                 self._tell("grad_scale", None)
         elif report.skipped:
             self._tell("found_inf", torch.ones((), device=_device(grads)))
         elif report.scale != 1.0:
             self._tell("grad_scale", _divisor(report.scale, _device(grads)))
+
+    def _withhold(self) -> None:
+        """Take the gradients away for the time of a step: an optimizer leaves alone what has none."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._withheld.append((parameter, parameter.grad))
+                    parameter.grad = None
 
     def _tell(self, name: str, value: Tensor | None) -> None:
         """Give the optimizer an attribute for the time of a step."""
@@ -99,7 +110,10 @@ class Attached:
         setattr(self._optimizer, name, value)
 
     def _after(self, *_: Any) -> None:
-        """Give the optimizer back the attributes that it had."""
+        """Give the optimizer back the attributes that it had, and the parameters their gradients."""
+        while self._withheld:
+            parameter, grad = self._withheld.pop()
+            parameter.grad = grad
         while self._set:
             name, value = self._set.popitem()
             if value is self:  # there was none
@@ -128,12 +142,14 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
     eps : float, default 0
         Added to the norm; 1e-6 gives PyTorch's factor.
     nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
-        What to do about NaN and Inf. ``"skip"`` leaves the gradients as they are, and the optimizer makes its step with them;
-        with `fold` the step changes nothing. ``"zero"`` cannot be folded.
+        What to do about NaN and Inf. With ``"skip"`` the step changes nothing: while it lasts, the optimizer sees no gradients
+        (with `fold`, it is told of the Inf). ``"zero"`` cannot be folded.
     grad_scale : float, default 1
         The gradients hold the true gradient times this.
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm is at most `max_norm`. This cannot be folded.
+    skip_above : float or Threshold, optional
+        Leave the step out, as ``"skip"`` does, if its norm is above this: `gradclip.clip_by_global_norm_` says how.
 
     Returns
     -------

@@ -153,6 +153,9 @@ def test_a_state_goes_through_json(bits):
         ({"random": 3}, "random must be a dict"),
         ({"random": {"kind": "os", "state": {}}}, "random: 'os' is no generator"),
         ({"random": {"kind": "PCG64", "state": {}}}, "random: "),
+        ({"random": {"kind": "BitGenerator", "state": {}}}, "random: 'BitGenerator' is no generator"),
+        ({"random": {"kind": "MT19937", "state": {"bit_generator": "MT19937", "state": {"key": [1], "pos": 0}}}}, "random: "),
+        ({"threshold": 0}, "threshold must be above 0"),
         ({"extra": 1}, "extra is unknown"),
     ],
 )

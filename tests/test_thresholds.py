@@ -197,9 +197,10 @@ def test_ema_is_its_definition(factor, beta, warmup, size, bounds):
     assert (norms > np.array(given)).any()
 
 
-def test_ema_does_not_start_from_a_norm_of_0():
+def test_ema_does_not_remember_a_norm_of_0():
     rule = EMA(2.0, 0.5, 2)
-    assert thresholds(rule, [0.0, 0.0, 0.0, 4.0, 9.0, 0.0, 0.0]) == [INF, INF, INF, INF, 8.0, 12.0, 6.0]
+    assert thresholds(rule, [0.0, 0.0, 0.0, 4.0, 9.0, 0.0, 0.0]) == [INF, INF, INF, INF, 8.0, 12.0, 12.0]
+    assert thresholds(EMA(2.0, 0.0, 1), [1.0, 0.0, 1.0]) == [INF, 2.0, 2.0]
 
 
 # --- floor and ceiling -----------------------------------------------------------------------------------------

@@ -92,8 +92,10 @@ def test_fused_optimizers_multiply_by_the_factor_themselves(name, dtype):
         assert not {"grad_scale", "found_inf"} & vars(optimizer).keys()
     for p, want in zip(params, clipped_then_stepped(FUSED[name], dtype), strict=True):
         torch.testing.assert_close(p.detach(), want, rtol=20 * CLOSE[dtype], atol=20 * CLOSE[dtype])
-    with_threshold = attach(optimizer, math.inf, fold=True)
+    with pytest.raises(ValueError, match="clips already"):
+        attach(optimizer, math.inf, fold=True)
     attached.remove()
+    with_threshold = attach(optimizer, math.inf, fold=True)
     backward(params, 1)
     before = params[0].grad.clone()
     optimizer.step()
@@ -160,6 +162,52 @@ def test_a_step_that_is_left_out_changes_nothing(kind, fold, spike, closure):
     step(2)
     assert attached.report.clipped
     assert not torch.equal(params[0], before[0])
+
+
+def test_a_step_that_is_left_out_and_ends_early_keeps_no_later_gradient_back():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    attached = attach(optimizer, 1.0, skip_above=100.0)
+
+    def fails(*_):
+        raise KeyboardInterrupt
+
+    hook = optimizer.register_step_pre_hook(fails)
+    weight.grad = torch.tensor([1e6, 0.0])
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    hook.remove()
+    weight.grad = torch.tensor([3.0, 4.0])
+    optimizer.step()
+    assert attached.report.norm == 5.0
+    assert weight.grad.tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_a_hook_that_clears_gradients_clears_those_of_a_step_that_is_left_out():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    optimizer.register_step_post_hook(lambda it, *_: it.zero_grad())
+    attached = attach(optimizer, 1.0, nonfinite="skip")
+    for grad, skipped in ((math.nan, True), (0.5, False), (0.25, False)):
+        weight.grad = torch.tensor([grad]) if weight.grad is None else weight.grad + grad
+        optimizer.step()
+        assert attached.report.skipped == skipped
+    assert weight.item() == -0.75
+
+
+def test_attributes_that_somebody_else_has_set_stay():
+    some, params = groups()
+    optimizer = FUSED["SGD"](some)
+    attached = attach(optimizer, 1.0, fold=True)
+
+    def sets(it, *_):
+        it.grad_scale = torch.tensor(8.0)
+
+    optimizer.register_step_pre_hook(sets)
+    backward(params, 0)
+    optimizer.step()
+    assert optimizer.grad_scale == 8.0
+    attached.remove()
 
 
 def test_gradients_come_back_after_an_error_in_a_step_that_is_left_out():

@@ -72,7 +72,7 @@ cdef int clamp(Leaves to, Plan plan) except -1:
         if task.uncertain and are_kept(to, found):
             settle(found, read)
             task.uncertain = False
-    except MemoryError:
+    except Exception:           # all is written: nothing may fail any more. A name that fails is asked for again
         pass
     if task.uncertain:
         take_for_middles(found)

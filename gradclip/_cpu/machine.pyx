@@ -177,7 +177,7 @@ def sharing():
     """What has become of the large passes of the calling thread: how many a team of OpenMP's did, how many of these came late,
     how many were done without waiting for threads, whether the next one will be, and how many workers the process has."""
     cdef gc_sharing now = gc_sharing_now()
-    return now.teams, now.late, now.apart, now.balance < 0, gc_pool_workers()
+    return now.teams, now.late, now.apart, now.balance < 0, 0 if gc_forked() else gc_pool_workers()
 
 
 def set_balance(double balance):

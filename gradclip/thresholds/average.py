@@ -36,8 +36,8 @@ class EMA(Bounded):
 
     Notes
     -----
-    The paper gives each tensor a rule of its own: `PerLeaf`. A norm of 0 is not taken for the first mean, because every
-    threshold after it would be 0. The warm-up then lasts until there is a norm above 0.
+    The paper gives each tensor a rule of its own: `PerLeaf`. A norm of 0 (a frozen layer, an expert without tokens) is not
+    remembered: every threshold after it could be 0. The warm-up lasts until there is a norm above 0.
 
     References
     ----------
@@ -81,7 +81,8 @@ class EMA(Bounded):
     def _remember(self, norm: float, clipped: float) -> None:
         """Update the mean, or find its start."""
         if self._mean is not None:
-            self._mean += (1 - self.beta) * (clipped - self._mean)
+            if clipped:
+                self._mean += (1 - self.beta) * (clipped - self._mean)
             return
         self._seen += 1
         if clipped:

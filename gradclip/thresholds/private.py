@@ -163,6 +163,8 @@ class PrivateQuantile:
             own = {name: state[name] for name in self._parameters}
             fresh = PrivateQuantile(**own, rng=_generator(state["random"]), floor=state["floor"], ceiling=ceiling)
             fresh._free = finite("threshold", state["threshold"])
+            if fresh._free == 0:
+                raise ValueError("threshold must be above 0")
         except (TypeError, ValueError) as error:
             raise ValueError(f"state: {error}") from None
         self.__dict__.update(fresh.__dict__)
@@ -187,11 +189,11 @@ def _generator(state: Any) -> np.random.Generator:
     if not isinstance(state, Mapping) or not {"kind", "state"} <= state.keys():
         raise TypeError("random must be a dict with kind and state")
     kind = getattr(np.random, str(state["kind"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)):
+    if not (isinstance(kind, type) and issubclass(kind, np.random.BitGenerator)) or kind is np.random.BitGenerator:
         raise ValueError(f"random: {state['kind']!r} is no generator of NumPy's")
     bits = kind()
     try:
         bits.state = state["state"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"random: {error}") from None
+    except Exception as error:  # what NumPy says of a damaged state depends on the generator
+        raise ValueError(f"random: {error!r}") from None
     return np.random.Generator(bits)

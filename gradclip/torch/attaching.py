@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from ..thresholds import Threshold
 from .clip_grad import plain
 
 _SCALING = "grad_scale", "found_inf"  # what fused optimizers look for: GradScaler sets them for the time of a step
+
+_attached: WeakSet[Optimizer] = WeakSet()  # which clip now
 
 
 class Attached:
@@ -49,14 +52,20 @@ class Attached:
     def __init__(self, optimizer: Optimizer, serve: Callable[[list[Any], dict[str, Any]], ClipReport], fold: bool) -> None:
         self.report = None
         self._optimizer, self._serve, self._fold = optimizer, serve, fold
-        self._set: dict[str, Any] = {}  # what the optimizer had under the names of _SCALING
+        self._set: dict[str, tuple[Any, Any]] = {}  # what the optimizer got, and had before, under the names of _SCALING
         self._withheld: list[tuple[Tensor, Tensor]] = []  # parameters and their gradients, in a step that is left out
         before, after = optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)
+        hooks = after.hooks_dict_ref()
+        if hooks is not None:  # other hooks see the gradients, and may clear them
+            hooks.move_to_end(after.id, last=False)
         self._hooks = [before, after]
+        _attached.add(optimizer)
 
     def remove(self) -> None:
         """Clip no more. A second call does nothing."""
         self._after()
+        if self._hooks:
+            _attached.discard(self._optimizer)
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -106,20 +115,23 @@ class Attached:
 
     def _tell(self, name: str, value: Tensor | None) -> None:
         """Give the optimizer an attribute for the time of a step."""
-        self._set[name] = vars(self._optimizer).get(name, self)
+        self._set[name] = value, vars(self._optimizer).get(name, self)
         setattr(self._optimizer, name, value)
 
     def _after(self, *_: Any) -> None:
-        """Give the optimizer back the attributes that it had, and the parameters their gradients."""
+        """Give back the optimizer's attributes and the parameters' gradients, except where there are others since."""
         while self._withheld:
             parameter, grad = self._withheld.pop()
-            parameter.grad = grad
+            if parameter.grad is None:
+                parameter.grad = grad
         while self._set:
-            name, value = self._set.popitem()
-            if value is self:  # there was none
+            name, (given, had) = self._set.popitem()
+            if vars(self._optimizer).get(name, self) is not given:
+                continue
+            if had is self:  # there was none
                 delattr(self._optimizer, name)
             else:
-                setattr(self._optimizer, name, value)
+                setattr(self._optimizer, name, had)
 
 
 @spelled_out
@@ -143,7 +155,8 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
         Added to the norm; 1e-6 gives PyTorch's factor.
     nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
         What to do about NaN and Inf. With ``"skip"`` the step changes nothing: while it lasts, the optimizer sees no gradients
-        (with `fold`, it is told of the Inf). ``"zero"`` cannot be folded.
+        (with `fold`, it is told of the Inf). If a closure is called several times, as by L-BFGS, only what is left of the step
+        changes nothing. ``"zero"`` cannot be folded.
     grad_scale : float, default 1
         The gradients hold the true gradient times this.
     strict : bool, default False
@@ -159,7 +172,8 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
     Raises
     ------
     TypeError, ValueError
-        An argument cannot be used; or `fold` is asked of an optimizer that is not fused, or with options that need a write.
+        An argument cannot be used; the optimizer clips already; or `fold` is asked of an optimizer that is not fused, or with
+        options that need a write.
 
     See Also
     --------
@@ -180,6 +194,8 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
     tensor([2.4000, 3.2000], requires_grad=True)
     """
     options, threshold = Options.of(norm), total_threshold(max_norm)
+    if optimizer in _attached:
+        raise ValueError(f"this {type(optimizer).__name__} clips already: remove() what attach returned before")
     if flag("fold", fold):
         _check_foldable(optimizer, options)
     kind = _Folded if fold else Request

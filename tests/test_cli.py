@@ -257,6 +257,7 @@ def test_text_is_printable_source_code(text):
     assert all(character == "\n" or character.isprintable() for character in set(written))
 
 
+@pytest.mark.slow
 def test_clipping_is_the_only_difference(text):
     without = demo.train(text, 8, None, 0)
     idle = demo.train(text, 8, math.inf, 0)
@@ -265,6 +266,7 @@ def test_clipping_is_the_only_difference(text):
     assert not any(idle.clipped)
 
 
+@pytest.mark.slow
 def test_seed_decides_the_numbers(text):
     first, second, other = (demo.train(text, 3, 0.75, seed) for seed in (5, 5, 6))
     assert first.losses == second.losses != other.losses
@@ -333,6 +335,7 @@ def test_nan_and_extreme_thresholds_are_shown(capsys, tmp_path, monkeypatch):
         assert "nan" in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extra")
 def test_demo_leaves_matplotlib_and_numpy_as_they_were(capsys, tmp_path):
     import matplotlib

@@ -120,6 +120,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells the peak of a program's memory")
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_memory_is_that_of_a_leaf(tmp_path, suffix):

@@ -75,6 +75,7 @@ def test_every_variant_gives_the_same_bits(exactness):
     assert exactness.broken({}, exactness.distinct({("here", 1): rows}))
 
 
+@pytest.mark.slow
 def test_the_figure_can_be_drawn(exactness, tmp_path):
     contenders = exactness.installed(("gradclip", "numpy"))
     cells = exactness.all_errors(contenders, ("float16", "float64"), ("normal", "near overflow"), (1, 7))

@@ -237,6 +237,7 @@ def test_tensors_of_pytorch_itself(cupy):
         gradclip.clip_by_global_norm_([tensors[0], weight * 2], 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT to itself")
 def test_ctrl_c_leaves_nothing_half_done(cupy, monkeypatch):
     """Wherever in gradclip it comes: leaves of the host and of two devices are all written, or none is."""

@@ -18,6 +18,8 @@ from marks import slow
 
 import gradclip
 
+pytestmark = pytest.mark.slow
+
 MODES = [
     "streamCaptureModeRelaxed",  # CuPy's
     *slow(["streamCaptureModeGlobal"]),  # PyTorch's

@@ -23,6 +23,8 @@ from marks import slow
 
 import gradclip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def streams(cupy):

@@ -11,6 +11,8 @@ from reference import BFLOAT16, COMPLEX, REAL, gradient, power_sum
 
 import gradclip
 
+pytestmark = pytest.mark.slow
+
 
 def equal(dtype, size, seed):
     """Elements that all round the same way."""

@@ -53,6 +53,7 @@ def train(scale, steps=1500, every=100, dynamic=True):
     return float(np.mean(losses[-100:])), monitor, scales
 
 
+@pytest.mark.slow
 def test_training_with_a_dynamic_scale():
     loss, monitor, scales = train(2.0**28)
     summary = monitor.summary()

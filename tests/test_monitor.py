@@ -324,6 +324,7 @@ def test_csv_round_trip(tmp_path):
     assert path.read_text().split() == ["step,norm,max_norm,scale,clipped,skipped,nonfinite"]
 
 
+@pytest.mark.slow
 def test_files_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monitor, path = monitored(training(5)), tmp_path / "log.csv"

@@ -219,10 +219,15 @@ class _BySample(Request):
         engine.settle(sums, read)
         return sums
 
-    def tell(self, report: ClipReport) -> None:
-        """Tell the rule how many samples are clipped, unless the step is left out."""
+    def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
+        report, plan = self.decided(engine, self.measure(engine, read))
         if self.rule is not None and not report.skipped:
             self.rule.update(report.clipped_count, report.size)
+        return report, plan
+
+    def decided(self, engine: Engine, sums: AnySums) -> tuple[ClipReport, Any]:
+        """Return what an engine decides of the sums of samples: the report and the plan."""
+        return engine.decide(self, sums)
 
 
 class _PerSample(_BySample):
@@ -232,11 +237,6 @@ class _PerSample(_BySample):
         self.batch, self.by_sample = _cut(leaves), True
         self.threshold = np.full(self.batch, self.shown)
         return leaves
-
-    def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
-        report, plan = engine.decide(self, self.measure(engine, read))
-        self.tell(report)
-        return report, plan
 
 
 class _SampleSum(_BySample):
@@ -249,10 +249,8 @@ class _SampleSum(_BySample):
     def target(self, leaves: Leaves, out: Any) -> Leaves:
         return _sums_like(leaves, out)
 
-    def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
-        report, plan = engine.decide_samples(self, self.measure(engine, read))
-        self.tell(report)
-        return report, plan
+    def decided(self, engine: Engine, sums: AnySums) -> tuple[ClipReport, Any]:
+        return engine.decide_samples(self, sums)
 
     def write(self, engine: Engine, plan: Any) -> None:
         engine.sum_samples(self, plan)

@@ -6,7 +6,7 @@ import math
 import operator
 import reprlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from numbers import Real
 from typing import Any, TypeVar
 
@@ -84,3 +84,14 @@ def _is_scalar_array(value: Any) -> bool:
         return value.shape == () and value.dtype.kind in "fiu"
     dtype = str(getattr(value, "dtype", "bool"))
     return getattr(value, "shape", None) == () and "complex" not in dtype and "bool" not in dtype
+
+
+def check_keys(name: str, state: Any, known: Collection[str], optional: Collection[str] = ()) -> None:
+    """Raise an error unless `state` is a dict with the keys `known`, of which it may lack the `optional` ones, and no others.
+
+    The message calls it by `name`."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{name} must be a dict, not {type(state).__name__}")
+    for key in [*known, *state]:
+        if (key not in state and key not in optional) or key not in known:
+            raise ValueError(f"{name}: {key} is {'missing' if key in known else 'unknown'}")

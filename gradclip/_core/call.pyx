@@ -15,6 +15,7 @@ from gradclip._core.rounding import exact_order
 from gradclip._leaves.leaves cimport Leaves
 from gradclip.report import ClipReport
 from gradclip.thresholds import Threshold
+from gradclip.thresholds.base import number_or_rule
 
 import_array()
 
@@ -130,7 +131,7 @@ def total_threshold(max_norm):
     """Return a threshold of the norm of all leaves, checked: a float, or the rule itself."""
     if type(max_norm) is float and <double>max_norm > 0:
         return max_norm
-    return max_norm if isinstance(max_norm, Threshold) else number("max_norm", max_norm, 0.0)
+    return number_or_rule("max_norm", max_norm)
 
 
 def in_place(grads, Request request):

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .._cpu.sums import Sums
     from .._gpu.sums import DeviceSums
     from .._leaves import Leaves
-    from ..report import ClipReport
     from .call import Request
     from .samples import SampleRequest
 

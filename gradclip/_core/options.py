@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ..thresholds import Threshold
+from ..thresholds.base import number_or_rule
 from .arguments import Function, Number, flag, number
 
 if sys.version_info >= (3, 11):
@@ -82,7 +83,7 @@ class Options:
         if not 0.0 < self.grad_scale < math.inf:
             raise ValueError(f"grad_scale must be positive and finite, not {grad_scale!r}")
         self.strict = flag("strict", strict)
-        self.skip_above = None if skip_above is None else _step_limit(skip_above)
+        self.skip_above = None if skip_above is None else number_or_rule("skip_above", skip_above)
         self.finite_only = nonfinite == "zero"  # norms leave NaN and Inf out
         self.plain = self.grad_scale == 1.0 and not self.strict  # below the threshold nothing is left to do
 
@@ -135,11 +136,6 @@ def _order(ord: float) -> float:
     if not value > 0:
         raise ValueError(f"ord must be above 0, not {ord!r}")
     return value
-
-
-def _step_limit(value: Number | Threshold) -> float | Threshold:
-    """The norm above which a step is left out, checked: a float, or the rule that gives it."""
-    return value if isinstance(value, Threshold) else number("skip_above", value, 0.0)
 
 
 DEFAULT = Options()

@@ -60,14 +60,13 @@ def measure(Leaves leaves, double ord, double grad_scale=1.0, bint finite_only=F
     return sums
 
 
-def measure_outside(Leaves leaves, Plan bounds, bint norms=True):
-    """The Sums of all leaves of order 2, in which elements outside the bounds of a clamping Plan are counted."""
+def measure_outside(Leaves leaves, Plan bounds):
+    """The Sums of all leaves of order 2, in which elements outside the bounds of a clamping Plan are counted; `settle` is to be
+    called for their norms."""
     cdef Sums sums = Sums(leaves.units, 0, 2, 1)
-    cdef bint uncertain = run_measure(sums, leaves.leaf, leaves, bounds.write, None, norms)
+    run_measure(sums, leaves.leaf, leaves, bounds.write, None, False)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
-    if uncertain:
-        settle(sums, leaves)
     return sums
 
 

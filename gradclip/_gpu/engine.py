@@ -61,7 +61,7 @@ class Everywhere:
     def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Plan | None]:
         bounds = clamping(low, high)
         parts = _counted(read, bounds)
-        sums = _gathered(passes.measure_outside(read, bounds, norms=False), read, parts)
+        sums = _gathered(passes.measure_outside(read, bounds), read, parts)
         self.settle(sums, read)
         return decide_clamp(to, low, high, sums)
 

@@ -114,18 +114,6 @@ cdef class Units:
         """How many units each leaf has."""
         return [self.leaf[i].units for i in range(self.count)]
 
-    def sources_of(self, Py_ssize_t unit):
-        """The arrays that a write pass reads for one unit (-1: for all)."""
-        cdef Py_ssize_t i = 0
-        if unit < 0:
-            return self.sources
-        while unit >= self.leaf[i].first_unit + self.leaf[i].units:
-            i += 1
-        axes = () if self.unit_axes is None else self.unit_axes[i]
-        array = self.sources[i]
-        array = array.transpose((*axes, *(d for d in range(array.ndim) if d not in axes)))
-        return [array[np.unravel_index(unit - self.leaf[i].first_unit, array.shape[: len(axes)])]]
-
     def devices(self):
         """The numbers of the GPUs that leaves lie on."""
         return sorted({self.leaf[i].device - 1 for i in range(self.count) if self.leaf[i].device})

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._core.arguments import Floats, Number, number, percent, real
+from .._core.arguments import Floats, Number, check_keys, number, percent, real
 from ..errors import FrequentClippingWarning, VanishingScaleWarning
 from ..report import ClipReport
 from ..thresholds.constant import ONE_NORM
 from ..thresholds.standard_state import in_standard_state
 from .losses import LossSpike, spikes
-from .state import COLUMNS, LAYOUT, Step, Steps, Totals, check_counts, check_keys, rows_of, steps_of
+from .state import COLUMNS, LAYOUT, Step, Steps, Totals, check_counts, rows_of, steps_of
 
 if TYPE_CHECKING:
     from .._saving import Axes, Figure

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .._core.arguments import flag, number, real, whole
+from .._core.arguments import check_keys, flag, number, real, whole
 
 # What is kept of one step. Bools are kept as integers, so that a CSV file holds numbers only.
 COLUMNS = {"norm": "f8", "max_norm": "f8", "scale": "f8", "clipped": "u1", "skipped": "u1", "nonfinite": "i8"}
@@ -75,15 +75,6 @@ _CHECKS: dict[Any, Callable[[str, Any], Any]] = {  # of the totals by the types 
     "float": number,
     "bool": flag,
 }
-
-
-def check_keys(name: str, state: Any, known: Collection[str]) -> None:
-    """Raise an error unless `state` is a dict with exactly the keys `known`; the message calls it by `name`."""
-    if not isinstance(state, Mapping):
-        raise TypeError(f"{name} must be a dict, not {type(state).__name__}")
-    for key in [*known, *state]:
-        if key not in state or key not in known:
-            raise ValueError(f"{name}: {key} is {'missing' if key in known else 'unknown'}")
 
 
 def steps_of(rows: Any) -> Steps:

@@ -5,14 +5,68 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from .._core.arguments import number, real
+from .._core.arguments import check_keys, number, real
 from .standard_state import in_standard_state
 
 
-class Threshold(ABC):
+class Stateful:
+    """What rules have in common: parameters and a history, which go into a checkpoint."""
+
+    _parameters: tuple[str, ...] = ()  # names of attributes that are arguments of the constructor too
+    _newer: tuple[str, ...] = ()  # those that states of an earlier version lack
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the parameters and the history of this rule, for a checkpoint.
+
+        Returns
+        -------
+        dict
+            Only what JSON can hold: no NaN and no Inf.
+        """
+        parameters = {name: getattr(self, name) for name in self._parameters}
+        return {"rule": type(self).__name__, **parameters, **self._history()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set the parameters and the history of this rule to those of a `state_dict`.
+
+        The parameters given to the constructor are overwritten, as by PyTorch's optimizers and schedulers.
+
+        Parameters
+        ----------
+        state : dict
+            What `state_dict` of a rule of the same class returned.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `state` is not a dict, belongs to another class, or is damaged; the message names the key. Nothing was changed.
+        """
+        check_state(state, type(self).__name__, self.state_dict().keys(), self._newer)
+        try:
+            self._restore(state)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"state: {error}") from None
+
+    def _history(self) -> dict[str, Any]:
+        """Return what `state_dict` holds beyond the parameters."""
+        return {}
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that has the right keys; raise an error and change nothing if its values are wrong."""
+
+    def _shown(self) -> list[str]:
+        """Return the arguments of the call that makes such a rule, as they are written."""
+        return [f"{name}={getattr(self, name)!r}" for name in self._parameters]
+
+    def __repr__(self) -> str:
+        """Return the call that makes such a rule."""
+        return f"{type(self).__name__}({', '.join(self._shown())})"
+
+
+class Threshold(Stateful, ABC):
     """A rule that gives each step its own threshold, and can be passed as `max_norm`.
 
     A rule of your own is a subclass with the method `next_threshold`. If it remembers anything, it needs `state_dict` and
@@ -37,9 +91,6 @@ class Threshold(ABC):
     >>> rule.next_threshold(3.0), rule.next_threshold(8.0)
     (inf, 1.5)
     """
-
-    _parameters: tuple[str, ...] = ()  # names of attributes that are arguments of the constructor too
-    _newer: tuple[str, ...] = ()  # those that states of an earlier version lack
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let `next_threshold` of each subclass run in the standard floating-point state."""
@@ -70,71 +121,54 @@ class Threshold(ABC):
             `norm` is not a number, or is negative. It is not remembered.
         """
 
+
+class WithBounds(Stateful):
+    """A rule of this library, whose thresholds lie between a floor and a ceiling."""
+
+    floor = 0.0
+    ceiling = math.inf
+
+    def _set_bounds(self, floor: float, ceiling: float) -> None:
+        """Check and set the bounds of all thresholds."""
+        low, high = finite("floor", floor), number("ceiling", ceiling, 0.0)
+        if low > high:
+            raise ValueError(f"floor {floor!r} is above ceiling {ceiling!r}")
+        self.floor, self.ceiling = low, high
+
+    def _within(self, threshold: float) -> float:
+        """Return a threshold that is brought between floor and ceiling."""
+        return min(max(threshold, self.floor), self.ceiling)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the parameters and the history of this rule, for a checkpoint.
 
         Returns
         -------
         dict
-            Only what JSON can hold: no NaN and no Inf.
+            Only what JSON can hold: no NaN and no Inf. A `ceiling` of ``inf`` is None.
         """
-        parameters = {name: getattr(self, name) for name in self._parameters}
-        return {"rule": type(self).__name__, **parameters, **self._history()}
+        bounds = {"floor": self.floor, "ceiling": None if self.ceiling == math.inf else self.ceiling}
+        return {**super().state_dict(), **bounds}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the parameters and the history of this rule to those of a `state_dict`.
+    def _arguments(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of the constructor that a state gives; those that it lacks are the ones of this rule."""
+        found = {name: state.get(name, getattr(self, name)) for name in (*self._parameters, "floor", "ceiling")}
+        return {**found, "ceiling": math.inf if found["ceiling"] is None else found["ceiling"]}
 
-        The parameters given to the constructor are overwritten, as by PyTorch's optimizers and schedulers.
-
-        Parameters
-        ----------
-        state : dict
-            What `state_dict` of a rule of the same class returned.
-
-        Raises
-        ------
-        TypeError, ValueError
-            `state` is not a dict, belongs to another class, or is damaged; the message names the key. Nothing was changed.
-        """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a dict, not {type(state).__name__}")
-        rule = type(self).__name__
-        if state.get("rule") != rule:
-            raise ValueError(f"state: rule must be {rule!r}, not {state.get('rule')!r}")
-        known = self.state_dict().keys()
-        for key in [*known, *state]:
-            if (key not in state and key not in self._newer) or key not in known:
-                raise ValueError(f"state: {key} is {'missing' if key in known else 'unknown'}")
-        try:
-            self._restore(state)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"state: {error}") from None
-
-    def _history(self) -> dict[str, Any]:
-        """Return what `state_dict` holds beyond the parameters."""
-        return {}
-
-    def _restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take over a state that has the right keys; raise an error and change nothing if its values are wrong."""
-
-    def __repr__(self) -> str:
-        """Return the call that makes such a rule."""
-        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in self._parameters)})"
+    def _shown(self) -> list[str]:
+        """Return the arguments of the call that makes such a rule, as they are written: bounds only where there are some."""
+        bounds = [f"floor={self.floor!r}"] if self.floor else []
+        bounds += [f"ceiling={self.ceiling!r}"] if self.ceiling != math.inf else []
+        return super()._shown() + bounds
 
 
-class Bounded(Threshold):
-    """A rule of this library: its thresholds lie between a floor and a ceiling, and it remembers finite norms alone.
+class Bounded(WithBounds, Threshold):
+    """A rule of this library that sees the norm of each step, and remembers finite norms alone.
 
     A subclass says what the threshold of a step is without bounds (`_own`), and what to remember of the step (`_remember`).
     """
 
-    floor = 0.0
-    ceiling = math.inf
     _newer = "floor", "ceiling"
-
-    def _set_bounds(self, floor: float, ceiling: float) -> None:
-        """Check and set the bounds of all thresholds."""
-        self.floor, self.ceiling = checked_bounds(floor, ceiling)
 
     def next_threshold(self, norm: float) -> float:
         """Return the threshold of this step, and remember its norm for the steps to come.
@@ -157,7 +191,7 @@ class Bounded(Threshold):
             `norm` is not a number, or is negative. It is not remembered.
         """
         norm = checked_norm(norm)
-        threshold = min(max(self._own(norm), self.floor), self.ceiling)
+        threshold = self._within(self._own(norm))
         if math.isfinite(norm):
             self._remember(norm, min(norm, threshold))
         return threshold
@@ -170,43 +204,16 @@ class Bounded(Threshold):
     def _remember(self, norm: float, clipped: float) -> None:
         """Take a finite norm into the history, as it was before clipping or as it is after."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the parameters and the history of this rule, for a checkpoint.
 
-        Returns
-        -------
-        dict
-            Only what JSON can hold: no NaN and no Inf. A `ceiling` of ``inf`` is None.
-        """
-        state = super().state_dict()
-        bounds = {"floor": self.floor, "ceiling": None if self.ceiling == math.inf else self.ceiling}
-        return {"rule": state.pop("rule"), **bounds, **state}
-
-    def _arguments(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of the constructor that a state gives."""
-        found = {name: state.get(name, getattr(self, name)) for name in (*self._parameters, *self._newer)}
-        return {**found, "ceiling": math.inf if found["ceiling"] is None else found["ceiling"]}
-
-    def __repr__(self) -> str:
-        """Return the call that makes such a rule."""
-        shown = [f"{name}={getattr(self, name)!r}" for name in self._parameters]
-        shown += [f"floor={self.floor!r}"] if self.floor else []
-        shown += [f"ceiling={self.ceiling!r}"] if self.ceiling != math.inf else []
-        return f"{type(self).__name__}({', '.join(shown)})"
+def number_or_rule(name: str, value: Any) -> float | Threshold:
+    """Return the argument `name` as a threshold: a float that is >= 0, or the rule that gives it; raise an error otherwise."""
+    return value if isinstance(value, Threshold) else number(name, value, 0.0)
 
 
 def checked_norm(norm: Any) -> float:
     """Return a norm as a float that is >= 0, NaN or inf; raise an error for anything else."""
     checked = real("norm", norm)
     return number("norm", checked, 0.0) if math.isfinite(checked) else checked
-
-
-def checked_bounds(floor: Any, ceiling: Any) -> tuple[float, float]:
-    """Return the bounds of all thresholds as floats, checked."""
-    low, high = finite("floor", floor), number("ceiling", ceiling, 0.0)
-    if low > high:
-        raise ValueError(f"floor {floor!r} is above ceiling {ceiling!r}")
-    return low, high
 
 
 def finite(name: str, value: Any) -> float:
@@ -222,3 +229,12 @@ def finite_list(name: str, values: Any) -> list[float]:
     if not isinstance(values, list | tuple):
         raise TypeError(f"{name} must be a list, not {type(values).__name__}")
     return [finite(f"{name}[{i}]", value) for i, value in enumerate(values)]
+
+
+def check_state(state: Any, rule: str, known: Collection[str], optional: Collection[str] = ()) -> None:
+    """Raise an error unless something is a state of a rule of this name, with the keys `known` but perhaps `optional` ones."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be a dict, not {type(state).__name__}")
+    if state.get("rule") != rule:
+        raise ValueError(f"state: rule must be {rule!r}, not {state.get('rule')!r}")
+    check_keys("state", state, known, optional)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._core.arguments import number
-from .base import Threshold
+from .base import Threshold, check_state
 
 
 class PerLeaf:
@@ -111,15 +111,10 @@ class PerLeaf:
         TypeError, ValueError
             `state` is not a dict, belongs to another rule, or is damaged; the message names path and key. Nothing was changed.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a dict, not {type(state).__name__}")
-        if state.get("rule") != type(self).__name__:
-            raise ValueError(f"state: rule must be {type(self).__name__!r}, not {state.get('rule')!r}")
+        check_state(state, type(self).__name__, ("rule", "of", "paths"))
         for key in ("of", "paths"):
-            if not isinstance(state.get(key), Mapping):
-                raise ValueError(f"state: {key} must be a dict, not {type(state.get(key)).__name__}")
-        for key in state.keys() - {"rule", "of", "paths"}:
-            raise ValueError(f"state: {key} is unknown")
+            if not isinstance(state[key], Mapping):
+                raise ValueError(f"state: {key} must be a dict, not {type(state[key]).__name__}")
         rule = self._loaded(state["of"], "of")
         rules = {path: self._loaded(own, f"paths: {path}") for path, own in state["paths"].items()}
         self.rule, self.rules = rule, rules

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from .._core.arguments import number, whole
-from .base import checked_bounds, finite
+from .base import WithBounds, finite
 from .standard_state import in_standard_state
 
 
-class PrivateQuantile:
+class PrivateQuantile(WithBounds):
     r"""A threshold for samples that moves to a quantile of their norms, by a private count alone [1]_.
 
     .. math:: c \leftarrow c \cdot \exp\left(-\rho \left(\frac{u + \mathcal{N}(0, s^2)}{n} - q\right)\right)
@@ -89,7 +89,7 @@ class PrivateQuantile:
         self.rate, self.start = finite("rate", rate), finite("start", start)
         if self.rate == 0 or self.start == 0:
             raise ValueError(f"{'start' if self.rate else 'rate'} must be above 0")
-        self.floor, self.ceiling = checked_bounds(floor, ceiling)
+        self._set_bounds(floor, ceiling)
         if rng is not None and not isinstance(rng, np.random.Generator):
             rng = whole("rng", rng, 0)
         self._rng = np.random.default_rng(rng)
@@ -98,7 +98,7 @@ class PrivateQuantile:
     @property
     def threshold(self) -> float:
         """The threshold of the next step."""
-        return min(max(self._free, self.floor), self.ceiling)
+        return self._within(self._free)
 
     @in_standard_state
     def update(self, clipped: int, size: int) -> None:
@@ -124,57 +124,18 @@ class PrivateQuantile:
             moved = math.log(self.threshold or self._free) - self.rate * (unclipped - self.q)
             self._free = math.exp(min(max(moved, -700.0), 700.0))  # within float64, so that it can come back
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the parameters, the threshold and the state of the generator, for a checkpoint.
-
-        Returns
-        -------
-        dict
-            Only what JSON can hold. A `ceiling` of ``inf`` is None.
-        """
-        parameters = {name: getattr(self, name) for name in self._parameters}
-        bounds = {"floor": self.floor, "ceiling": None if self.ceiling == math.inf else self.ceiling}
+    def _history(self) -> dict[str, Any]:
+        """Return what `state_dict` holds beyond the parameters: the threshold and the state of the generator."""
         random = {"kind": type(self._rng.bit_generator).__name__, "state": _plain(self._rng.bit_generator.state)}
-        return {"rule": type(self).__name__, **parameters, **bounds, "threshold": self._free, "random": random}
+        return {"threshold": self._free, "random": random}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Set the parameters, the threshold and the generator to those of a `state_dict`.
-
-        Parameters
-        ----------
-        state : dict
-            What `state_dict` returned.
-
-        Raises
-        ------
-        TypeError, ValueError
-            `state` is not a dict, belongs to another rule, or is damaged; the message names the key. Nothing was changed.
-        """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a dict, not {type(state).__name__}")
-        if state.get("rule") != type(self).__name__:
-            raise ValueError(f"state: rule must be {type(self).__name__!r}, not {state.get('rule')!r}")
-        known = self.state_dict().keys()
-        for key in [*known, *state]:
-            if key not in state or key not in known:
-                raise ValueError(f"state: {key} is {'missing' if key in known else 'unknown'}")
-        try:
-            ceiling = math.inf if state["ceiling"] is None else state["ceiling"]
-            own = {name: state[name] for name in self._parameters}
-            fresh = PrivateQuantile(**own, rng=_generator(state["random"]), floor=state["floor"], ceiling=ceiling)
-            fresh._free = finite("threshold", state["threshold"])
-            if fresh._free == 0:
-                raise ValueError("threshold must be above 0")
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"state: {error}") from None
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that has the right keys; raise an error and change nothing if its values are wrong."""
+        fresh = PrivateQuantile(**self._arguments(state), rng=_generator(state["random"]))
+        fresh._free = finite("threshold", state["threshold"])
+        if fresh._free == 0:
+            raise ValueError("threshold must be above 0")
         self.__dict__.update(fresh.__dict__)
-
-    def __repr__(self) -> str:
-        """Return the call that makes such a rule, but for its generator."""
-        shown = [f"{name}={getattr(self, name)!r}" for name in self._parameters]
-        shown += [f"floor={self.floor!r}"] if self.floor else []
-        shown += [f"ceiling={self.ceiling!r}"] if self.ceiling != math.inf else []
-        return f"PrivateQuantile({', '.join(shown)})"
 
 
 def _plain(value: Any) -> Any:

@@ -62,7 +62,6 @@ class Schedule(Bounded):
         fresh._step = whole("step", state["step"], 0)
         self.__dict__.update(fresh.__dict__)
 
-    def __repr__(self) -> str:
-        """Return the call that makes such a rule."""
-        bounds = super().__repr__().removeprefix("Schedule(")
-        return f"Schedule({self.function!r}{', ' if bounds != ')' else ''}{bounds}"
+    def _shown(self) -> list[str]:
+        """Return the arguments of the call that makes such a rule, as they are written."""
+        return [repr(self.function), *super()._shown()]

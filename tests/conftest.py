@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,9 @@ from gradclip._cpu import machine
 
 
 def pytest_configure(config):
-    """Leave the examples of gradclip.torch out where PyTorch is not installed."""
+    """Let Ctrl-C act, and leave the examples of gradclip.torch out where PyTorch is not installed."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what runs in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if find_spec("torch") is None:
         folder = Path(__file__).parents[1] / "gradclip" / "torch"
         config.option.ignore = [*(config.option.ignore or []), str(folder)]

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 project = "gradclip"
-autodoc_mock_imports = [] if find_spec("torch") else ["torch"]  # for the signatures of gradclip.torch
+autodoc_mock_imports = [name for name in ("torch", "jax", "optax") if not find_spec(name)]  # for gradclip.torch, gradclip.jax
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
 html_theme = "furo"
 exclude_patterns = ["_build"]

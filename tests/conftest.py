@@ -14,12 +14,14 @@ from gradclip._cpu import machine
 
 
 def pytest_configure(config):
-    """Let Ctrl-C act, and leave the examples of gradclip.torch out where PyTorch is not installed."""
+    """Let Ctrl-C act, and leave the examples out that need PyTorch, or JAX with Optax, where these are not installed."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if find_spec("torch") is None:
-        folder = Path(__file__).parents[1] / "gradclip" / "torch"
-        config.option.ignore = [*(config.option.ignore or []), str(folder)]
+    root = Path(__file__).parents[1]
+    left_out = [root / "gradclip" / "torch"] if find_spec("torch") is None else []
+    if find_spec("jax") is None or find_spec("optax") is None:
+        left_out += [root / "gradclip" / "jax", root / "docs" / "jax.md"]
+    config.option.ignore = [*(config.option.ignore or []), *map(str, left_out)]
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

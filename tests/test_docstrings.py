@@ -22,6 +22,8 @@ def public():
     modules = [value for name in gradclip.__all__ if inspect.ismodule(value := getattr(gradclip, name))]
     if find_spec("torch") is not None:
         modules.append(import_module("gradclip.torch"))
+    if find_spec("jax") is not None and find_spec("optax") is not None:
+        modules.append(import_module("gradclip.jax"))
     for module in (gradclip, *modules):
         for name in module.__all__:
             value = getattr(module, name)
@@ -50,7 +52,7 @@ def test_docstring_is_complete(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in FOUND if re.fullmatch(r"gradclip\.(thresholds\.|torch\.)?\w+(?<!Warning)", name)]
+    "name", [name for name in FOUND if re.fullmatch(r"gradclip\.(thresholds\.|torch\.|jax\.)?\w+(?<!Warning)", name)]
 )
 def test_functions_and_classes_have_an_example(name):
     assert ">>> " in inspect.getdoc(FOUND[name])

@@ -24,12 +24,13 @@ from gradclip._core import options
 
 TYPED = Path(__file__).parent / "typed"
 FILES = "good.py", "bad.py"
+NEEDED = {"torch": ["torch"], "jax": ["jax", "optax"]}  # by what is in gradclip and cannot be imported without
 
 
 def annotated():
     """Every function, class and method of the modules that are written in Python."""
     for found in pkgutil.walk_packages(gradclip.__path__, "gradclip.", lambda _: None):  # gradclip.torch without PyTorch
-        if found.name.startswith("gradclip.torch") and importlib.util.find_spec("torch") is None:
+        if any(importlib.util.find_spec(name) is None for name in NEEDED.get(found.name.split(".")[1], ())):
             continue
         module = importlib.import_module(found.name) if not found.name.endswith("__main__") else gradclip
         for name, value in vars(module).items():

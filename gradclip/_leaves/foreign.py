@@ -27,6 +27,12 @@ BRAIN = np.dtype([("bfloat16", np.uint16)])
 WEIGHTS = "a torch.nn.Parameter, or a module of them, holds weights and no gradient; pass p.grad"
 
 
+TRACED = (
+    "has no values while JAX traces a function; use gradclip.jax.clip_by_global_norm inside of jax.jit, or call this function "
+    "between compiled ones"
+)
+
+
 def _library(node: Any) -> str:
     return type(node).__module__.partition(".")[0]
 
@@ -94,6 +100,8 @@ def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
             return np.asarray(node, copy=False), node
         return np.from_dlpack(node), node
     except (AttributeError, TypeError, ValueError, BufferError, RuntimeError) as error:
+        if _is_traced(node):
+            raise TypeError(f"{kind} {TRACED}") from None
         raise TypeError(f"{kind} gives NumPy no view of its memory on the CPU: {error}") from None
 
 
@@ -302,6 +310,12 @@ def is_jax_array(node: Any) -> bool:
     """A JAX array; false wherever JAX was never imported."""
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(node, jax.Array)
+
+
+def _is_traced(node: Any) -> bool:
+    """What stands for an array while JAX traces a function: in jit, grad or vmap."""
+    core = getattr(sys.modules.get("jax"), "core", None)
+    return core is not None and isinstance(node, core.Tracer)
 
 
 def _pattern(node: Any) -> list[Any]:

@@ -23,7 +23,7 @@ def is_node(node: Any) -> bool:
 def flatten(node: Any) -> tuple[list[Any], list[Hashable] | None]:
     """The children of such a container, and what JAX calls them; None where it numbers them."""
     pairs, _ = _opened(node)
-    keys = [_name_of(path[0]) for path, _ in pairs]
+    keys = [name_of(path[0]) for path, _ in pairs]
     return [child for _, child in pairs], None if keys == list(range(len(keys))) else keys
 
 
@@ -39,7 +39,7 @@ def _opened(node: Any) -> tuple[list[tuple[Any, Any]], Any]:
     return pairs, tree
 
 
-def _name_of(key: Any) -> Any:
+def name_of(key: Any) -> Any:
     """What stands in a path for a key of JAX's."""
     for name in ("key", "name", "idx"):
         if hasattr(key, name):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, overload
 
-from ._core.arguments import Grads, number, whole
+import numpy as np
+
+from ._core.arguments import ByLeaf, Grads, number, whole
+from ._core.by_leaf import by_leaf, is_by_leaf
 from ._core.call import Request, functional, in_place
 from ._core.options import Options, UnitOptionsWithoutEps, Unpack, spelled_out_for_units
 from .report import ClipReport
 
 if TYPE_CHECKING:
+    from ._core.arguments import Floats
     from ._core.engine import AnySums, Engine
     from ._leaves import Leaves
 
@@ -19,10 +23,10 @@ if TYPE_CHECKING:
 def clip_adaptive_(
     grads: Any,
     params: Any,
-    clip_factor: float = 0.01,
+    clip_factor: ByLeaf = 0.01,
     *,
     eps: float = 1e-3,
-    unit_axis: int = 0,
+    unit_axis: int | tuple[int, ...] = 0,
     **norm: Unpack[UnitOptionsWithoutEps],
 ) -> ClipReport:
     r"""Clip each unit's gradient to a fraction of the norm of the unit's parameters, in place.
@@ -40,12 +44,15 @@ def clip_adaptive_(
     params : nesting of arrays
         Of the same nesting and shapes; dtypes may differ. Only read, and before anything is written, so they may be
         read-only or share memory with `grads`. Where `grads` has None, they are not looked at.
-    clip_factor : float, default 0.01
-        The fraction lambda, > 0 and finite.
+    clip_factor : float, nesting of floats or dict of str to float, default 0.01
+        The fraction lambda, > 0 and finite: one for all leaves, one for each in a nesting like `grads`, or by patterns over
+        paths, as the thresholds of `clip_by_norm_`. The first pattern that matches counts, a leaf that none matches is left
+        alone, and a pattern that matches no path is an error.
     eps : float, default 1e-3
         Least norm of parameters, so that units that start at zero can grow.
-    unit_axis : int, default 0
-        Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's.
+    unit_axis : int or tuple of int, default 0
+        Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's. Of several axes, each index along all of them is
+        a unit: ``(0, 1)`` for weights of the shape (heads, outputs, inputs). Without any, each leaf is one unit.
     ord : float, default 2
         Which norm, of gradients and of parameters: any p > 0, or ``inf``.
     nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
@@ -63,7 +70,7 @@ def clip_adaptive_(
     -------
     ClipReport
         ``norms`` and ``scales`` by unit, leaf by leaf; ``norm`` is that of all gradients, ``scale`` the smallest
-        factor, ``max_norm`` the clip factor.
+        factor, ``max_norm`` the clip factor as given.
 
     Raises
     ------
@@ -75,7 +82,7 @@ def clip_adaptive_(
     -----
     Gradients and parameters are read once, in one pass; only units that exceed their bound are written (units that
     are columns: in panels of up to 2048). A unit whose parameters hold a NaN or Inf is left alone. The method is that
-    of [1]_, which leaves the last linear layer out: pass the others.
+    of [1]_, which leaves the last linear layer out: name the others by patterns, or pass only those.
 
     References
     ----------
@@ -90,6 +97,12 @@ def clip_adaptive_(
     >>> report = gradclip.clip_adaptive_(grads, params, 0.01)
     >>> report.scales
     array([1.e+00, 2.e-05])
+
+    By patterns, all but the last layer:
+
+    >>> model = {"body/w": np.ones((2, 2)), "head/w": np.ones((3, 2))}
+    >>> gradclip.clip_adaptive_(model, {"body/w": np.ones((2, 2)), "head/w": np.ones((3, 2))}, {"body/*": 0.5}).scales
+    array([0.5, 0.5, 1. , 1. , 1. ])
     """
     return in_place(grads, _adaptive(params, clip_factor, eps, unit_axis, norm))
 
@@ -98,33 +111,33 @@ def clip_adaptive_(
 def clip_adaptive(
     grads: Grads,
     params: Any,
-    clip_factor: float = 0.01,
+    clip_factor: ByLeaf = 0.01,
     *,
     out: None = None,
     eps: float = 1e-3,
-    unit_axis: int = 0,
+    unit_axis: int | tuple[int, ...] = 0,
     **norm: Unpack[UnitOptionsWithoutEps],
 ) -> tuple[Grads, ClipReport]: ...
 @overload
 def clip_adaptive(
     grads: Any,
     params: Any,
-    clip_factor: float = 0.01,
+    clip_factor: ByLeaf = 0.01,
     *,
     out: Grads,
     eps: float = 1e-3,
-    unit_axis: int = 0,
+    unit_axis: int | tuple[int, ...] = 0,
     **norm: Unpack[UnitOptionsWithoutEps],
 ) -> tuple[Grads, ClipReport]: ...
 @spelled_out_for_units
 def clip_adaptive(
     grads: Any,
     params: Any,
-    clip_factor: float = 0.01,
+    clip_factor: ByLeaf = 0.01,
     *,
     out: Any = None,
     eps: float = 1e-3,
-    unit_axis: int = 0,
+    unit_axis: int | tuple[int, ...] = 0,
     **norm: Unpack[UnitOptionsWithoutEps],
 ) -> tuple[Any, ClipReport]:
     """Return each unit's gradient clipped to a fraction of the norm of the unit's parameters, and the report.
@@ -137,15 +150,17 @@ def clip_adaptive(
         Leaves as for `clip_by_global_norm_`, but not sparse. Only read, and may be read-only.
     params : nesting of arrays
         Of the same nesting and shapes; dtypes may differ. Only read.
-    clip_factor : float, default 0.01
-        The fraction, > 0 and finite.
+    clip_factor : float, nesting of floats or dict of str to float, default 0.01
+        The fraction, > 0 and finite: one for all leaves, a nesting like `grads`, or by patterns over paths, as for
+        `clip_adaptive_`.
     out : nesting of arrays, optional
         Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
         new leaves are made.
     eps : float, default 1e-3
         Least norm of parameters, so that units that start at zero can grow.
-    unit_axis : int, default 0
-        Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's.
+    unit_axis : int or tuple of int, default 0
+        Where outputs lie: 0 for PyTorch's layout, -1 for JAX's and Keras's. Of several axes, each index along all of them is
+        a unit: ``(0, 1)`` for weights of the shape (heads, outputs, inputs). Without any, each leaf is one unit.
     ord : float, default 2
         Which norm, of gradients and of parameters: any p > 0, or ``inf``.
     nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
@@ -164,7 +179,7 @@ def clip_adaptive(
     clipped : nesting of arrays
         Like `grads`, with new leaves; or `out`.
     ClipReport
-        ``norms`` and ``scales`` by unit, leaf by leaf; ``max_norm`` is the clip factor.
+        ``norms`` and ``scales`` by unit, leaf by leaf; ``max_norm`` is the clip factor as given.
 
     Raises
     ------
@@ -181,44 +196,64 @@ def clip_adaptive(
     return functional(grads, _adaptive(params, clip_factor, eps, unit_axis, norm), out)
 
 
-def _adaptive(params: Any, clip_factor: float, eps: float, unit_axis: int, norm: UnitOptionsWithoutEps) -> _Adaptive:
+def _adaptive(
+    params: Any, clip_factor: ByLeaf, eps: float, unit_axis: int | tuple[int, ...], norm: UnitOptionsWithoutEps
+) -> _Adaptive:
     """The request of `clip_adaptive_` and `clip_adaptive`, after a check of the arguments."""
-    clip_factor, eps = number("clip_factor", clip_factor), number("eps", eps, 0.0)
-    if not 0.0 < clip_factor < math.inf:
-        raise ValueError(f"clip_factor must be positive and finite, not {clip_factor!r}")
+    if not is_by_leaf(clip_factor):
+        clip_factor = _factor("clip_factor", clip_factor)
+    eps = number("eps", eps, 0.0)
     if eps == math.inf:
         raise ValueError("eps must be finite")
+    axes = unit_axis if isinstance(unit_axis, tuple | list) else (unit_axis,)
     request = _Adaptive(Options.of_units(norm), clip_factor)
-    request.params, request.eps, request.unit_axis = params, eps, whole("unit_axis", unit_axis)
+    request.params, request.eps, request.unit_axis = params, eps, tuple(whole("unit_axis", axis) for axis in axes)
     return request
+
+
+def _factor(name: str, value: Any) -> float:
+    """A clip factor as a float, checked."""
+    factor = number(name, value)
+    if not 0.0 < factor < math.inf:
+        raise ValueError(f"{name} must be positive and finite, not {factor!r}")
+    return factor
 
 
 class _Adaptive(Request):
     """Each unit of the gradients to a fraction of the norm of its parameters, which are read beside them."""
 
     params: Any
-    unit_axis: int
+    unit_axis: tuple[int, ...]
     eps: float
+    factor: float | Floats  # of all units, or of each; inf: left alone
 
     def prepare(self, leaves: Leaves) -> Leaves:
         leaves.cut([_unit_axes(leaves, i, self.unit_axis) for i in range(leaves.count)])
+        self.factor = self.shown
+        if type(self.factor) is not float:
+            each = by_leaf(leaves, "clip_factor", self.shown, _factor)
+            self.factor = np.repeat([math.inf if f is None else f for f in each], leaves.leaf_units()).astype(np.float64)
         return leaves.beside(self.params)
 
     def measure(self, engine: Engine, read: Leaves) -> AnySums:
         options, units = self.options, self.to.units
         both = engine.measure(read, options.ord, finite_only=options.finite_only, norms=False)
         engine.settle(both, read, first=units, total=False)
-        self.threshold = both.weigh(units, self.shown, self.eps)
+        self.threshold = both.weigh(units, self.factor, self.eps)
         sums = both.of_units(0, units, options.grad_scale)
         engine.settle(sums, read)
         return sums
 
 
-def _unit_axes(leaves: Leaves, i: int, unit_axis: int) -> tuple[int, ...]:
-    """The axes along which units of a leaf lie: one, or none where it is a single unit."""
+def _unit_axes(leaves: Leaves, i: int, unit_axis: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes along which units of a leaf lie, sorted: none where it is a single unit."""
     ndim = leaves.arrays[i].ndim
     if ndim < 2:
         return ()
-    if not -ndim <= unit_axis < ndim:
-        raise ValueError(f"{leaves.path(i)}: unit_axis {unit_axis} is out of bounds for an array of {ndim} dimensions")
-    return (unit_axis % ndim,)
+    for axis in unit_axis:
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"{leaves.path(i)}: unit_axis {axis} is out of bounds for an array of {ndim} dimensions")
+    axes = {axis % ndim for axis in unit_axis}
+    if len(axes) < len(unit_axis):
+        raise ValueError(f"{leaves.path(i)}: unit_axis {unit_axis} names an axis twice")
+    return tuple(sorted(axes))

@@ -45,6 +45,7 @@ WRITING = {
     ),
     "normalize_": lambda x: gradclip.normalize_(x.grads, 0.5),
     "clip_adaptive_": lambda x: gradclip.clip_adaptive_(x.grads, x.params, 0.1),
+    "clip_adaptive_, patterns": lambda x: gradclip.clip_adaptive_(x.grads, x.params, {"b*": 0.1}),
     "clip_per_sample_": lambda x: gradclip.clip_per_sample_(x.grads, 0.5),
     "sgd_step_": lambda x: gradclip.sgd_step_(x.params, x.grads, 0.1, 0.5),
     "apply_clip_": apply_clip_,

@@ -143,6 +143,84 @@ def test_no_norm_of_parameters_at_all():
     assert np.allclose(clipped, 1.7e306, rtol=1e-15)
 
 
+# ---- factors by leaf, units along several axes --------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", [(0, 1), (1, 0), (-1, 0), [2, 1], (-2,), (0, 1, 2), ()])
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_units_along_several_axes(dtype, axes):
+    """Each index along all of them is a unit, in index order, as if these axes came first and were one."""
+    grads = gradient(dtype, 60).reshape(3, 5, 4)[:, ::-1]
+    params = gradient(np.float32, 60, seed=1).reshape(5, 3, 4).transpose(1, 0, 2)
+    clipped, report = gradclip.clip_adaptive([grads, grads[0, 0]], [params, params[0, 0]], 0.5, unit_axis=axes)
+    first = sorted(axis % 3 for axis in axes)
+    count = math.prod(grads.shape[d] for d in first)
+
+    def rows(array):
+        return array.transpose(*first, *(d for d in range(3) if d not in first)).reshape(count, -1)
+
+    assert (report.size, report.clipped) == (count + 1, True)
+    check(rows(grads), rows(clipped[0]), rows(params), 0.5, 1e-3, 0, report.scales[:count])
+    check(grads[0, 0], clipped[1], params[0, 0], 0.5, 1e-3, 0, report.scales[count:])
+
+
+FACTORS = {"a*": 0.5, "*/b": 0.25}
+
+
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_factors_by_leaf(dtype):
+    def leaves(seed):
+        values = [gradient(dtype, 30, seed=seed + k).reshape(5, 6) for k in range(3)]
+        return {"a": values[0], "x": [{"b": values[1]}, None, values[2]]}
+
+    grads, params, before = leaves(0), leaves(5), leaves(0)
+    report = gradclip.clip_adaptive_(grads, params, FACTORS)
+    assert (report.max_norm, report.size) == (FACTORS, 15)
+    check(before["a"], grads["a"], params["a"], 0.5, 1e-3, 0, report.scales[:5])
+    check(before["x"][0]["b"], grads["x"][0]["b"], params["x"][0]["b"], 0.25, 1e-3, 0, report.scales[5:10])
+    assert grads["x"][2].tobytes() == before["x"][2].tobytes()  # no pattern matches it
+    assert report.scales[10:].tolist() == [1.0] * 5
+    assert report.norms.tolist() == gradclip.clip_by_norm(before, math.inf, axis=1)[1].norms.tolist()
+    nested, same = gradclip.clip_adaptive(before, params, {"x": ({"b": 0.25}, None, 1e30), "a": 0.5})
+    assert same.scales.tolist() == report.scales.tolist()
+    assert [nested["a"].tobytes(), nested["x"][2].tobytes()] == [grads["a"].tobytes(), grads["x"][2].tobytes()]
+
+
+def test_a_leaf_without_a_factor_is_left_alone_whatever_its_parameters_are():
+    grads, params = [np.full((2, 2), 1e300), np.ones(2)], [np.zeros((2, 2)), np.ones(2)]
+    report = gradclip.clip_adaptive_(grads, params, {"1": 0.5}, eps=0.0)
+    assert (report.scales.tolist(), report.clipped_count) == ([1.0, 1.0, 0.5], 1)
+    assert (grads[0] == 1e300).all()
+    report = gradclip.clip_adaptive_(grads, params, {"1": 0.5}, eps=0.0, grad_scale=2.0)  # it is unscaled with the others
+    assert (grads[0] == 5e299).all()
+    grads[0][1, 0] = np.nan
+    with pytest.raises(gradclip.NonFiniteGradientError, match="^0"):
+        gradclip.clip_adaptive_(grads, params, {"1": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"clip_factor": {"c*": 0.1}}, ValueError, r"clip_factor has the pattern 'c\*', which matches no path"),
+        ({"clip_factor": {"a": 0.1, 3: 1.0}}, ValueError, "clip_factor has the key 3"),
+        ({"clip_factor": {"a": 0.0}}, ValueError, r"clip_factor\['a'\] must be positive and finite, not 0.0"),
+        ({"clip_factor": {"*": math.inf}}, ValueError, r"clip_factor\['\*'\] must be positive"),
+        ({"clip_factor": {"a": 0.1, "b": -1}}, ValueError, "clip_factor of b must be positive"),
+        ({"clip_factor": {"a": "x", "b": 1}}, TypeError, "clip_factor of a must be a real number"),
+        ({"clip_factor": [0.1, 0.1]}, ValueError, "grads is a dict, clip_factor a list"),
+        ({"clip_factor": gradclip.thresholds.Quantile()}, TypeError, "clip_factor must be a real number"),
+        ({"unit_axis": (0, 2)}, ValueError, "^a: unit_axis 2 is out of bounds for an array of 2 dimensions"),
+        ({"unit_axis": (0, -2)}, ValueError, r"^a: unit_axis \(0, -2\) names an axis twice"),
+        ({"unit_axis": (0, 1.0)}, TypeError, "unit_axis must be an integer"),
+    ],
+)
+def test_bad_factors_and_axes(keywords, error, message):
+    grads = {"a": np.full((2, 2), 9.0), "b": np.full(2, 9.0)}
+    with pytest.raises(error, match=message):
+        gradclip.clip_adaptive_(grads, grads, **keywords)
+    assert (grads["a"] == 9).all()
+
+
 # ---- NaN and Inf ------------------------------------------------------------------------------------
 
 

@@ -198,6 +198,20 @@ def test_adaptive(cupy, dtype, unit_axis):
     assert_same_report(want, got)
 
 
+@pytest.mark.parametrize(
+    ("factor", "unit_axis"), [({"3": 0.1, "[04]": 0.02}, 0), ([0.1, 0.2, 0.3, 0.4, 0.5, 0.01, 0.02, 0.03, 0.04], (-1, 0))]
+)
+def test_adaptive_by_leaf(cupy, factor, unit_axis):
+    here = [gradient(np.float32, math.prod(s)).reshape(s) for s in SHAPES]
+    params = [gradient(np.float32, math.prod(s), seed=1).reshape(s) for s in SHAPES]
+    gpu, weights = there(cupy, here), there(cupy, params)
+    want = gradclip.clip_adaptive_(here, params, factor, unit_axis=unit_axis)
+    got = gradclip.clip_adaptive_(gpu, weights, factor, unit_axis=unit_axis)
+    assert_same_bits(here, gpu)
+    assert_same_report(want, got)
+    assert want.clipped
+
+
 @pytest.mark.parametrize("axis", [0, 1, -1, (0, 1), (0, 2), (1, 2)])
 def test_slices(cupy, axis):
     here = [

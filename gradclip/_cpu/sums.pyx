@@ -100,17 +100,22 @@ cdef class Sums:
             sums.first_leaf, sums.named, sums.first_value = self.first_leaf, self.named, self.first_value
         return sums
 
-    def weigh(self, Py_ssize_t first, double clip_factor, double eps):
+    def weigh(self, Py_ssize_t first, clip_factor, double eps):
         """Return the thresholds of adaptive clipping for the units before `first`.
 
         They are clip_factor * max(norm of the parameters, eps). The parameters of unit i are unit first + i. A threshold is inf
-        where one of them is not finite."""
+        where one of them is not finite.
+
+        clip_factor: a float, or float64 of one per unit; inf leaves a unit alone."""
+        cdef bint alike = isinstance(clip_factor, float)
+        cdef const double[::1] each = None if alike else clip_factor
+        cdef double factor = clip_factor if alike else 0
         thresholds = np.empty(first)
         cdef double[::1] threshold = thresholds
         cdef Py_ssize_t i
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(first):
-            threshold[i] = gc_adaptive_threshold(&self.unit[first + i], clip_factor, eps, self.order)
+            threshold[i] = gc_adaptive_threshold(&self.unit[first + i], factor if alike else each[i], eps, self.order)
         gc_fp_leave(saved)
         return thresholds
 

@@ -99,11 +99,13 @@ extern "C" __global__ void keep_finite(const Sum *unit, i64 leaves, const double
     writes[i] = w;
 }
 
-/* Adaptive clipping: the bound of each unit from its parameters, clip_factor * max(norm, eps); Inf where one is not finite. */
-extern "C" __global__ void weigh(const Sum *weight, i64 n, double clip_factor, double eps, double ord, double *thresholds)
+/* Adaptive clipping: the bound of each unit from its parameters, clip_factor * max(norm, eps); Inf where one is not finite.
+ * factors: null, or the clip factor of each unit; Inf: the unit is left alone. */
+extern "C" __global__ void weigh(const Sum *weight, i64 n, const double *factors, double clip_factor, double eps, double ord,
+                                 double *thresholds)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n)
         return;
-    thresholds[i] = gc_adaptive_threshold(weight + i, clip_factor, eps, ord);
+    thresholds[i] = gc_adaptive_threshold(weight + i, factors ? factors[i] : clip_factor, eps, ord);
 }

@@ -132,14 +132,20 @@ class DeviceSums:
         written = DeviceSums(parts, self.units.count, self._about._replace(grad_scale=1.0))
         return written if self._by_unit is None else written.by_sample(self.count)
 
-    def weigh(self, first: int, clip_factor: float, eps: float) -> list[DeviceArray]:
-        """The thresholds of adaptive clipping, on each device for its units before `first`; the others are parameters."""
+    def weigh(self, first: int, clip_factor: float | Floats, eps: float) -> list[DeviceArray]:
+        """The thresholds of adaptive clipping, on each device for its units before `first`; the others are parameters.
+
+        clip_factor: a float, or one per unit"""
         thresholds, have, want = [], [], []
         for stream, part in zip(self.streams, self.by_device, strict=True):
             start = int(np.searchsorted(part.own, first))
             weight = part.unit[start:]
             thresholds.append(stream.empty(len(weight)))
-            numbers = len(weight), clip_factor, eps, self.order
+            if isinstance(clip_factor, float):
+                factors = 0, clip_factor
+            else:
+                factors = stream.constant(clip_factor[part.own[start:] - first]), 0.0
+            numbers = len(weight), *factors, eps, self.order
             stream.launch("weigh", -(-len(weight) // THREADS), weight, *numbers, thresholds[-1])
             want.append(part.own[:start])
             have.append(part.own[start:] - first)

@@ -122,7 +122,7 @@ GC_SCALAR int gc_keep_finite(gc_factor *f, double amax, double most)
  * one of them is not finite. */
 GC_SCALAR double gc_adaptive_threshold(const gc_measured *weight, double clip_factor, double eps, double ord)
 {
-    if (weight->nans + weight->infs > 0)
+    if (weight->nans + weight->infs > 0 || clip_factor == GC_INF)
         return GC_INF;
     const double norm = gc_narrow(gc_norm_of(weight, ord, 1));
     if (norm < GC_INF)

@@ -1,0 +1,44 @@
+"""Arguments that may differ by leaf: a number for all, a nesting of numbers, or a dict of patterns over paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .._leaves import is_nesting
+
+if TYPE_CHECKING:
+    from .._leaves import Leaves
+
+
+def is_by_leaf(value: Any) -> bool:
+    """Return whether an argument is a nesting or a dict of patterns, and not a number for all leaves."""
+    return isinstance(value, Mapping) or is_nesting(value)
+
+
+def by_leaf(leaves: Leaves, name: str, value: Any, check: Callable[[str, Any], float]) -> list[float | None]:
+    """Return the number that an argument gives each leaf; None for a leaf that no pattern matches.
+
+    A dict is a nesting if its keys are those of the nesting of leaves, else it holds patterns, of which the first that matches
+    counts.
+
+    name : the argument's name in messages
+    check : takes what a message calls a number, and the number, which it returns as a float
+    """
+    if isinstance(value, Mapping):
+        tree = leaves.tree
+        if not (isinstance(tree, Mapping) and value.keys() == tree.keys()):
+            return _by_pattern(leaves, name, value, check)
+    elif not is_nesting(value):
+        return [check(name, value)] * leaves.count
+    return [check(f"{name} of {p}", v) for p, v in zip(leaves.paths(), leaves.aligned(value, name), strict=True)]
+
+
+def _by_pattern(
+    leaves: Leaves, name: str, patterns: Mapping[Any, Any], check: Callable[[str, Any], float]
+) -> list[float | None]:
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise ValueError(f"{name} has the key {pattern!r}, which is neither in {leaves.name} nor a pattern")
+    values = [check(f"{name}[{p!r}]", v) for p, v in patterns.items()]
+    return [None if i is None else values[i] for i in leaves.match_patterns(patterns, name)]

@@ -131,6 +131,9 @@ def test_what_becomes_of_nan():
     found, state = clipped_by(clip_by_global_norm(1.0, nonfinite="propagate"), grads)
     assert math.isnan(state.norm)
     assert np.isnan(found["b"][0]).all()
+    found, state = clipped_by(optax.apply_if_finite(clip_by_global_norm(1.0, nonfinite="propagate"), 5), grads)
+    assert int(state.notfinite_count) == 1
+    assert not np.concatenate([found["a"], found["b"][0]]).any()
 
 
 @pytest.mark.parametrize("how", [{"nonfinite": "skip"}, {"skip_above": 100.0}], ids=["NaN", "spike"])
@@ -250,6 +253,7 @@ def test_the_extra_is_named_where_something_is_missing(missing, monkeypatch):
 
 @pytest.mark.slow
 def test_sharded_arrays_have_one_norm():
+    """In `shard_map` each device has its own."""
     program = """if True:
         import jax, jax.numpy as jnp, numpy as np
         from gradclip.jax import clip_by_global_norm
@@ -258,7 +262,10 @@ def test_sharded_arrays_have_one_norm():
         clip = clip_by_global_norm(2.5)
         found, state = jax.jit(clip.update)(grads, clip.init(grads))
         print(float(state.norm), found.tolist(), found.sharding == places)
+        where = {"mesh": places.mesh, "in_specs": places.spec, "out_specs": places.spec}
+        alone = jax.shard_map(lambda x: clip.update(x, clip.init(x))[0], **where)
+        print(jax.jit(alone)(grads).tolist())
     """
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
-    assert done.stdout == "5.0 [1.5, 2.0] True\n", done.stderr
+    assert done.stdout == "5.0 [1.5, 2.0] True\n[2.5, 2.5]\n", done.stderr

@@ -94,7 +94,7 @@ class ClipReport:
     _max_norm: float | Any
     _size: int
     _plan: Decided | None  # None: every factor is 1
-    _clipped_count: int | None  # None: as many as the sums have outside
+    _clipped_count: int | None  # None: elements were clipped, as many as the sums have outside
     _skipped: bool
     _norms: Floats | None  # None: they are those of the sums
     _fill: Callable[[], dict[str, Any]] | None
@@ -220,15 +220,19 @@ class ClipReport:
 
     def __reduce__(self) -> tuple[Callable[[dict[str, Any]], ClipReport], tuple[dict[str, Any]]]:
         """Return what `pickle` and `copy` need: plain numbers, without the sums and the plan."""
-        found = Found(self.norm, self.norms, self.nonfinite, self.first_nonfinite, self.max_abs)
+        outside = self.clipped_count if self._clipped_count is None else 0
+        found = Found(self.norm, self.norms, self.nonfinite, self.first_nonfinite, self.max_abs, outside)
         plan = None if self._plan is None else Factors(self.scale, self.scales)
         slots = {name: getattr(self, name) for name in self.__slots__ if name != "_fill"}
-        slots["_clipped_count"] = self.clipped_count
         return _restore, ({**slots, "_sums": found, "_plan": plan, "_norms": None},)
 
     def __repr__(self) -> str:
-        """Return the norm, the threshold and the factor as text, and NaN or Inf if there were any."""
-        text = f"norm={self.norm!r}, max_norm={self.max_norm!r}, scale={self.scale!r}, clipped={self.clipped}"
+        """Return the norm, the threshold and the factor, or the elements clipped by value, and NaN or Inf if there were any."""
+        text = f"norm={self.norm!r}, max_norm={self.max_norm!r}, "
+        if self._clipped_count is None:  # by value: no factor belongs to it
+            text += f"clipped_count={self.clipped_count} of {self.size} elements"
+        else:
+            text += f"scale={self.scale!r}, clipped={self.clipped}"
         if self.nonfinite:
             text += f", nonfinite={self.nonfinite}, first_nonfinite={self.first_nonfinite}"
         if self.skipped:
@@ -240,10 +244,16 @@ class Found:
     """The numbers that a pickled report keeps in place of its sums; it answers the same questions."""
 
     def __init__(
-        self, norm: float, norms: Floats, nonfinite: int, first_nonfinite: tuple[str, int] | None, max_abs: float
+        self,
+        norm: float,
+        norms: Floats,
+        nonfinite: int,
+        first_nonfinite: tuple[str, int] | None,
+        max_abs: float,
+        outside: int = 0,
     ) -> None:
         self._norm, self._norms, self._nonfinite, self._max_abs = norm, norms, nonfinite, max_abs
-        self.first_nonfinite = first_nonfinite
+        self._outside, self.first_nonfinite = outside, first_nonfinite
 
     def norm(self) -> float:
         """Return the norm of all leaves together."""
@@ -260,6 +270,10 @@ class Found:
     def max_abs(self) -> float:
         """Return the largest finite magnitude."""
         return self._max_abs
+
+    def outside(self) -> int:
+        """Return how many elements lie beyond bounds that were given."""
+        return self._outside
 
 
 class Factors:

@@ -35,6 +35,7 @@ def apply_clip(x, **keywords):
 # Calls in place, and those that write to an `out`.
 WRITING = {
     "clip_by_value_": lambda x: gradclip.clip_by_value_(x.grads, 0.5),
+    "clip_by_value_, patterns": lambda x: gradclip.clip_by_value_(x.grads, {"b*": -0.5}, {"w": 0.25, "*": 1.0}),
     "clip_by_norm_": lambda x: gradclip.clip_by_norm_(x.grads, 0.5),
     "clip_by_norm_, patterns": lambda x: gradclip.clip_by_norm_(x.grads, {"b*": 0.5, "*": 0.25}),
     "clip_by_norm_, axis": lambda x: gradclip.clip_by_norm_(x.grads, 0.1, axis=0),

@@ -177,6 +177,23 @@ def test_clip_by_value(cupy, dtype):
         assert_same_report(want, got)
 
 
+@pytest.mark.parametrize("dtype", REAL, ids=str)
+def test_clip_by_value_by_leaf(cupy, dtype):
+    here = [gradient(dtype, 3000), gradient(dtype, 40).reshape(5, 8)[:, ::2], gradient(dtype, 90, seed=3), gradient(dtype, 9)]
+    here[0][5], here[2][9] = np.nan, np.inf
+    for bounds in (({"0": 0.5, "[12]": 0.25},), ([-0.1, -0.2, -0.3, -0.4], {"1": 0.0, "3": 0.1})):
+        gpu = there(cupy, here)
+        want = gradclip.clip_by_value(here, *bounds)
+        for got in (gradclip.clip_by_value(gpu, *bounds), (gpu, gradclip.clip_by_value_(gpu, *bounds))):
+            assert_same_bits(want[0], got[0])
+            assert_same_report(want[1], got[1])
+            assert repr(want[1]) == repr(got[1])
+        mixed = [here[0].copy(), *there(cupy, here[1:])]  # one lies on the host
+        assert repr(want[1]) == repr(gradclip.clip_by_value_(mixed, *bounds))
+        assert_same_bits(want[0][1:], mixed[1:])
+        assert mixed[0].tobytes() == want[0][0].tobytes()
+
+
 SHAPES = [(40, 300), (300, 40), (3000, 5), (64, 4), (7, 3, 5, 5), (90,), (), (0, 4), (2, 3000)]
 
 

@@ -82,7 +82,7 @@ def test_the_report_is_that_of_a_read_pass(isa, dtype, kind, bounds):
     """Norms, largest magnitude, counts and places, of leaves of all lengths: as if they had been measured before."""
     leaves = [gradient(dtype, n, kind, seed=n) for n in (0, 1, 16, 17, 4096, 5000, 70_001)] + [np.array(0.7).astype(dtype)]
     before = gradclip.measure(leaves)
-    counted = passes.measure_outside(Leaves(leaves), clamping(*bounds))
+    counted = passes.measure_outside(Leaves(leaves), clamping(*map(float, bounds)))
     made = [held(a, *bounds) for a in leaves]
     for report in (
         gradclip.clip_by_value(leaves, *bounds)[1],

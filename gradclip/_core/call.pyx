@@ -104,7 +104,7 @@ cdef class Request:
 
 
 cdef class ByValue(Request):
-    """A request to bring every element into [low, threshold].
+    """A request to bring every element into [low, threshold]: two floats, or float64 of the bounds of each leaf.
 
     It is compiled, because for a small leaf Python takes longer than the pass."""
     cdef public object low
@@ -117,7 +117,7 @@ cdef class ByValue(Request):
         return leaves
 
     cpdef decide(self, engine, Leaves read):
-        return engine.clamp(read, self.to, self.low, self.threshold)
+        return engine.clamp(self, read)
 
 
 cdef object asked(str name, rule, sums, options):

@@ -16,8 +16,7 @@ from .strict import by_unit, enforce, exceeding, shrink_step
 
 if TYPE_CHECKING:
     from .._cpu.sums import Sums
-    from .._leaves import Leaves
-    from .call import Request
+    from .call import ByValue, Request
     from .engine import Engine
     from .options import Options
 
@@ -68,17 +67,13 @@ def refused(sums: Sums, options: Options) -> bool:
     return options.nonfinite == "skip"
 
 
-def decide_clamp(to: Leaves, low: float, high: float, sums: Sums) -> tuple[ClipReport, Plan | None]:
-    """Return the report of a clamp, and the Plan that clamps leaves with elements outside [low, high]: None if there are none.
+def decide_clamp(request: ByValue, bounds: Plan, sums: Sums) -> tuple[ClipReport, Plan | None]:
+    """Return the report of a clamp, and the Plan that clamps leaves with elements outside the bounds: None if there are none.
 
+    bounds : the Plan that clamps all leaves
     sums : those of a read pass that counted the elements outside, leaf by leaf
     """
-    outside = sums.outside()
-    report = ClipReport(sums, high, sums.size, clipped_count=outside)
-    if not outside and not to.is_target:
+    report = ClipReport(sums, request.shown, sums.size, clipped_count=None)
+    if not sums.outside() and not request.to.is_target:
         return report, None
-    plan = Plan(sums.count)
-    for i in range(sums.count):
-        if sums.outside(i):
-            plan.clamp(i, low, high)
-    return report, plan
+    return report, bounds.where_outside(sums)

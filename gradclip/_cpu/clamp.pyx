@@ -46,7 +46,7 @@ cdef int clamp(Leaves to, Plan plan) except -1:
     cdef Scratch scratch
     cdef Task task
     begin(&task, &work, &scratch, source, read, found, False)
-    task.bounds = plan.write
+    task.bounds, task.apart = plan.write, plan.count > 1
     look_for_middles(&task, found)
     try:
         if to._foreign is not None:
@@ -62,6 +62,7 @@ cdef int clamp(Leaves to, Plan plan) except -1:
     if found.total.nans + found.total.infs:
         found.first_index, found.unnamed = first_of(found, read, scratch.room, False), read
         task.leaf, task.source, task.write, task.stage = to.leaf, source, plan.write, NOT_FINITE
+        task.per_unit = plan.count > 1      # no leaf is cut: units are leaves
         with nogil:
             run(&task, &work, True)
     end(&task, &work, &scratch)

@@ -17,7 +17,7 @@ from gradclip._cpu.sums cimport Sums
 from gradclip._cpu.watch cimport gc_raise
 
 
-cdef bint run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, const Write *bounds, Plan made, bint norms) except -1:
+cdef bint run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, Plan bounds, Plan made, bint norms) except -1:
     """Fill Sums by one read pass over the leaves that lie on the host: as they are, or as `made` would make them. Units that
     lie elsewhere stay empty.
 
@@ -26,8 +26,9 @@ cdef bint run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, const Write
     cdef Work work
     cdef Scratch scratch
     cdef Task task
-    begin(&task, &work, &scratch, leaf, leaves, sums, made is None and bounds == NULL and (ord == 0 or ord == 1 or ord == 2))
-    task.bounds = bounds
+    begin(&task, &work, &scratch, leaf, leaves, sums, made is None and bounds is None and (ord == 0 or ord == 1 or ord == 2))
+    if bounds is not None:
+        task.bounds, task.apart = bounds.write, bounds.count > 1
     task.write = NULL if made is None else made.write
     task.per_unit = made is not None and made.count > 1
     if norms:
@@ -52,7 +53,7 @@ def measure(Leaves leaves, double ord, double grad_scale=1.0, bint finite_only=F
     finite_only: whether norms leave NaN and Inf out.
     norms: whether the norms that are told are those of these Sums; else `settle` is to be called for those that are."""
     cdef Sums sums = Sums(leaves.units, 0, ord, grad_scale, finite_only)    # the largest: it fails first
-    cdef bint uncertain = run_measure(sums, leaves.leaf, leaves, NULL, None, norms)
+    cdef bint uncertain = run_measure(sums, leaves.leaf, leaves, None, None, norms)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
     if uncertain:
@@ -64,7 +65,7 @@ def measure_outside(Leaves leaves, Plan bounds):
     """The Sums of all leaves of order 2, in which elements outside the bounds of a clamping Plan are counted; `settle` is to be
     called for their norms."""
     cdef Sums sums = Sums(leaves.units, 0, 2, 1)
-    run_measure(sums, leaves.leaf, leaves, bounds.write, None, False)
+    run_measure(sums, leaves.leaf, leaves, bounds, None, False)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
     return sums
@@ -73,7 +74,7 @@ def measure_outside(Leaves leaves, Plan bounds):
 def measure_written(Leaves to, Plan plan, double ord):
     """The Sums of the elements that `write` would write; nothing is written."""
     cdef Sums sums = Sums(to.units, 0, ord, 1)
-    run_measure(sums, to.leaf if to.source == NULL else to.source, to, NULL, plan, False)
+    run_measure(sums, to.leaf if to.source == NULL else to.source, to, None, plan, False)
     return sums
 
 

@@ -3,6 +3,7 @@
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport NAN, frexp, isfinite, isnan, ldexp, rint
 from libc.stdint cimport int64_t
+from libc.string cimport memcmp
 
 from fractions import Fraction
 
@@ -200,12 +201,31 @@ cdef class Plan:
         return words
 
     def bounds(self):
-        """Return the bounds of a plan that clamps, alike for all units: (low, high) by dtype; None if it clamps nothing."""
+        """Return the bounds of a plan that clamps, (low, high) by dtype: a row for each unit, or one if all that are clamped have
+        the same; None if it clamps nothing."""
         cdef Py_ssize_t i
+        cdef Write *first = NULL
+        cdef bint alike = True
         for i in range(self.count):
             if self.write[i].kind == GC_CLAMP:
-                return np.array([<double[:4]>self.write[i].low, <double[:4]>self.write[i].high])
-        return None
+                if first == NULL:
+                    first = &self.write[i]
+                alike = alike and memcmp(first.low, self.write[i].low, sizeof(first.low)) == 0 and \
+                    memcmp(first.high, self.write[i].high, sizeof(first.high)) == 0
+        if first == NULL:
+            return None
+        if alike:
+            return np.array([[<double[:4]>first.low, <double[:4]>first.high]])
+        return np.array([[<double[:4]>self.write[i].low, <double[:4]>self.write[i].high] for i in range(self.count)])
+
+    def where_outside(self, Sums sums):
+        """Return the Plan that clamps, of the leaves that this one clamps, those in which elements were counted as outside."""
+        cdef Plan plan = Plan(sums.count)
+        cdef Py_ssize_t i
+        for i in range(sums.count):
+            if sums.unit[i].outside:
+                plan.write[i] = self.write[i % self.count]
+        return plan
 
     def exact_factor(self):
         """The first factor in rational arithmetic; its float64 may be rounded to a subnormal number, or to 0."""
@@ -245,11 +265,16 @@ cdef class Plan:
         return True
 
 
-def clamping(double low, double high, Sums found=None):
-    """Return a Plan that brings every element into [low, high].
+def clamping(low, high, Sums found=None):
+    """Return a Plan that brings every element into [low, high]: two floats, or float64 of the bounds of each leaf.
 
     found : what the write pass is to measure as it goes, if anything"""
-    cdef Plan plan = Plan.__new__(Plan, 1)
-    plan.clamp(0, low, high)
+    cdef Py_ssize_t i, count = 1 if type(low) is float else len(low)
+    cdef Plan plan = Plan.__new__(Plan, count)
+    if type(low) is float:
+        plan.clamp(0, low, high)
+    else:
+        for i in range(count):
+            plan.clamp(i, low[i], high[i])
     plan.found = found
     return plan

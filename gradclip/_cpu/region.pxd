@@ -29,7 +29,8 @@ cdef struct Task:           # what the chunks of one pass share
     const Group *group
     Stage stage
     double ord
-    const Write *bounds
+    const Write *bounds     # of every leaf or, where leaves differ, of the first; else NULL
+    ptrdiff_t apart         # how many bounds on those of the next leaf are: 1 if leaves differ, else 0
     const Write *write      # of the write pass, or what a read pass makes of the elements first
     bint per_unit           # whether that differs by unit
     Sum *part               # one per group

@@ -110,8 +110,10 @@ cdef void measure_units(Task *t, const Group *g, char *room, Sum *total) noexcep
         j = leaf.first_unit + unit
         bound = 0
         x = leaf.data if leaf.units == 1 else gc_unit_data(leaf, unit)
-        if t.to != NULL:
-            how.to = &t.to[leaf - t.leaf]
+        if t.bounds != NULL:
+            how.bounds = t.bounds + t.apart * (leaf - t.leaf)
+            if t.to != NULL:
+                how.to = &t.to[leaf - t.leaf]
         if t.write == NULL and leaf.size <= BLOCK and leaf.ndim == 0 and not leaf.is_complex and sum_at_once(
                 kernels, t.ord, leaf.dtype, x, leaf.size, &bound, &s):
             if t.bounds != NULL:
@@ -171,8 +173,10 @@ cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noe
         else:
             one = gc_unit(&t.leaf[g.leaf], g.unit)
             how.made = t.write + one.first_unit if t.per_unit else t.write
-            if t.to != NULL:
-                how.to = &t.to[g.leaf]
+            if t.bounds != NULL:
+                how.bounds = t.bounds + t.apart * g.leaf
+                if t.to != NULL:
+                    how.to = &t.to[g.leaf]
             measure_segment(kernels, &one, g.first, g.first + g.rows, &how, room, &t.part[i])
             t.slot[g.slot] = t.part[i]
             if t.stage == UNTIL_OUTSIDE and t.part[i].outside:
@@ -278,7 +282,7 @@ cdef int begin(Task *task, Work *work, Scratch *scratch, const gc_leaf *leaf, Le
     work[0] = cut(leaf, leaf, leaves.count, columns)
     sums.size = work.elements
     task.leaf, task.source, task.to, task.group, task.stage, task.ord = leaf, NULL, NULL, work.group, ALL_GROUPS, sums.order
-    task.bounds, task.write, task.per_unit, task.unit = NULL, NULL, False, sums.unit
+    task.bounds, task.apart, task.write, task.per_unit, task.unit = NULL, 0, NULL, False, sums.unit
     task.norm, task.norms, task.uncertain = NULL, NULL, False
     task.watch.due, task.watch.stopped = 0, False
     task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))

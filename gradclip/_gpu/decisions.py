@@ -59,7 +59,7 @@ class Decided:
     ) -> None:
         self.sums, self.together, self.thresholds, self.opened = sums, together, thresholds, opened
         self.flags = question.flags
-        self.bounds: list[DeviceArray] = [0] * len(sums.streams)
+        self.bounds: list[tuple[DeviceArray, int]] = [(0, 0)] * len(sums.streams)
         self.writes = sums.words(together, WORDS_OF_WRITE)
         options, flags = question.options, question.flags
         numbers = options.eps, sums.order, sums.grad_scale, question.lr, question.limit, safety(options.ord)
@@ -78,7 +78,7 @@ class Decided:
         parts = self.sums.units.by_device
         with Uninterrupted():
             for table, writes, limits, part in zip(tables, self.writes, self.bounds, parts, strict=True):
-                table.launch("write_leaves", writes, len(writes), table.in_place, limits, part.unit)
+                table.launch("write_leaves", writes, len(writes), table.in_place, *limits, part.unit)
             self._mark()
         to.written()
 
@@ -114,13 +114,13 @@ class Decided:
 
         return self._pending(fill, shown, norms)
 
-    def report_of_elements(self, shown: float) -> ClipReport:
+    def report_of_elements(self, shown: Any) -> ClipReport:
         """The report of a clamp, which speaks of elements."""
         sums = self.sums
 
         def fill() -> dict[str, Any]:
             found = sums.host()
-            return {"_sums": found, "_plan": None, "_clipped_count": found.outside(), "_skipped": False, "_size": found.size}
+            return {"_sums": found, "_plan": None, "_clipped_count": None, "_skipped": False, "_size": found.size}
 
         return self._pending(fill, shown, None)
 
@@ -156,7 +156,7 @@ def decide(request: Request, sums: DeviceSums) -> Decided:
 def decide_clamp(sums: DeviceSums, bounds: Floats) -> Decided:
     """Launch the decision of a clamp on every device: leaves of which an element was counted as outside are clamped."""
     decided = Decided(sums, False, _thresholds(sums, 0.0), Question(DEFAULT, CLAMPS))
-    decided.bounds = [stream.constant(bounds) for stream in sums.streams]
+    decided.bounds = [part.table.bounds(bounds) for part in sums.by_device]
     return decided
 
 

@@ -21,8 +21,8 @@ from .sums import About, DeviceSums, absorb, value_at
 from .table import sample_table, table_of
 
 if TYPE_CHECKING:
-    from .._core.arguments import Floats, Words
-    from .._core.call import Request
+    from .._core.arguments import Words
+    from .._core.call import ByValue, Request
     from .._core.engine import Engine
     from .._core.samples import SampleRequest
     from .._cpu.plan import Plan
@@ -58,20 +58,20 @@ class Everywhere:
         absorb(sums, parts, to.path)
         return sums
 
-    def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, Plan | None]:
-        bounds = clamping(low, high)
+    def clamp(self, request: ByValue, read: Leaves) -> tuple[ClipReport, Plan | None]:
+        bounds = clamping(request.low, request.threshold)
         parts = _counted(read, bounds)
         sums = _gathered(passes.measure_outside(read, bounds), read, parts)
         self.settle(sums, read)
-        return decide_clamp(to, low, high, sums)
+        return decide_clamp(request, bounds, sums)
 
     def write(self, to: Leaves, plan: Plan) -> None:
         words, limits = plan.records(), plan.bounds()
-        ready = [(table, _writes(table, words), _constant(table, limits)) for table in _tables(to)]
+        ready = [(table, _writes(table, words), table.bounds(limits)) for table in _tables(to)]
         with Uninterrupted():  # of what follows only the host's pass may fail, before it writes
             passes.write(to, plan)
             for table, writes, bounds in ready:
-                table.launch("write_leaves", writes, len(writes), table.in_place, bounds, 0)
+                table.launch("write_leaves", writes, len(writes), table.in_place, *bounds, 0)
 
     def sum_samples(self, request: SampleRequest, plan: Plan) -> None:
         batch, words = batch_of(request, plan), plan.records()
@@ -116,13 +116,13 @@ class Devices:
         size = sums.count if request.by_sample else request.to.units
         return decided.report(options, request.shown, size, request.norms), decided
 
-    def clamp(self, read: Leaves, to: Leaves, low: float, high: float) -> tuple[ClipReport, decisions.Decided]:
-        bounds = clamping(low, high)
+    def clamp(self, request: ByValue, read: Leaves) -> tuple[ClipReport, decisions.Decided]:
+        bounds = clamping(request.low, request.threshold)
         about = About(2.0, 1.0, False, read.size, read.naming())
         limits = bounds.bounds()
         assert limits is not None  # it clamps
         decided = decisions.decide_clamp(DeviceSums(_counted(read, bounds), read.units, about), limits)
-        return decided.report_of_elements(high), decided
+        return decided.report_of_elements(request.shown), decided
 
     def decide_samples(self, request: SampleRequest, sums: DeviceSums) -> tuple[ClipReport, decisions.Decided | Sent | None]:
         if decisions.takes_numbers(request, sums):
@@ -181,17 +181,12 @@ def _read_tables(leaves: Leaves) -> list[Table]:
 
 def _counted(leaves: Leaves, bounds: Plan) -> list[Part]:
     """Return what each GPU finds by a read pass that counts elements outside the bounds of a Plan."""
-    return [read(table, 2.0, limits=_constant(table, bounds.bounds())) for table in _read_tables(leaves)]
+    return [read(table, 2.0, limits=table.bounds(bounds.bounds())) for table in _read_tables(leaves)]
 
 
 def _writes(table: Table, words: Words) -> DeviceArray:
     """Return on the device of a table the Writes of its units, or the one Write for all."""
     return table.stream.upload(words[table.numbers] if len(words) > 1 else words)
-
-
-def _constant(table: Table, limits: Floats | None) -> DeviceArray:
-    """Return the bounds of a clamp on the device of a table; 0, a null pointer, if there are none."""
-    return 0 if limits is None else table.stream.constant(limits)
 
 
 def _gathered(sums: Sums, leaves: Leaves, parts: list[Part]) -> Sums:

@@ -371,7 +371,7 @@ __device__ Sum sum_of(const Running *r, double top)
 
 template <int ORD, bool COUNTS>
 __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, const i64 *open, i64 modulo,
-                        const Bounds *bounds, double ord, Sum *slots, u32 *ticket)
+                        const Bounds *bounds, i64 by_leaf, double ord, Sum *slots, u32 *ticket)
 {
     __shared__ Sum sums[THREADS]; /* of what is rare */
     __shared__ int any; /* whether a thread of the block met it */
@@ -384,6 +384,8 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
         return;
     if (!find_job(&job, leaf, count, blocks, blockIdx.x)) /* of one unit all threads return, or none */
         return;
+    if (COUNTS && by_leaf)
+        bounds += job.leaf - leaf;
     leaf = job.leaf;
     const i64 index = writes ? (leaf->first_unit + job.unit) % modulo : 0;
     if (open && !open[index])
@@ -418,13 +420,15 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
 }
 
 /* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made:
- * of the units that are open, if `open` is not null. bounds: null; or what is counted is the elements outside. */
+ * of the units that are open, if `open` is not null. bounds: null; or what is counted is the elements outside: of all
+ * leaves or, by_leaf, one for each. */
 #define MEASURE(name, ORD, COUNTS)                                                                                           \
     extern "C" __global__ __launch_bounds__(THREADS, 2) void name(const Leaf *leaf, i64 count, i64 blocks,                   \
                                                                   const Write *writes, const i64 *open, i64 modulo,          \
-                                                                  const Bounds *bounds, double ord, Sum *slots, u32 *ticket) \
+                                                                  const Bounds *bounds, i64 by_leaf, double ord,             \
+                                                                  Sum *slots, u32 *ticket)                                   \
     {                                                                                                                        \
-        measure<ORD, COUNTS>(leaf, count, blocks, writes, open, modulo, bounds, ord, slots, ticket);                         \
+        measure<ORD, COUNTS>(leaf, count, blocks, writes, open, modulo, bounds, by_leaf, ord, slots, ticket);                \
     }
 MEASURE(measure_largest, 0, false)
 MEASURE(measure_magnitudes, 1, false)

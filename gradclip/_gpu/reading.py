@@ -43,13 +43,13 @@ def read(
     ord: float,
     writes: DeviceArray | None = None,
     opened: DeviceArray | Literal[0] = 0,
-    limits: DeviceArray | None = None,
+    limits: tuple[DeviceArray, int] = (0, 0),
 ) -> Part:
     """Launch a read pass over the leaves of a table; returns the Part that it fills.
 
     writes : they are measured as these would make them
     opened : a word for each of the writes; only what has one that is not 0 is measured
-    limits : elements outside of them are counted
+    limits : what `Table.bounds` returns; elements outside are counted, if there are any bounds
     """
     stream = table.stream
     unit, partial = stream.empty(table.units, WORDS_OF_SUM), stream.empty(table.partials + 2, WORDS_OF_SUM)
@@ -57,9 +57,9 @@ def read(
     total = partial.data.ptr + 8 * WORDS_OF_SUM * table.partials  # behind them, and then the ticket of fold_segments
     ticket = total + 8 * WORDS_OF_SUM
     made = (0, 0, 0) if writes is None else (writes, opened, len(writes))
-    kernel = KERNELS.get(ord, "measure_powers") if limits is None else "measure_and_count"
+    kernel = KERNELS.get(ord, "measure_powers") if isinstance(limits[0], int) else "measure_and_count"
     order = order_of(ord)
-    table.launch(kernel, *made, 0 if limits is None else limits, order, slots, ticket)
+    table.launch(kernel, *made, *limits, order, slots, ticket)
     folds = slots, table.units, table.lanes, order, unit, partial, total, ticket
     stream.launch("fold_segments", table.partials, *table.args, *folds)
     of_all = partial[table.partials : table.partials + 1] if table.partials else None  # else nothing was launched

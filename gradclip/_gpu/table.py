@@ -15,7 +15,7 @@ from .program import THREADS, Remembered
 from .rows import rows_of
 
 if TYPE_CHECKING:
-    from .._core.arguments import Words
+    from .._core.arguments import Floats, Words
     from .._leaves import Leaves
     from .program import DeviceArray, DeviceStream
 
@@ -61,6 +61,14 @@ class Table:
         leaf_of[: self.blocks] = np.repeat(np.arange(len(row), dtype=np.uint32), blocks)
         words = np.concatenate([row.ravel(), np.array(pool, np.int64)])
         self.args = (stream.upload(np.concatenate([words, leaf_of.view(np.int64)])), len(row), len(words))
+
+    def bounds(self, limits: Floats | None) -> tuple[DeviceArray, int]:
+        """Return the bounds of a clamp as kernels take them: their array, and 1 if each leaf of the table has its own, else 0.
+
+        limits : what `Plan.bounds` returns; None: there are none, and the array is a null pointer"""
+        if limits is None:
+            return 0, 0
+        return (self.stream.constant(limits), 0) if len(limits) == 1 else (self.stream.constant(limits[self.which]), 1)
 
     def launch(self, name: str, *args: Any) -> None:
         """Begin a pass over all leaves."""

@@ -246,18 +246,20 @@ __device__ bool can_mix(const Leaf *leaf, const Write *w, const char *from, cons
            leaf->to.ndim == 0 && ((u64)from | (u64)to) % sizeof(uint4) == 0;
 }
 
-/* writes: one for each unit number modulo so many. all_in_place: whether every leaf is written where it is read. unit: the Sums of
- * the read pass where there are, which spare the leaves that hold nothing to be zeroed. Blocks come in the opposite order: what was
- * read last is still in cache. */
+/* writes: one for each unit number modulo so many. all_in_place: whether every leaf is written where it is read. bounds: null, or of
+ * all leaves or, by_leaf, one for each. unit: the Sums of the read pass where there are, which spare the leaves that hold nothing to
+ * be zeroed. Blocks come in the opposite order: what was read last is still in cache. */
 extern "C" __global__ __launch_bounds__(THREADS, 2) void write_leaves(const Leaf *leaf, i64 count, i64 blocks,
                                                                       const Write *writes, i64 modulo, i64 all_in_place,
-                                                                      const Bounds *bounds, const Sum *unit)
+                                                                      const Bounds *bounds, i64 by_leaf, const Sum *unit)
 {
     Job job;
     if (modulo == 1 && (writes->kind == GC_LEAVE || (writes->kind == GC_KEEP && all_in_place && !writes->zero)))
         return;
     if (!find_job(&job, leaf, count, blocks, gridDim.x - 1 - blockIdx.x))
         return;
+    if (by_leaf)
+        bounds += job.leaf - leaf;
     leaf = job.leaf;
     const i64 index = leaf->first_unit + job.unit;
     const Write *w = writes + index % modulo;

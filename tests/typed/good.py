@@ -38,6 +38,8 @@ def in_place() -> None:
         gradclip.clip_adaptive_(grads, params, 0.01, eps=1e-3, unit_axis=-1, nonfinite="propagate"),
         gradclip.clip_adaptive_(grads, params, {"0": 0.01}, unit_axis=(0, 1)),
         gradclip.clip_adaptive_(grads, params, [0.01, 0.02]),
+        gradclip.clip_by_value_(grads, {"0": 0.5}, 1.0),
+        gradclip.clip_by_value_(grads, [0.5, 1.0]),
         gradclip.clip_per_sample_(grads[:1], 1.0, strict=True),
         gradclip.sgd_step_(params, grads, 0.1, np.float16(1.0), nonfinite="raise"),
         gradclip.apply_clip_(grads, gradclip.measure(grads), thresholds.Schedule(lambda step: 1.0 / (step + 1))),

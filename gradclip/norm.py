@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ._core.arguments import ByLeaf, Grads, Number, number, whole
+from ._core.arguments import ByLeaf, Grads, Names, Number, number, whole
 from ._core.call import Request, functional, in_place, measured, total_threshold
+from ._core.groups import Groups
 from ._core.options import NormOptions, Options, UnitOptions, Unpack, spelled_out, spelled_out_for_units
 from ._leaves import is_nesting
-from .report import ClipReport
+from .report import ClipReport, complete
 from .thresholds import PerLeaf, Threshold
 
 if TYPE_CHECKING:
@@ -160,9 +161,14 @@ def clip_by_global_norm(
 
 @spelled_out_for_units
 def clip_by_norm_(
-    grads: Any, max_norm: ByLeaf | PerLeaf, *, axis: int | tuple[int, ...] | None = None, **norm: Unpack[UnitOptions]
+    grads: Any,
+    max_norm: ByLeaf | PerLeaf,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    groups: Names | None = None,
+    **norm: Unpack[UnitOptions],
 ) -> ClipReport:
-    """Scale every leaf, or every slice, by a factor of its own so that its norm is at most `max_norm`, in place.
+    """Scale every leaf, slice or group by a factor of its own so that its norm is at most `max_norm`, in place.
 
     Parameters
     ----------
@@ -176,10 +182,15 @@ def clip_by_norm_(
         empty. A dict with the keys of `grads` is a nesting.
     axis : int or tuple of int, optional
         The axes of a slice, as in `numpy.linalg.norm`: each slice along them is clipped on its own.
+    groups : nesting of str or dict of str to str, optional
+        Names: leaves of one name share one norm and one factor. One for each leaf in a nesting like `grads`, or by patterns
+        over paths as for `max_norm`; a leaf that no pattern matches is left alone. `max_norm` is then a number for all groups,
+        a dict by name (other keys are patterns over names, and a group that has no threshold is left alone), or a `PerLeaf`,
+        which has a rule for each group. Not with `axis`.
     ord : float, default 2
         Which norm: any p > 0, or ``inf``.
     eps : float, default 0
-        Added to the norm of each leaf or slice; 1e-6 gives PyTorch's factor.
+        Added to the norm of each leaf, slice or group; 1e-6 gives PyTorch's factor.
     nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
         What to do about NaN and Inf: raise an error, write nothing, make them 0 and clip the rest, or follow IEEE
         arithmetic.
@@ -187,19 +198,19 @@ def clip_by_norm_(
         The gradients hold the true gradient times this. Norms and thresholds speak of the true gradient, and whatever is
         written is unscaled.
     strict : bool, default False
-        Guarantee, in exact arithmetic, that the norm of each leaf or slice written is at most its threshold. For orders
-        other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+        Guarantee, in exact arithmetic, that the norm of each leaf, slice or group written is at most its threshold. For
+        orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
     ClipReport
-        ``norms`` and ``scales`` by leaf, or by slice in index order; ``norm`` is that of all leaves, ``scale``
-        the smallest factor, ``max_norm`` as given.
+        ``norms`` and ``scales`` by leaf, by slice in index order, or by group in order of first appearance, whose names are
+        ``groups``; ``norm`` is that of all leaves, ``scale`` the smallest factor, ``max_norm`` as given.
 
     Raises
     ------
     NonFiniteGradientError, TypeError, ValueError
-        As `clip_by_global_norm_`; a leaf has no such axis.
+        As `clip_by_global_norm_`; a leaf has no such axis; `groups` does not match, or `max_norm` has a name that no leaf has.
 
     Examples
     --------
@@ -219,8 +230,15 @@ def clip_by_norm_(
     >>> rows = np.array([[3.0, 4.0], [0.3, 0.4]])
     >>> gradclip.clip_by_norm_(rows, 1.0, axis=1).norms
     array([5. , 0.5])
+
+    By groups:
+
+    >>> moe = {"experts/0": np.array([3.0]), "experts/1": np.array([4.0]), "router": np.array([0.5])}
+    >>> report = gradclip.clip_by_norm_(moe, {"experts": 1.0}, groups={"experts/*": "experts", "*": "dense"})
+    >>> report.groups, report.norms, report.scales
+    (('experts', 'dense'), array([5. , 0.5]), array([0.2, 1. ]))
     """
-    return in_place(grads, _by_norm(norm, max_norm, axis))
+    return in_place(grads, _by_norm(norm, max_norm, axis, groups))
 
 
 @overload
@@ -230,6 +248,7 @@ def clip_by_norm(
     *,
     out: None = None,
     axis: int | tuple[int, ...] | None = None,
+    groups: Names | None = None,
     **norm: Unpack[UnitOptions],
 ) -> tuple[Grads, ClipReport]: ...
 @overload
@@ -239,6 +258,7 @@ def clip_by_norm(
     *,
     out: Grads,
     axis: int | tuple[int, ...] | None = None,
+    groups: Names | None = None,
     **norm: Unpack[UnitOptions],
 ) -> tuple[Grads, ClipReport]: ...
 @spelled_out_for_units
@@ -247,10 +267,11 @@ def clip_by_norm(
     max_norm: ByLeaf | PerLeaf,
     *,
     axis: int | tuple[int, ...] | None = None,
+    groups: Names | None = None,
     out: Any = None,
     **norm: Unpack[UnitOptions],
 ) -> tuple[Any, ClipReport]:
-    """Return every leaf, or every slice, scaled so that its norm is at most `max_norm`, and the report.
+    """Return every leaf, slice or group scaled so that its norm is at most `max_norm`, and the report.
 
     The same as `clip_by_norm_`, leaving `grads` untouched.
 
@@ -263,13 +284,15 @@ def clip_by_norm(
         paths, as for `clip_by_norm_`.
     axis : int or tuple of int, optional
         The axes of a slice: each slice along them is clipped on its own.
+    groups : nesting of str or dict of str to str, optional
+        Names: leaves of one name share one norm and one factor. `clip_by_norm_` says how.
     out : nesting of arrays, optional
         Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
         new leaves are made.
     ord : float, default 2
         Which norm: any p > 0, or ``inf``.
     eps : float, default 0
-        Added to the norm of each leaf or slice; 1e-6 gives PyTorch's factor.
+        Added to the norm of each leaf, slice or group; 1e-6 gives PyTorch's factor.
     nonfinite : {"raise", "skip", "zero", "propagate"}, default "raise"
         What to do about NaN and Inf: raise an error, clip nothing (new leaves are copies then, and `out` is not written),
         make them 0 and clip the rest, or follow IEEE arithmetic.
@@ -277,15 +300,15 @@ def clip_by_norm(
         The gradients hold the true gradient times this. Norms and thresholds speak of the true gradient, and whatever is
         returned is unscaled.
     strict : bool, default False
-        Guarantee, in exact arithmetic, that the norm of each leaf or slice of the result is at most its threshold. For
-        orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+        Guarantee, in exact arithmetic, that the norm of each leaf, slice or group of the result is at most its threshold.
+        For orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
 
     Returns
     -------
     clipped : nesting of arrays
         Like `grads`, with new leaves; or `out`.
     ClipReport
-        ``norms`` and ``scales`` by leaf, or by slice in index order.
+        ``norms`` and ``scales`` by leaf, by slice in index order, or by group.
 
     Raises
     ------
@@ -299,11 +322,19 @@ def clip_by_norm(
     >>> clipped
     array([0.6, 0.8])
     """
-    return functional(grads, _by_norm(norm, max_norm, axis), out)
+    return functional(grads, _by_norm(norm, max_norm, axis, groups), out)
 
 
-def _by_norm(norm: UnitOptions, max_norm: ByLeaf | PerLeaf, axis: int | tuple[int, ...] | None) -> _ByNorm:
+def _by_norm(
+    norm: UnitOptions, max_norm: ByLeaf | PerLeaf, axis: int | tuple[int, ...] | None, groups: Names | None
+) -> _ByNorm | _ByGroup:
     """The request of `clip_by_norm_` and `clip_by_norm`."""
+    if groups is not None:
+        if axis is not None:
+            raise TypeError("groups bring leaves together, but axis cuts them into slices: give one of them")
+        by_group = _ByGroup(Options.of_units(norm), max_norm)
+        by_group.names = groups
+        return by_group
     if isinstance(max_norm, PerLeaf) and axis is not None:
         raise TypeError("max_norm: PerLeaf has one threshold for each leaf, but axis cuts leaves into slices")
     request = _ByNorm(Options.of_units(norm), max_norm)
@@ -341,11 +372,38 @@ class _ByNorm(Request):
         return engine.decide(self, sums)
 
 
-def _asked(rules: PerLeaf, paths: list[str], sums: AnySums, options: Options) -> Floats:
-    """The threshold that its rule gives each leaf this step."""
+class _ByGroup(Request):
+    """The leaves of each group to a threshold of its own."""
+
+    names: Any  # as they were given
+    groups: Groups
+
+    def prepare(self, leaves: Leaves) -> Leaves:
+        self.groups = Groups.of(leaves, self.names)
+        self.by_owner = self.elsewhere = True
+        self.owner, self.counted = self.groups.of_leaf, len(self.groups.names)
+        if not isinstance(self.shown, PerLeaf):
+            self.threshold = self.groups.completed(self.groups.thresholds(self.shown))
+        return leaves
+
+    def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
+        options, groups = self.options, self.groups
+        sums = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False)
+        sums = sums.by_owner(groups.norms, self.owner)
+        engine.settle(sums, read)
+        self.norms = sums.norms()[: self.counted]
+        if isinstance(self.shown, PerLeaf):
+            self.threshold = groups.completed(_asked(self.shown, groups.names, sums, options).tolist())
+        report, plan = engine.decide(self, sums)
+        return complete(report, groups.names), plan
+
+
+def _asked(rules: PerLeaf, names: Sequence[str], sums: AnySums, options: Options) -> Floats:
+    """The threshold that its rule gives each leaf or group this step."""
     if options.nonfinite in ("raise", "skip") and sums.nonfinite():
-        return np.full(len(paths), math.inf)  # a step that is left out is not remembered
-    return np.array([rules.next_threshold(path, norm) for path, norm in zip(paths, sums.norms().tolist(), strict=True)])
+        return np.full(len(names), math.inf)  # a step that is left out is not remembered
+    norms = sums.norms()[: len(names)].tolist()  # behind those of groups stands that of leaves in none
+    return np.array([rules.next_threshold(name, norm) for name, norm in zip(names, norms, strict=True)])
 
 
 def _others(leaves: Leaves, i: int, axes: Sequence[int]) -> tuple[int, ...]:

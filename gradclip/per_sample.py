@@ -215,7 +215,7 @@ class _BySample(Request):
 
     def measure(self, engine: Engine, read: Leaves) -> AnySums:
         options = self.options
-        sums = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False).by_sample(self.batch)
+        sums = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False).by_owner(self.batch)
         engine.settle(sums, read)
         return sums
 
@@ -234,7 +234,7 @@ class _PerSample(_BySample):
     """Each sample of a batch to the same threshold."""
 
     def prepare(self, leaves: Leaves) -> Leaves:
-        self.batch, self.by_sample = _cut(leaves), True
+        self.batch, self.by_owner = _cut(leaves), True
         self.threshold = np.full(self.batch, self.shown)
         return leaves
 

@@ -71,6 +71,8 @@ class ClipReport:
     scales : numpy.ndarray
     clipped_count : int
     size : int
+    groups : tuple of str or None
+    sensitivity : float or None
 
     See Also
     --------
@@ -88,7 +90,18 @@ class ClipReport:
     '5.00'
     """
 
-    __slots__ = ("_clipped_count", "_fill", "_max_norm", "_norms", "_plan", "_size", "_skipped", "_sums")
+    __slots__ = (
+        "_clipped_count",
+        "_fill",
+        "_groups",
+        "_max_norm",
+        "_norms",
+        "_plan",
+        "_sensitivity",
+        "_size",
+        "_skipped",
+        "_sums",
+    )
 
     _sums: Measured
     _max_norm: float | Any
@@ -97,6 +110,8 @@ class ClipReport:
     _clipped_count: int | None  # None: elements were clipped, as many as the sums have outside
     _skipped: bool
     _norms: Floats | None  # None: they are those of the sums
+    _groups: tuple[str, ...] | None  # these two are set by `complete`, and None before
+    _sensitivity: float | None
     _fill: Callable[[], dict[str, Any]] | None
 
     def __init__(
@@ -128,6 +143,8 @@ class ClipReport:
         """Return a slot that is not set yet, after the numbers of a pending report have been read from the device."""
         if name not in ClipReport.__slots__ or name == "_fill":
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name in ("_groups", "_sensitivity"):
+            return None
         fill = self._fill
         if fill is not None:
             for slot, value in fill().items():
@@ -206,9 +223,23 @@ class ClipReport:
     def scales(self) -> Floats:
         """The factors, float64, in the order of `norms`."""
         count = len(self.norms)
-        if self._plan is not None and self._plan.count == count:
-            return _read_only(self._plan.factors())
+        if self._plan is not None and self._plan.count >= count:  # the last may be that of leaves in no group
+            return _read_only(self._plan.factors()[:count])
         return _read_only(np.full(count, self.scale))
+
+    @property
+    def groups(self) -> tuple[str, ...] | None:
+        """The names of the groups whose leaves share a norm, in the order of `norms`; None if there are no groups."""
+        return self._groups
+
+    @property
+    def sensitivity(self) -> float | None:
+        """How much one sample can change a sum of clipped samples, as a 2-norm; None if samples were not clipped.
+
+        It is the square root of the sum of the squared thresholds of one sample, so the threshold itself if there is one.
+        For orders above 2 of the norm, the 2-norm of a sample can be larger.
+        """
+        return self._sensitivity
 
     def __float__(self) -> float:
         """Return the norm."""
@@ -238,6 +269,12 @@ class ClipReport:
         if self.skipped:
             text += ", skipped=True"
         return f"ClipReport({text})"
+
+
+def complete(report: ClipReport, groups: tuple[str, ...] | None, sensitivity: float | None = None) -> ClipReport:
+    """Return the same report, which also tells names of groups and the sensitivity."""
+    report._groups, report._sensitivity = groups, sensitivity
+    return report
 
 
 class Found:

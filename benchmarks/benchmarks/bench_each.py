@@ -5,6 +5,7 @@ from .common import DTYPES, SIZES, Bench, flat, ten_to
 CASES = {"1 leaf of 10 million": flat(10**7), "1000 leaves of 1000": flat(1000, 1000)}
 MATRICES = {"1 of 3000 x 3000": ((3000, 3000),), "100 of 100 x 100": ((100, 100),) * 100}
 THRESHOLDS = {"one number": 1.0, "a list": [1.0] * 1000, "patterns": {"1*": 0.5, "[2-5]*": 2.0, "*": 1.0}}
+GROUPS = {"a list": [f"group {i % 10}" for i in range(1000)], "patterns": {f"*{i}": f"group {i}" for i in range(10)}}
 PEERS = ("gradclip", "numpy", "torch")
 
 
@@ -65,3 +66,16 @@ class Thresholds(Bench):
 
     def time_clip_by_norm_(self, case):
         self.peer.clip_by_norm_(self.grads, THRESHOLDS[case])
+
+
+class Groups(Bench):
+    """1000 leaves of 1000 in 10 groups: by a list of names and by patterns."""
+
+    params = tuple(GROUPS)
+    param_names = ("groups",)
+
+    def setup(self, case):
+        self.start("gradclip", flat(1000, 1000))
+
+    def time_clip_by_norm_(self, case):
+        self.peer.clip_by_norm_(self.grads, 1.0, groups=GROUPS[case])

@@ -16,6 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Grads = TypeVar("Grads")  # a nesting of arrays, which comes back as it was given
 Number = float | np.floating[Any] | np.integer[Any]
 ByLeaf = Number | list[Any] | tuple[Any, ...] | Mapping[Any, Any]  # a number, a nesting of them, or patterns over paths
+Names = str | list[Any] | tuple[Any, ...] | Mapping[Any, Any]  # a nesting of names of groups, or patterns over paths
 Array = np.ndarray[Any, np.dtype[Any]]  # or a CuPy array, where leaves lie on a GPU
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.intp]]

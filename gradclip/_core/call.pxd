@@ -2,9 +2,9 @@ from gradclip._leaves.leaves cimport Leaves
 
 
 cdef class Request:
-    cdef public object options, threshold, shown, mode, lr, share, norms
+    cdef public object options, threshold, shown, mode, lr, share, norms, owner, counted
     cdef public Leaves to
-    cdef public bint fresh, by_sample, elsewhere, skips
+    cdef public bint fresh, by_owner, elsewhere, skips
     cpdef Leaves prepare(self, Leaves leaves)
     cpdef Leaves target(self, Leaves leaves, out)
     cdef bint is_left_out(self, sums) except -1

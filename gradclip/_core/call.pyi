@@ -17,7 +17,9 @@ class Request:
     lr: float
     to: Leaves
     fresh: bool
-    by_sample: bool
+    by_owner: bool
+    owner: Any  # Indices, where the host decides, or None
+    counted: int | None
     share: Fraction | float
     norms: Floats | None
     elsewhere: bool

@@ -39,14 +39,20 @@ cdef class Request:
         What is written; `Leaves.sources` are what this is made of.
     fresh : bool, set by the call
         Whether `to` is memory that nobody has seen yet, and is filled even where nothing is clipped or a step is skipped.
-    by_sample : bool
-        Whether a norm is that of a sample, which has a unit in each leaf.
+    by_owner : bool
+        Whether a norm is that of an owner of several units: of a sample, which has one in each leaf, or of a group of leaves.
+    owner : intp array or None
+        The number of the owner of each unit, -1: none, and then the unit is neither measured nor written. None: they belong to
+        owners in turn. Where this is given, `elsewhere` is True.
+    counted : int or None
+        The ``size`` of the report, if it is not the number of all units or owners.
     share : Fraction or float
         How much of the sum behind the norm belongs to `to`, for orders that are not RATIONAL of the norm: `strict` bounds that.
     norms : float64 array or None
         The ``norms`` of the report, if they are not those that were measured.
     elsewhere : bool
-        Whether the norm was measured before the call: then it is decided on the host, wherever the leaves lie.
+        Whether it is decided on the host, wherever the leaves lie: the norm was measured before the call, or units have owners
+        of any kind.
     skips : bool
         Whether the step is left out because its norm is above ``skip_above``: nothing is written, whatever the threshold.
     """
@@ -169,7 +175,7 @@ def measured(grads, options):
 
 
 cdef object engine_of(Leaves read, bint elsewhere):
-    """Return the engine that serves a call, picked once, here. elsewhere: whether the norm was measured before the call."""
+    """Return the engine that serves a call, picked once, here. elsewhere: whether the host decides in any case."""
     return on_devices(read.on_device == read.count and not elsewhere) if read.on_device else HOST
 
 

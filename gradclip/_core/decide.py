@@ -1,11 +1,14 @@
 """From what was measured to what is written, on the host: one Request and its Sums to a report and a Plan.
 
-A *unit* is what shares one norm and one factor: all leaves together, each leaf, a slice of one, or a sample of all. What
-happens to NaN and Inf is decided here, and norms are compared with thresholds."""
+A *unit* is what shares one norm and one factor: all leaves together, each leaf, or a slice of one. Units may also share them
+with others, as those of a sample or of a group of leaves do, which is then their *owner*. What happens to NaN and Inf is
+decided here, and norms are compared with thresholds."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from .._cpu.plan import Plan, StandardState
 from ..errors import NonFiniteGradientError
@@ -16,8 +19,9 @@ from .strict import by_unit, enforce, exceeding, shrink_step
 
 if TYPE_CHECKING:
     from .._cpu.sums import Sums
+    from .arguments import Indices
     from .call import ByValue, Request
-    from .engine import Engine
+    from .engine import AnySums, Engine
     from .options import Options
 
 
@@ -25,11 +29,11 @@ def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Pl
     """Return the report of a Request, and the Plan that is to be written: None if nothing is.
 
     engine : what reads, for `strict`, what a Plan would write
-    sums : the Sums of the units, or of the samples, of `request.to`
+    sums : the Sums of the units, or of their owners, of `request.to`
     """
     options, to, step = request.options, request.to, request.mode is STEP
     together = type(request.threshold) is float
-    size = sums.count if request.by_sample else to.units
+    size = reported_size(request, sums)
     with StandardState():
         if request.skips or (sums.nonfinite() and refused(sums, options)):
             report = ClipReport(sums, request.shown, size, None, 0, True, request.norms)
@@ -48,6 +52,13 @@ def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Pl
     return report, written if to.is_target or not written.idle() else None
 
 
+def reported_size(request: Request, sums: AnySums) -> int:
+    """Return how many units or owners the report of a Request speaks of."""
+    if request.counted is not None:
+        return request.counted
+    return sums.count if request.by_owner else request.to.units
+
+
 def _decided(request: Request, sums: Sums, together: bool) -> Plan:
     """Return the Plan that brings units to their thresholds, before `strict` holds it to these in exact arithmetic."""
     options, normalize = request.options, request.mode is NORMALIZE
@@ -55,7 +66,18 @@ def _decided(request: Request, sums: Sums, together: bool) -> Plan:
     exact = options.strict and not normalize and options.ord in RATIONAL
     clips = exceeding(sums, request.to, options, request.threshold) if exact else None
     plan.decide(sums, request.threshold, options.eps, normalize, options.strict, clips)
+    leave_unowned_alone(plan, request.owner)
     return plan
+
+
+def leave_unowned_alone(plan: Plan, owner: Indices | None) -> None:
+    """Let owners of no unit, which are padded samples, have no factor.
+
+    owner : of each unit, as a Request has it
+    """
+    if owner is not None and plan.count:
+        units = np.bincount(owner[owner >= 0], minlength=plan.count)
+        plan.leave_alone(units == 0)
 
 
 def refused(sums: Sums, options: Options) -> bool:

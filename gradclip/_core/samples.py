@@ -52,7 +52,7 @@ def decide_samples(request: SampleRequest, sums: Sums) -> tuple[ClipReport, Plan
             return ClipReport(sums, shown, sums.count, skipped=True), Plan(0)
         plan = _decided(request, sums)
         report = ClipReport(sums, shown, sums.count, plan, plan.acting())
-        return report, plan.cycled(request.samples.units)
+        return report, plan.spread(request.samples.units)
 
 
 def batch_of(request: SampleRequest, plan: Plan) -> int:

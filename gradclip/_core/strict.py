@@ -91,12 +91,12 @@ def shrink_step(request: Request, plan: Plan, sums: Sums) -> None:
 
 
 def by_unit(request: Request, plan: Plan, sums: Sums) -> Plan:
-    """Return a Plan by unit, if one by sample or one for all together does not say enough: NaN and Inf differ by unit."""
+    """Return a Plan by unit, if one by owner or one for all together does not say enough: NaN and Inf differ by unit."""
     units, zeroed = request.to.units, request.options.finite_only and sums.nonfinite()
-    if plan.count != units and (plan.count != 1 or zeroed):
-        plan = plan.cycled(units)
+    if request.owner is not None or (plan.count != units and (plan.count != 1 or zeroed)):
+        plan = plan.spread(units, request.owner)
     if zeroed:
-        plan.zero_nonfinite(sums.units)
+        plan.zero_nonfinite(sums.units, request.owner)
     return plan
 
 
@@ -109,20 +109,20 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
     options, share, threshold = request.options, request.share, request.threshold
     together = type(threshold) is float
     units = [(None, threshold)] if together else list(enumerate(threshold.tolist()))
-    shared, exact = together or request.by_sample, exact_order(options.ord, request.to.sources)
+    shared, exact = together or request.by_owner, exact_order(options.ord, request.to.sources)
     slack, rounding = typical(request.to.arrays, shared), RoundingBound.of_leaves(request.to, options, shared)
     for more in reversed(range(ROUNDS)):
         planned = by_unit(request, plan, sums)
         written = engine.measure_written(request.to, planned, options.ord)
-        if request.by_sample:
-            written = written.by_sample(plan.count)
+        if request.by_owner:
+            written = written.by_owner(plan.count, request.owner)
         over = False
         for i, (unit, bound) in enumerate(units):
             if bound == math.inf or plan.keeps(i) or sums.shows_nonfinite(unit):
                 continue
             ratio = _ratio(written, unit, bound, options.ord, share, written.error if exact else 0.0)
             if ratio is None:  # so that another split of the same elements gives the same factor
-                total = exact_sum(request.to, options.ord, planned, unit, request.by_sample)
+                total = exact_sum(request.to, options.ord, planned, unit, request.by_owner, request.owner)
                 ratio = _ratio_of(total, bound, options.ord, share)
             if ratio > 1.0:
                 continue

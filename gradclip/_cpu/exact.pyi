@@ -2,6 +2,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from gradclip._core.arguments import Indices
 from gradclip._cpu.plan import Plan
 from gradclip._cpu.sums import Sums
 from gradclip._leaves import Leaves
@@ -9,7 +10,12 @@ from gradclip._leaves import Leaves
 def settle(sums: Sums, leaves: Leaves, first: int = 0, total: bool = True) -> None: ...
 def tells(sums: Sums) -> bool: ...
 def exact_sum(
-    leaves: Leaves, ord: float, plan: Plan | None = None, unit: int | None = None, by_sample: bool = False
+    leaves: Leaves,
+    ord: float,
+    plan: Plan | None = None,
+    unit: int | None = None,
+    by_owner: bool = False,
+    owner: Indices | None = None,
 ) -> Fraction: ...
 def exceed(leaves: Leaves, sums: Sums, units: np.ndarray | None, thresholds: np.ndarray) -> np.ndarray: ...
 def sums_of(

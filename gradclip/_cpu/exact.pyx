@@ -151,18 +151,20 @@ cdef void add_all(Task *t, Py_ssize_t count, int team) noexcept nogil:
 
 
 cdef class Exact:
-    """The exact sums of some targets: of units or samples `which`, in rising order; or (NULL) one, of the units before
+    """The exact sums of some targets: of units or their owners `which`, in rising order; or (NULL) one, of the units before
     `limit`."""
     cdef Task task
     cdef Py_ssize_t count, limit
-    cdef bint by_sample, short          # whether all of them are short units
+    cdef bint by_owner, short           # whether targets are owners; whether all of them are short units
+    cdef object numbers                 # of the owner of each unit, -1: none. None: the units of each leaf have owners 0, 1, ...
+    cdef const Py_ssize_t *owner        # the same, or NULL
     cdef Piece *piece
     cdef Py_ssize_t pieces, room
     cdef ptrdiff_t elements
 
-    def __cinit__(self, Py_ssize_t count, double order, double grad_scale=1, bint by_sample=False, bint short=False):
+    def __cinit__(self, Py_ssize_t count, double order, double grad_scale=1, bint by_owner=False, bint short=False):
         cdef Py_ssize_t i
-        self.count, self.by_sample, self.short = count, by_sample, short
+        self.count, self.by_owner, self.short = count, by_owner, short
         self.task.order, self.task.grad_scale = order, grad_scale
         if not short:
             self.task.sum = <ExactSum *>PyMem_Malloc(max(count, 1) * sizeof(ExactSum))
@@ -174,6 +176,13 @@ cdef class Exact:
     def __dealloc__(self):
         PyMem_Free(self.task.sum)
         PyMem_Free(self.piece)
+
+    cdef int set_owners(self, object numbers) except -1:
+        """Say which units belong to which owner."""
+        cdef const Py_ssize_t[::1] owner = numbers
+        if numbers is not None and len(owner):
+            self.numbers, self.owner = numbers, &owner[0]
+        return 0
 
     cdef int add(self, Leaves leaves) except -1:
         """Add all elements of the targets: of leaves on the host in one region, then of those on GPUs, brought one by one."""
@@ -207,14 +216,18 @@ cdef class Exact:
         cdef Py_ssize_t i = self.target_at(leaf)
         if self.task.which == NULL:
             return leaf.first_unit < self.limit
-        return self.by_sample or (i < self.count and self.task.which[i] < leaf.first_unit + leaf.units)
+        return self.by_owner or (i < self.count and self.task.which[i] < leaf.first_unit + leaf.units)
 
     cdef Py_ssize_t target_at(self, const gc_leaf *leaf) noexcept:
         """The first target at or behind the first unit of a leaf."""
-        cdef Py_ssize_t low = 0, high = 0 if self.task.which == NULL or self.by_sample else self.count, middle
+        return 0 if self.by_owner else self.target_from(leaf.first_unit)
+
+    cdef Py_ssize_t target_from(self, Py_ssize_t number) noexcept:
+        """The first target whose number is not below one."""
+        cdef Py_ssize_t low = 0, high = 0 if self.task.which == NULL else self.count, middle
         while low < high:
             middle = (low + high) // 2
-            if self.task.which[middle] < leaf.first_unit:
+            if self.task.which[middle] < number:
                 low = middle + 1
             else:
                 high = middle
@@ -223,9 +236,11 @@ cdef class Exact:
     cdef int cut_leaf(self, const gc_leaf *leaf, Py_ssize_t index) except -1:
         """Put the pieces of a leaf that belong to targets on the list."""
         cdef const Py_ssize_t *which = self.task.which
-        cdef Py_ssize_t i = self.target_at(leaf), first = 0 if self.by_sample else leaf.first_unit, same
+        cdef Py_ssize_t i = self.target_at(leaf), first = 0 if self.by_owner else leaf.first_unit, same
         if leaf.size == 0 or leaf.units == 0:
             return 0
+        if self.owner != NULL:
+            return self.cut_owned(leaf, index)
         if which == NULL:
             if leaf.first_unit < self.limit:
                 self.cut_units(leaf, index, 0, 0, leaf.units)
@@ -237,6 +252,17 @@ cdef class Exact:
                 same += 1
             self.cut_units(leaf, index, i, which[i] - first, same)
             i += same
+        return 0
+
+    cdef int cut_owned(self, const gc_leaf *leaf, Py_ssize_t index) except -1:
+        """Put the pieces of those units of a leaf on the list whose owner is a target."""
+        cdef Py_ssize_t number, target
+        cdef ptrdiff_t unit
+        for unit in range(leaf.units):
+            number = self.owner[leaf.first_unit + unit]
+            target = self.target_from(number)
+            if number >= 0 and (self.task.which == NULL or (target < self.count and self.task.which[target] == number)):
+                self.cut_units(leaf, index, target, unit, 1)
         return 0
 
     cdef int cut_units(self, const gc_leaf *leaf, Py_ssize_t index, Py_ssize_t target, ptrdiff_t unit,
@@ -315,33 +341,35 @@ cdef bint all_rational(Leaves leaves, double order, Py_ssize_t limit) noexcept:
     return True
 
 
-cdef Exact total_of(Leaves leaves, double order, Py_ssize_t limit, double grad_scale, gc_measured *all):
-    """The exact sum of all units before `limit`, to which `all` is settled, unless it is NULL."""
-    cdef Exact exact = Exact(1, order, grad_scale)
+cdef Exact total_of(Leaves leaves, Sums sums, Py_ssize_t limit, gc_measured *all):
+    """The exact sum of all units before `limit`, to which `all` is settled."""
+    cdef Exact exact = Exact(1, sums.order, sums.grad_scale)
     exact.limit, exact.task.unit = limit, all
+    exact.set_owners(sums.owner)
     exact.add(leaves)
     return exact
 
 
 cdef int sum_units(Leaves leaves, Sums sums, const Py_ssize_t[::1] which, const double[::1] thresholds,
                    unsigned char[::1] above) except -1:
-    """Sum some units or samples exactly, in rising order: they are settled or, where there are thresholds, compared with
+    """Sum some units or owners exactly, in rising order: they are settled or, where there are thresholds, compared with
     these."""
     cdef const gc_leaf *leaf = leaves.leaf if leaves.source == NULL else leaves.source
-    cdef bint by_sample = sums.by_unit is not None, short
+    cdef bint by_owner = sums.by_unit is not None, short
     cdef Py_ssize_t start = 0, end, k = 0, n = len(which)
     cdef Exact exact
     while start < n:        # as many as are alike: short units, or others that are not too many to be held
         end, short = start, False
         while end < n and (short or end - start < BATCH):
-            while not by_sample and which[end] >= leaf[k].first_unit + leaf[k].units:
+            while not by_owner and which[end] >= leaf[k].first_unit + leaf[k].units:
                 k += 1
             if end == start:
-                short = not by_sample and leaf[k].size <= PIECE
-            if short != (not by_sample and leaf[k].size <= PIECE):
+                short = not by_owner and leaf[k].size <= PIECE
+            if short != (not by_owner and leaf[k].size <= PIECE):
                 break
             end += 1
-        exact = Exact(end - start, sums.order, sums.grad_scale, by_sample, short)
+        exact = Exact(end - start, sums.order, sums.grad_scale, by_owner, short)
+        exact.set_owners(sums.owner)
         exact.task.which = &which[start]
         if thresholds is None:
             exact.task.unit = sums.unit
@@ -355,13 +383,14 @@ cdef int sum_units(Leaves leaves, Sums sums, const Py_ssize_t[::1] which, const 
 cdef object uncertain(Sums sums, Leaves leaves, Py_ssize_t first, const Precision *p):
     """The units from `first` on of which only an exact sum tells the norm, and can tell it."""
     cdef const gc_leaf *leaf = leaves.leaf if leaves.source == NULL else leaves.source
-    cdef bint by_sample = sums.by_unit is not None
+    cdef bint by_owner = sums.by_unit is not None
     cdef Py_ssize_t i, k = 0
     cdef const gc_measured *u
+    cdef const Py_ssize_t[::1] owner
     cdef unsigned char[::1] flag
     while first < sums.count and tells_norm(&sums.unit[first], p):
         first += 1
-    if first == sums.count or (by_sample and not all_rational(leaves, sums.order, leaves.units)):
+    if first == sums.count or (by_owner and sums.owner is None and not all_rational(leaves, sums.order, leaves.units)):
         return ()
     found = np.zeros(sums.count, np.uint8)
     flag = found
@@ -369,9 +398,15 @@ cdef object uncertain(Sums sums, Leaves leaves, Py_ssize_t first, const Precisio
         u = &sums.unit[i]
         if tells_norm(u, p) or (not sums.finite_only and u.nans + u.infs):
             continue
-        while not by_sample and i >= leaf[k].first_unit + leaf[k].units:
+        while not by_owner and i >= leaf[k].first_unit + leaf[k].units:
             k += 1
-        flag[i] = by_sample or is_rational(&leaf[k], sums.order)
+        flag[i] = by_owner or is_rational(&leaf[k], sums.order)
+    if sums.owner is not None:
+        owner = sums.owner
+        for k in range(leaves.count):
+            for i in range(0 if is_rational(&leaf[k], sums.order) else leaf[k].units):
+                if owner[leaf[k].first_unit + i] >= 0:
+                    flag[owner[leaf[k].first_unit + i]] = 0
     return np.flatnonzero(found)
 
 
@@ -409,7 +444,7 @@ cpdef settle(Sums sums, Leaves leaves, Py_ssize_t first=0, bint total=True):
     if len(which):
         sum_units(leaves, sums, which, None, None)
     if total and (sums.finite_only or not sums.nonfinite_of(ALL)) and all_rational(leaves, order, limit):
-        exact = total_of(leaves, order, limit, sums.grad_scale, &all)
+        exact = total_of(leaves, sums, limit, &all)
         sums.total.high, sums.total.low, sums.total.bin = all.high, all.low, all.bin
         sums.exact_total = exact.integer(), LOWEST
 
@@ -431,14 +466,16 @@ cdef void take_for_middles(Sums sums) noexcept:
     gc_fp_leave(saved)
 
 
-def exact_sum(Leaves leaves, double ord, Plan plan=None, unit=None, bint by_sample=False):
+def exact_sum(Leaves leaves, double ord, Plan plan=None, unit=None, bint by_owner=False, owner=None):
     """The sum of the squares (ord 2) or magnitudes (ord 1) of all finite elements, as a Fraction.
 
     plan: what is summed is what it would write.
-    unit: of this unit alone or, with `by_sample`, of this sample"""
-    cdef Exact exact = Exact(1, ord, 1, by_sample)
+    unit: of this unit alone or, with `by_owner`, of all units of this owner
+    owner: which units these are, as `Sums.by_owner` takes it"""
+    cdef Exact exact = Exact(1, ord, 1, by_owner)
     cdef Py_ssize_t which = -1 if unit is None else unit
     exact.limit = leaves.units
+    exact.set_owners(owner)
     if which >= 0:
         exact.task.which = &which
     if plan is not None:

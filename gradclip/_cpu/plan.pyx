@@ -34,6 +34,11 @@ cdef void decide_one(Write *w, const gc_measured *unit, double threshold, const 
     w.kind = gc_decide(unit, threshold, ask, &w.clips, &w.factor)
 
 
+cdef void drop(Write *w) noexcept:
+    """Make every element 0, whatever it is."""
+    w.kind, w.zero, w.factor = GC_SCALE, True, gc_plain_factor(0)
+
+
 cdef double rounded(double x, int dtype) noexcept:
     """A number as NumPy and ml_dtypes round it to a kernel dtype: to float16 at once, to bfloat16 by way of float32, as the
     kernels do to both."""
@@ -128,32 +133,48 @@ cdef class Plan:
         self.write[i].factor = gc_limited_factor(&sum, threshold, &ask, most, largest)
         gc_fp_leave(saved)
 
-    def keep_finite(self, Sums units, most):
+    def keep_finite(self, Sums units, most, owner=None):
         """Shrink factors of samples until no element leaves the range of what it is rounded to: `most`, of each leaf.
 
-        units: what was measured of the samples, leaf by leaf."""
+        units: what was measured of the samples, leaf by leaf; owner: as `spread` takes it."""
         cdef const double[::1] largest = most
-        cdef Py_ssize_t i
+        cdef const Py_ssize_t[::1] number = owner
+        cdef Py_ssize_t i, k, batch = units.count // max(len(largest), 1)
         cdef Write *w
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(units.count):
-            w = &self.write[i % self.count]
-            if gc_keep_finite(&w.factor, units.largest(i), largest[i // self.count]):
+            k = i % self.count if owner is None else number[i]
+            if k < 0:
+                continue
+            w = &self.write[k]
+            if gc_keep_finite(&w.factor, units.largest(i), largest[i // batch]):
                 w.kind, w.clips = GC_SCALE, True
         gc_fp_leave(saved)
 
-    def zero_nonfinite(self, Sums sums):
-        """Bring elements that are not finite to 0, in units that have any or were measured elsewhere."""
+    def zero_nonfinite(self, Sums sums, owner=None):
+        """Bring elements that are not finite to 0, in units that have any or were measured elsewhere; not in those without an
+        owner."""
+        cdef const Py_ssize_t[::1] number = owner
         cdef Py_ssize_t i
         for i in range(self.count):
-            self.write[i].zero = sums.count != self.count or sums.nonfinite_of(i) > 0
+            if owner is None or number[i] >= 0:
+                self.write[i].zero = sums.count != self.count or sums.nonfinite_of(i) > 0
 
     def leave_out(self, Sums sums):
         """Make every element of a unit 0 if one of them is not finite."""
         cdef Py_ssize_t i
         for i in range(self.count):
             if sums.nonfinite_of(i):
-                self.write[i].kind, self.write[i].zero, self.write[i].factor = GC_SCALE, True, gc_plain_factor(0)
+                drop(&self.write[i])
+
+    def leave_alone(self, units):
+        """Write nothing to some units: `units` has a bool for each."""
+        cdef const unsigned char[::1] alone = units.view(np.uint8)
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if alone[i]:
+                self.write[i].kind, self.write[i].clips, self.write[i].zero = GC_KEEP, False, False
+                self.write[i].factor = gc_plain_factor(1)
 
     cpdef clamp(self, Py_ssize_t i, double low, double high):
         """Bring elements into [low, high], both rounded to each kernel dtype."""
@@ -166,12 +187,20 @@ cdef class Plan:
             w.low[t] = -w.high[t] if low == -high < 0 else rounded(low, t)
         gc_fp_leave(saved)
 
-    def cycled(self, Py_ssize_t count):
-        """Return a Plan for `count` units, which repeats the entries of this one in their order."""
+    def spread(self, Py_ssize_t count, owner=None, bint drops=False):
+        """Return a Plan for `count` units, which has for each what this one has for its owner.
+
+        owner: for each unit the number of its owner; -1: it has none, and is left alone. None: units belong to owners in turn
+        drops: a unit without owner becomes 0 instead"""
         cdef Plan plan = Plan(count)
-        cdef Py_ssize_t i
+        cdef const Py_ssize_t[::1] number = owner
+        cdef Py_ssize_t i, k
         for i in range(count):
-            plan.write[i] = self.write[i % self.count]
+            k = i % self.count if owner is None else number[i]
+            if k >= 0:
+                plan.write[i] = self.write[k]
+            elif drops:
+                drop(&plan.write[i])
         return plan
 
     def step(self, double lr):

@@ -50,7 +50,7 @@ cdef class Sums:
 
     @property
     def units(self):
-        """The Sums by unit: these themselves or, if these are of samples, those that they were added up from."""
+        """The Sums by unit: these themselves or, if these are of owners, those that they were added up from."""
         return self if self.by_unit is None else self.by_unit
 
     @property
@@ -62,26 +62,37 @@ cdef class Sums:
     def first_nonfinite(self, place):
         self.named = place
 
-    def by_sample(self, Py_ssize_t batch):
-        """The Sums of samples: sample i owns every batch-th unit from the i-th on, one of each leaf."""
-        cdef Sums sums = Sums(batch, self.size, self.ord, self.grad_scale, self.finite_only)
-        cdef Py_ssize_t i
+    def by_owner(self, Py_ssize_t owners, owner=None):
+        """The Sums of the owners of units: of samples, which have a unit in each leaf, or of groups of leaves.
+
+        owner: for each unit the number of its owner; -1: it has none, and does not count in the sum of all either. None: units
+        belong to the owners in turn, as those of samples do"""
+        cdef Sums sums = Sums(owners, self.size, self.ord, self.grad_scale, self.finite_only)
+        cdef const Py_ssize_t[::1] number = owner
+        cdef Py_ssize_t i, k, out = 0
         cdef Sum part
-        cdef Sum *owned = <Sum *>PyMem_Malloc(max(batch, 1) * sizeof(Sum))
+        cdef Sum *owned = <Sum *>PyMem_Malloc(max(owners, 1) * sizeof(Sum))
         if owned == NULL:
             raise MemoryError
         cdef gc_fpenv saved = gc_fp_enter()
-        for i in range(batch):
+        for i in range(owners):
             clear(&owned[i])
         for i in range(self.count):
+            k = i % owners if owner is None else number[i]
+            if k < 0:
+                out += 1
+                continue
             part = reopen(&self.unit[i])
-            merge(&owned[i % batch], &part, self.order)
-        for i in range(batch):
+            merge(&owned[k], &part, self.order)
+        for i in range(owners):
             complete(&sums.unit[i], &owned[i])
+            if out:
+                merge(&sums.total, &owned[i], self.order)
         PyMem_Free(owned)
         gc_fp_leave(saved)
-        sums.by_unit = self
-        sums.total = self.total
+        sums.by_unit, sums.owner = self, owner
+        if not out:
+            sums.total = self.total
         sums.first_leaf, sums.named, sums.first_value = self.first_leaf, self.named, self.first_value
         return sums
 

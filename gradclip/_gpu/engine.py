@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._core.decide import decide, decide_clamp
+from .._core.decide import decide, decide_clamp, reported_size
 from .._core.samples import batch_of, decide_samples
 from .._cpu import accumulate, exact, passes
 from .._cpu.plan import clamping
@@ -113,8 +113,7 @@ class Devices:
             return _sent(*EVERYWHERE.decide(request, _settled(sums, request.to)))
         if decided.opened is not None:
             enforce(request, sums, decided, decided.opened)
-        size = sums.count if request.by_sample else request.to.units
-        return decided.report(options, request.shown, size, request.norms), decided
+        return decided.report(options, request.shown, reported_size(request, sums), request.norms), decided
 
     def clamp(self, request: ByValue, read: Leaves) -> tuple[ClipReport, decisions.Decided]:
         bounds = clamping(request.low, request.threshold)

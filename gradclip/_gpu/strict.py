@@ -24,7 +24,7 @@ def enforce(request: Request, sums: DeviceSums, decided: Decided, opened: list[D
     Each round measures what would be written by the Writes that are open, closes those that keep their threshold and shrinks
     the others, by a slack that doubles. In the last they get a factor that holds however elements are rounded."""
     options, together = request.options, decided.together
-    shared = together or request.by_sample
+    shared = together or request.by_owner
     slack, rounding = typical(request.to.arrays, shared), RoundingBound.of_leaves(request.to, options, shared)
     tables = [table_of(request.to, stream.device) for stream in sums.streams]
     common = options.eps, order_of(options.ord), options.grad_scale, safety(options.ord)

@@ -105,16 +105,16 @@ class DeviceSums:
         self.streams[k].launch("fold_owners", blocks, sums, len(sums), owners, self.order, to, partial)
         return to, partial
 
-    def by_sample(self, batch: int) -> DeviceSums:
-        """The Sums of samples, each of which owns every batch-th unit of each device."""
+    def by_owner(self, owners: int, owner: None = None) -> DeviceSums:
+        """The Sums of samples, each of which owns every so many-th unit of each device. Sums of other owners are the host's."""
         sums = [part.unit for part in self.by_device]
         if len(sums) > 1:  # what is folded first is less to carry
-            sums = gathered(self.streams, batch, lambda k, to: self._fold_owners(k, sums[k], batch, to))
+            sums = gathered(self.streams, owners, lambda k, to: self._fold_owners(k, sums[k], owners, to))
         parts = []
         for k, part in enumerate(self.by_device):
-            owner, partial = self._fold_owners(k, sums[k], batch, self.streams[k].empty(batch, WORDS_OF_SUM))
+            owner, partial = self._fold_owners(k, sums[k], owners, self.streams[k].empty(owners, WORDS_OF_SUM))
             parts.append(Part(part.table, owner, partial, None))
-        return DeviceSums(parts, batch, self._about, lambda: self.host().by_sample(batch), self)
+        return DeviceSums(parts, owners, self._about, lambda: self.host().by_owner(owners), self)
 
     def of_units(self, start: int, stop: int, grad_scale: float) -> DeviceSums:
         """The Sums of some of the units alone."""
@@ -130,7 +130,7 @@ class DeviceSums:
     def of_writes(self, parts: list[Part]) -> DeviceSums:
         """The Sums of what would be written, of the same units and samples."""
         written = DeviceSums(parts, self.units.count, self._about._replace(grad_scale=1.0))
-        return written if self._by_unit is None else written.by_sample(self.count)
+        return written if self._by_unit is None else written.by_owner(self.count)
 
     def weigh(self, first: int, clip_factor: float | Floats, eps: float) -> list[DeviceArray]:
         """The thresholds of adaptive clipping, on each device for its units before `first`; the others are parameters.

@@ -61,6 +61,9 @@ def functional(anything: Any) -> None:
     clipped: list[Array] = gradclip.clip_by_value(grads, 1.0)[0]
     clipped, report = gradclip.clip_by_global_norm(grads, np.max(np.arange(3, dtype=np.float32)), strict=True)
     clipped, report = gradclip.clip_by_norm(clipped, np.float32(1.0), axis=(0,))
+    clipped, report = gradclip.clip_by_norm(clipped, 1.0, groups={"*": "all"})
+    report = gradclip.clip_by_norm_(clipped, {"a": 0.5}, groups=["a"] * len(clipped))
+    print(*(report.groups or ()), (report.sensitivity or 0.0) + 1.0)
     clipped, report = gradclip.normalize(clipped)
     clipped, report = gradclip.clip_adaptive(clipped, grads)
     clipped, report = gradclip.apply_clip(clipped, gradclip.measure(clipped), np.float32(1.0))

@@ -8,6 +8,7 @@ from gradclip._leaves.layout cimport gc_leaf
 from gradclip._leaves.leaves cimport Leaves
 from gradclip._cpu.clamp cimport clamp
 from gradclip._cpu.exact cimport settle
+from gradclip._cpu.fold cimport Sum
 from gradclip._cpu.machine cimport Scratch, give_scratch, take_scratch
 from gradclip._cpu.nonfinite cimport find_nonfinite
 from gradclip._cpu.plan cimport Plan, Write
@@ -15,6 +16,13 @@ from gradclip._cpu.region cimport ALL_GROUPS, Task, Work, begin, cut, end, fold_
 from gradclip._cpu.scalar cimport GC_KEEP, gc_measured
 from gradclip._cpu.sums cimport Sums
 from gradclip._cpu.watch cimport gc_raise
+
+
+cdef void read_all(Task *task, const Work *work, Sum *total) noexcept nogil:
+    """Read all groups of a pass and fold their sums into the total, unless a signal stops it."""
+    run(task, work, False)
+    if not task.watch.stopped:
+        fold_groups(task, work.count, total)
 
 
 cdef bint run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, Plan bounds, Plan made, bint norms) except -1:
@@ -35,10 +43,11 @@ cdef bint run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, Plan bounds
         look_for_middles(&task, sums)
     if work.elsewhere:
         memset(sums.unit, 0, sums.count * sizeof(gc_measured))
-    with nogil:
-        run(&task, &work, False)
-        if not task.watch.stopped:
-            fold_groups(&task, work.count, &sums.total)
+    if work.elements <= 1024 and leaves.count == 1 and leaf.ndim == 0:      # over so soon that no other thread is held up
+        read_all(&task, &work, &sums.total)
+    else:
+        with nogil:
+            read_all(&task, &work, &sums.total)
     end(&task, &work, &scratch)
     if task.watch.stopped:
         gc_raise()

@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Sums: what one read pass found, and the questions that deciding and reporting ask of it."""
+cimport cython
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from libc.math cimport INFINITY, ldexp
 from libc.stdint cimport int64_t
@@ -24,6 +25,7 @@ cdef Py_ssize_t index_of(object unit) except -2:
     return ALL if unit is None else <Py_ssize_t>unit
 
 
+@cython.freelist(8)      # a small call makes one, and is over sooner without an allocation
 cdef class Sums:
     """What one read pass found: a sum of each unit and one of all. Where a unit may be given, None is all of them together.
 

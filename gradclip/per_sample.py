@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ._core.arguments import Grads, Number, number
+from ._core.arguments import ByLeaf, Grads, Names, flag, number
 from ._core.call import Request, functional, in_place
+from ._core.groups import Groups
+from ._core.mode import CLIP, NORMALIZE
 from ._core.options import Options, UnitOptions, Unpack, spelled_out_for_units
-from ._leaves import Leaves
-from ._leaves.foreign import dtype_name
-from .report import ClipReport
+from ._leaves import Leaves, is_nesting
+from ._leaves.foreign import dtype_name, numbers
+from .norm import _by_leaf
+from .report import ClipReport, complete
 from .thresholds import PrivateQuantile, Threshold
 
 if TYPE_CHECKING:
+    from ._core.arguments import Flags, Indices
     from ._core.engine import AnySums, Engine
 
 
 @spelled_out_for_units
-def clip_per_sample_(grads: Any, max_norm: Number | PrivateQuantile, **norm: Unpack[UnitOptions]) -> ClipReport:
+def clip_per_sample_(
+    grads: Any,
+    max_norm: ByLeaf | PrivateQuantile,
+    *,
+    normalize: bool = False,
+    groups: Names | None = None,
+    mask: Any = None,
+    **norm: Unpack[UnitOptions],
+) -> ClipReport:
     """Scale every sample of a batch by a factor of its own so that its norm is at most `max_norm`, in place.
 
     Parameters
@@ -27,8 +41,16 @@ def clip_per_sample_(grads: Any, max_norm: Number | PrivateQuantile, **norm: Unp
     grads : array or nesting of arrays
         Leaves of shape ``(batch, ...)``, the same batch for all and none sparse: a sample is one index of the first
         axis, and its norm runs over all leaves.
-    max_norm : float or PrivateQuantile
-        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it.
+    max_norm : float, nesting of floats, dict of str to float or PrivateQuantile
+        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it. A nesting like `grads`, or
+        patterns as for `clip_by_norm_`, give each sample a norm and a threshold in each leaf.
+    normalize : bool, default False
+        Bring every sample to `max_norm`, up or down: the factor is max_norm / (norm + eps), and a zero stays zero. A leaf or
+        group without threshold, or with ``inf``, is left alone.
+    groups : nesting of str or dict of str to str, optional
+        Names of groups of leaves, as for `clip_by_norm_`: each sample has a norm and a threshold in each group.
+    mask : array of bool, optional
+        One for each sample. False: a padded one, which is neither measured nor counted, and left as it is. It may hold NaN.
     ord : float, default 2
         Which norm: any p > 0, or ``inf``.
     eps : float, default 0
@@ -46,7 +68,9 @@ def clip_per_sample_(grads: Any, max_norm: Number | PrivateQuantile, **norm: Unp
     Returns
     -------
     ClipReport
-        ``norms`` and ``scales`` by sample; ``norm`` is that of all samples together, ``scale`` the smallest factor.
+        ``norms`` and ``scales`` by sample, or leaf by leaf (group by group) and there by sample; a padded sample has the norm 0
+        and the factor 1. ``norm`` is that of all samples together, ``scale`` the smallest factor, ``size`` without padded
+        samples. ``sensitivity`` is the square root of the sum of the squared thresholds of a sample.
 
     Raises
     ------
@@ -66,20 +90,41 @@ def clip_per_sample_(grads: Any, max_norm: Number | PrivateQuantile, **norm: Unp
     >>> grads["b"]
     array([0.8, 0.4])
     """
-    return in_place(grads, _PerSample(Options.of_units(norm), *_threshold(max_norm)))
+    return in_place(grads, _PerSample(max_norm, normalize, groups, mask, norm))
 
 
 @overload
 def clip_per_sample(
-    grads: Grads, max_norm: Number | PrivateQuantile, *, out: None = None, **norm: Unpack[UnitOptions]
+    grads: Grads,
+    max_norm: ByLeaf | PrivateQuantile,
+    *,
+    out: None = None,
+    normalize: bool = False,
+    groups: Names | None = None,
+    mask: Any = None,
+    **norm: Unpack[UnitOptions],
 ) -> tuple[Grads, ClipReport]: ...
 @overload
 def clip_per_sample(
-    grads: Any, max_norm: Number | PrivateQuantile, *, out: Grads, **norm: Unpack[UnitOptions]
+    grads: Any,
+    max_norm: ByLeaf | PrivateQuantile,
+    *,
+    out: Grads,
+    normalize: bool = False,
+    groups: Names | None = None,
+    mask: Any = None,
+    **norm: Unpack[UnitOptions],
 ) -> tuple[Grads, ClipReport]: ...
 @spelled_out_for_units
 def clip_per_sample(
-    grads: Any, max_norm: Number | PrivateQuantile, *, out: Any = None, **norm: Unpack[UnitOptions]
+    grads: Any,
+    max_norm: ByLeaf | PrivateQuantile,
+    *,
+    out: Any = None,
+    normalize: bool = False,
+    groups: Names | None = None,
+    mask: Any = None,
+    **norm: Unpack[UnitOptions],
 ) -> tuple[Any, ClipReport]:
     """Return every sample of a batch scaled so that its norm is at most `max_norm`, and the report.
 
@@ -89,11 +134,18 @@ def clip_per_sample(
     ----------
     grads : array or nesting of arrays
         Leaves of shape ``(batch, ...)``, as for `clip_per_sample_`. Only read, and may be read-only.
-    max_norm : float or PrivateQuantile
-        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it.
+    max_norm : float, nesting of floats, dict of str to float or PrivateQuantile
+        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it. A nesting like `grads`, or
+        patterns as for `clip_by_norm_`, give each sample a norm and a threshold in each leaf.
     out : nesting of arrays, optional
         Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
         new leaves are made.
+    normalize : bool, default False
+        Bring every sample to `max_norm`, up or down: the factor is max_norm / (norm + eps), and a zero stays zero.
+    groups : nesting of str or dict of str to str, optional
+        Names of groups of leaves, as for `clip_by_norm_`: each sample has a norm and a threshold in each group.
+    mask : array of bool, optional
+        One for each sample. False: a padded one, which is neither measured nor counted, and copied as it is. It may hold NaN.
     ord : float, default 2
         Which norm: any p > 0, or ``inf``.
     eps : float, default 0
@@ -113,7 +165,7 @@ def clip_per_sample(
     clipped : nesting of arrays
         Like `grads`, with new leaves; or `out`.
     ClipReport
-        ``norms`` and ``scales`` by sample.
+        ``norms`` and ``scales`` by sample, as `clip_per_sample_` orders them, and ``sensitivity``.
 
     Raises
     ------
@@ -128,12 +180,19 @@ def clip_per_sample(
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
-    return functional(grads, _PerSample(Options.of_units(norm), *_threshold(max_norm)), out)
+    return functional(grads, _PerSample(max_norm, normalize, groups, mask, norm), out)
 
 
 @spelled_out_for_units
 def per_sample_clip_sum(
-    grads: Any, max_norm: Number | PrivateQuantile, *, out: Any = None, **norm: Unpack[UnitOptions]
+    grads: Any,
+    max_norm: ByLeaf | PrivateQuantile,
+    *,
+    out: Any = None,
+    normalize: bool = False,
+    groups: Names | None = None,
+    mask: Any = None,
+    **norm: Unpack[UnitOptions],
 ) -> tuple[Any, ClipReport]:
     r"""Clip every sample as `clip_per_sample` does and sum over the batch, without writing the clipped samples.
 
@@ -143,11 +202,18 @@ def per_sample_clip_sum(
     ----------
     grads : array or nesting of arrays
         Leaves of shape ``(batch, ...)``, as for `clip_per_sample_`. Only read, and may be read-only.
-    max_norm : float or PrivateQuantile
-        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it.
+    max_norm : float, nesting of floats, dict of str to float or PrivateQuantile
+        The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it. A nesting like `grads`, or
+        patterns as for `clip_by_norm_`, give each sample a norm and a threshold in each leaf.
     out : nesting of arrays, optional
         Where the sums go: leaves of the shapes without the batch, of any float dtype; no memory of `grads`. Without it,
         new leaves are made.
+    normalize : bool, default False
+        Bring every sample to `max_norm`, up or down: the factor is max_norm / (norm + eps), and a zero stays zero.
+    groups : nesting of str or dict of str to str, optional
+        Names of groups of leaves, as for `clip_by_norm_`: each sample has a norm and a threshold in each group.
+    mask : array of bool, optional
+        One for each sample. False: a padded one, which is neither measured nor counted, nor added. It may hold NaN.
     ord : float, default 2
         Which norm: any p > 0, or ``inf``.
     eps : float, default 0
@@ -166,7 +232,7 @@ def per_sample_clip_sum(
     sums : nesting of arrays
         Like `grads` without the first axis, in the leaves' dtypes or those of `out`.
     ClipReport
-        ``norms`` and ``scales`` by sample.
+        ``norms`` and ``scales`` by sample, as `clip_per_sample_` orders them, and ``sensitivity``.
 
     Raises
     ------
@@ -176,9 +242,9 @@ def per_sample_clip_sum(
     Notes
     -----
     What a sample adds, rounded to the dtype of the sums, has a norm of at most `max_norm` in exact arithmetic:
-    factors leave room for the rounding (half an ulp of the dtype, so 0.4 % for bfloat16; float64 sums by `out` need
-    none to speak of). A sample whose norm is at most `max_norm` is added as it is, if the sums hold its dtype and
-    there is nothing to unscale. Norms of orders other than 1, 2 and inf (complex: 2) are not decided exactly: a
+    factors, those of `normalize` too, leave room for the rounding (half an ulp of the dtype, so 0.4 % for bfloat16;
+    float64 sums by `out` need none to speak of). A sample whose norm is at most `max_norm` is added as it is, if the sums
+    hold its dtype and there is nothing to unscale. Norms of orders other than 1, 2 and inf (complex: 2) are not decided exactly: a
     sample as close to the threshold as that room is clipped. These contributions are added in twice float64's
     precision, in a range that none of their sums leaves, and the total is rounded once: to Inf only where it lies beyond
     the dtype. Where the sums' dtype cannot hold an element of a sample (float16 sums of float32 samples, or a
@@ -201,29 +267,84 @@ def per_sample_clip_sum(
     >>> report.clipped_count, report.size
     (1, 2)
     """
-    return functional(grads, _SampleSum(Options.of_units(norm), *_threshold(max_norm)), out)
+    return functional(grads, _SampleSum(max_norm, normalize, groups, mask, norm), out)
 
 
 class _BySample(Request):
-    """What requests that clip samples share: the threshold that a private rule gives, and what it is told."""
+    """What requests that clip samples share: which norms a sample has, and what a private rule is told.
+
+    A sample has a norm over all leaves or, by part, one over each leaf or each group of leaves."""
 
     batch: int
+    groups: Groups | None
+    parts: Sequence[Sequence[int]]  # indices of the leaves that share a norm
+    limits: Sequence[float]  # the threshold of each part
 
-    def __init__(self, options: Options, threshold: float, rule: PrivateQuantile | None) -> None:
-        super().__init__(options, threshold)
-        self.rule = rule
+    def __init__(self, max_norm: Any, normalize: bool, names: Any, mask: Any, norm: UnitOptions) -> None:
+        normalize, self.rule = flag("normalize", normalize), None
+        if isinstance(max_norm, PrivateQuantile):
+            if normalize or names is not None:
+                raise TypeError(
+                    "max_norm: PrivateQuantile counts samples that are clipped; with normalize or groups, give numbers"
+                )
+            self.rule, max_norm = max_norm, max_norm.threshold
+        elif isinstance(max_norm, Threshold):
+            raise TypeError("max_norm: a threshold object sees the global norm; clip samples with a number")
+        elif not isinstance(max_norm, Mapping) and not is_nesting(max_norm):
+            max_norm = number("max_norm", max_norm, 0.0)
+            if normalize and max_norm == math.inf:
+                raise ValueError("max_norm must be finite: normalize brings samples to it")
+        super().__init__(Options.of_units(norm), max_norm, None, NORMALIZE if normalize else CLIP)
+        self.names, self.mask = names, mask
+
+    def split(self, leaves: Leaves) -> bool:
+        """Cut leaves into samples, and find out which norms and thresholds these have; returns whether one norm is over all."""
+        self.batch, self.groups, max_norm = _cut(leaves), None, self.shown
+        if self.names is not None:
+            self.groups = Groups.of(leaves, self.names)
+            self.limits = self.groups.completed(self.groups.thresholds(max_norm)).tolist()
+            self.parts = [np.flatnonzero(self.groups.of_leaf == k).tolist() for k in range(self.groups.norms)]
+        elif isinstance(max_norm, float):
+            self.parts, self.limits = [range(leaves.count)], [max_norm]
+        else:
+            self.limits = _by_leaf(leaves, max_norm).tolist()
+            self.parts = [[i] for i in range(leaves.count)]
+        given = len(self.limits) if self.groups is None else len(self.groups.names)
+        self.told = self.limits[:given]
+        return self.names is None and isinstance(max_norm, float)
+
+    def own(self, leaves: Leaves) -> None:
+        """Let the parts of a sample own its units, one in each leaf, and padded samples own none."""
+        part = np.empty(leaves.count, np.intp)
+        for k, indices in enumerate(self.parts):
+            part[indices] = k
+        owner = np.add.outer(part * self.batch, np.arange(self.batch))
+        count = len(self.told) * self.batch
+        if self.mask is not None:
+            kept = _flags(self.mask, self.batch if leaves.count else None)[: self.batch]
+            owner[:, ~kept] = -1
+            count = len(self.told) * int(kept.sum())
+        self.by_owner = self.elsewhere = True
+        self.owner, self.counted = np.ascontiguousarray(owner.ravel()), count
 
     def measure(self, engine: Engine, read: Leaves) -> AnySums:
         options = self.options
-        sums = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False).by_owner(self.batch)
+        sums = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False)
+        if self.by_owner:
+            sums = sums.by_owner(len(self.parts) * self.batch, self.owner)
+        if self.mask is not None:
+            _name_first(sums, read, self.owner)
         engine.settle(sums, read)
+        if len(self.told) < len(self.parts):  # not those of leaves in no group
+            self.norms = sums.norms()[: len(self.told) * self.batch]
         return sums
 
     def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
         report, plan = self.decided(engine, self.measure(engine, read))
         if self.rule is not None and not report.skipped:
             self.rule.update(report.clipped_count, report.size)
-        return report, plan
+        bound = math.hypot(*self.limits) if len(self.limits) != 1 else self.limits[0]
+        return complete(report, None if self.groups is None else self.groups.names, bound), plan
 
     def decided(self, engine: Engine, sums: AnySums) -> tuple[ClipReport, Any]:
         """Return what an engine decides of the sums of samples: the report and the plan."""
@@ -231,11 +352,14 @@ class _BySample(Request):
 
 
 class _PerSample(_BySample):
-    """Each sample of a batch to the same threshold."""
+    """Each sample of a batch to its threshold, or each part of it."""
 
     def prepare(self, leaves: Leaves) -> Leaves:
-        self.batch, self.by_owner = _cut(leaves), True
-        self.threshold = np.full(self.batch, self.shown)
+        alike = self.split(leaves)
+        self.threshold = np.repeat(np.array(self.limits, np.float64), self.batch)
+        self.by_owner = alike  # else a sample in a leaf is a unit, if there is nothing else to know
+        if self.mask is not None or self.groups is not None:
+            self.own(leaves)
         return leaves
 
 
@@ -243,7 +367,9 @@ class _SampleSum(_BySample):
     """The sum of all samples, each brought to a threshold that its rounding keeps."""
 
     def prepare(self, leaves: Leaves) -> Leaves:
-        self.samples, self.batch = leaves, _cut(leaves)
+        self.samples, self.by_owner = leaves, True
+        if not self.split(leaves) or self.mask is not None or self.mode is NORMALIZE:
+            self.own(leaves)
         return leaves
 
     def target(self, leaves: Leaves, out: Any) -> Leaves:
@@ -256,13 +382,30 @@ class _SampleSum(_BySample):
         engine.sum_samples(self, plan)
 
 
-def _threshold(max_norm: Any) -> tuple[float, PrivateQuantile | None]:
-    """The threshold of each sample, and the rule that gives it."""
-    if isinstance(max_norm, PrivateQuantile):
-        return max_norm.threshold, max_norm
-    if isinstance(max_norm, Threshold):
-        raise TypeError("max_norm: a threshold object sees the global norm; clip samples with a number")
-    return number("max_norm", max_norm, 0.0), None
+def _flags(mask: Any, batch: int | None) -> Flags:
+    """Return the mask as an array of bools, one for each sample of a batch. batch : how many; None: any number."""
+    if hasattr(mask, "__cuda_array_interface__"):
+        mask = mask.get() if hasattr(mask, "get") else mask.cpu()
+    flags = np.array(mask)
+    if flags.dtype != np.bool_:
+        raise TypeError(f"mask must hold a bool for each sample, not {flags.dtype}")
+    if flags.ndim != 1 or (batch is not None and len(flags) != batch):
+        raise ValueError(f"mask has shape {flags.shape}, but there are {batch} samples: it must hold a bool for each")
+    return flags
+
+
+def _name_first(sums: Any, leaves: Leaves, owner: Indices) -> None:
+    """Let the first element that is not finite be the first one in a sample that counts, if there is one."""
+    if not sums.nonfinite():
+        sums.first_nonfinite = None
+        return
+    units, batch = sums.units, len(owner) // leaves.count
+    unit = next(unit for unit in np.flatnonzero(owner >= 0).tolist() if units.nonfinite(unit))
+    leaf, sample = divmod(unit, batch)
+    values = numbers(leaves.brought(leaves.arrays[leaf][sample : sample + 1]))
+    at = int(np.flatnonzero(~np.isfinite(values))[0])
+    sums.first_leaf, sums.first_value = leaf, values.flat[at]
+    sums.first_nonfinite = leaves.path(leaf), sample * values.size + at
 
 
 def _cut(leaves: Leaves) -> int:

@@ -49,6 +49,9 @@ WRITING = {
     "clip_adaptive_": lambda x: gradclip.clip_adaptive_(x.grads, x.params, 0.1),
     "clip_adaptive_, patterns": lambda x: gradclip.clip_adaptive_(x.grads, x.params, {"b*": 0.1}),
     "clip_per_sample_": lambda x: gradclip.clip_per_sample_(x.grads, 0.5),
+    "clip_per_sample_, groups": lambda x: gradclip.clip_per_sample_(
+        x.grads, {"x": 0.5}, groups={"w": "x", "b/[02]*": "x"}, mask=[True, False, True]
+    ),
     "sgd_step_": lambda x: gradclip.sgd_step_(x.params, x.grads, 0.1, 0.5),
     "apply_clip_": apply_clip_,
     "clip_by_value, out": lambda x: gradclip.clip_by_value(x.grads, 0.5, out=x.out),
@@ -74,6 +77,9 @@ READING = {
     "clip_adaptive": lambda x: gradclip.clip_adaptive(x.grads, x.params, 0.1),
     "clip_per_sample": lambda x: gradclip.clip_per_sample(x.grads, 0.5),
     "per_sample_clip_sum": lambda x: gradclip.per_sample_clip_sum(x.grads, 0.5),
+    "per_sample_clip_sum, by leaf": lambda x: gradclip.per_sample_clip_sum(
+        x.grads, {"b/*": 0.5}, normalize=True, mask=[True, True, False]
+    ),
     "global_norm": lambda x: gradclip.global_norm(x.grads),
     "measure": lambda x: gradclip.measure(x.grads),
     "apply_clip": apply_clip,

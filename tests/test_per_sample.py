@@ -354,7 +354,7 @@ def test_out_may_be_strided_wider_or_narrower():
         ({"w": np.ones((2, 3), int)}, {}, TypeError, "^w: dtype int64"),
         ({"w": np.ones((2, 3))}, {"max_norm": -1.0}, ValueError, "max_norm"),
         ({"w": np.ones((2, 3))}, {"max_norm": math.nan}, ValueError, "max_norm"),
-        ({"w": np.ones((2, 3))}, {"max_norm": [1.0, 1.0]}, TypeError, "max_norm"),
+        ({"w": np.ones((2, 3))}, {"max_norm": [1.0, 1.0]}, ValueError, "grads is a dict, max_norm a list"),
         ({"w": np.ones((2, 3))}, {"max_norm": gradclip.thresholds.Quantile()}, TypeError, "clip samples with a number"),
         ({"w": np.ones((2, 3))}, {"axis": 0}, TypeError, "axis"),
     ],

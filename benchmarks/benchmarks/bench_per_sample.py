@@ -34,3 +34,20 @@ class Sum(Bench):
 
     def time_per_sample_clip_sum(self, case, peer):
         self.peer.per_sample_clip_sum(self.grads, self.max_norm)
+
+
+class Parts(Bench):
+    """Seconds of a sum with a threshold for each leaf, and with a mask."""
+
+    params = (list(CASES),)
+    param_names = ("float32",)
+
+    def setup(self, case):
+        self.start("gradclip", CASES[case], refill=False)
+        self.mask = [True] * 60 + [False] * 4
+
+    def time_thresholds_by_leaf(self, case):
+        self.peer.per_sample_clip_sum(self.grads, {"*": 0.1})
+
+    def time_mask(self, case):
+        self.peer.per_sample_clip_sum(self.grads, 0.1, mask=self.mask)

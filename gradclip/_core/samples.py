@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._cpu.plan import Plan, StandardState
 from ..report import ClipReport
-from .decide import refused
+from .decide import leave_unowned_alone, refused
+from .mode import NORMALIZE
 from .rounding import RoundingBound, exact_order, holds, unit_of
 from .strict import exceeding
 
@@ -20,18 +21,24 @@ if TYPE_CHECKING:
 
     from .._cpu.sums import Sums
     from .._leaves import Leaves
-    from .arguments import Array, Floats
+    from .arguments import Array, Floats, Indices
     from .options import Options
 
     class SampleRequest(Protocol):
         """A Request of a sum of samples, as far as deciding and writing use it."""
 
         options: Options
-        threshold: float
+        threshold: float | Floats  # of each sample; or, by owner, of each sample in each part
         shown: Any
+        mode: Any
         samples: Leaves
         to: Leaves
         fresh: bool
+        owner: Indices | None
+        counted: int | None
+        norms: Floats | None
+        parts: Sequence[Sequence[int]]  # indices of the leaves that share a norm of a sample
+        limits: Sequence[float]  # the threshold of each part
 
 else:
     SampleRequest = Any  # a Protocol would cost time at import
@@ -47,12 +54,13 @@ def decide_samples(request: SampleRequest, sums: Sums) -> tuple[ClipReport, Plan
     sums : the Sums of samples
     """
     options, shown = request.options, request.shown
+    size, norms, owner = sums.count if request.counted is None else request.counted, request.norms, request.owner
     with StandardState():
         if sums.nonfinite() and refused(sums, options):
-            return ClipReport(sums, shown, sums.count, skipped=True), Plan(0)
+            return ClipReport(sums, shown, size, None, 0, True, norms), Plan(0)
         plan = _decided(request, sums)
-        report = ClipReport(sums, shown, sums.count, plan, plan.acting())
-        return report, plan.spread(request.samples.units)
+        report = ClipReport(sums, shown, size, plan, plan.acting(), False, norms)
+        return report, plan.spread(request.samples.units, owner, drops=True)
 
 
 def batch_of(request: SampleRequest, plan: Plan) -> int:
@@ -61,28 +69,34 @@ def batch_of(request: SampleRequest, plan: Plan) -> int:
 
 
 def _decided(request: SampleRequest, sums: Sums) -> Plan:
-    """Return a Plan with a factor for each sample, alike for all leaves."""
-    options = request.options
-    safe, most = safe_norm(request), largest_term(request)
-    if kept(request):
-        over = exceeding(sums, request.samples, options, np.full(sums.count, request.threshold)) != 0
-    else:
-        over = ~(sums.norms() <= safe)
+    """Return a Plan with a factor for each sample or, by part, for each sample in each part."""
+    options, normalize = request.options, request.mode is NORMALIZE
+    batch = sums.count // max(len(request.parts), 1)
+    limit, safe = (np.repeat(x, batch) for x in (request.limits, safe_norms(request)))
+    most = largest_term(request)
+    clips = None
+    if not normalize:
+        over = exceeding(sums, request.samples, options, limit) != 0 if kept(request) else ~(sums.norms() <= safe)
+        clips = (over & (safe < math.inf)).astype(np.uint8)
     plan = Plan(sums.count)
-    plan.decide(sums, np.full(sums.count, safe), options.eps, False, True, (over & (safe < math.inf)).astype(np.uint8))
+    plan.decide(sums, safe, options.eps, normalize, True, clips)
+    leave_unowned_alone(plan, request.owner)
     if most is not None:
-        plan.keep_finite(sums.units, most)
+        plan.keep_finite(sums.units, most, request.owner)
     if sums.nonfinite() and options.finite_only:
         plan.leave_out(sums)
     return plan
 
 
-def safe_norm(request: SampleRequest) -> float:
-    """Return a norm to which samples may be brought, so that each keeps the threshold however its elements are rounded."""
-    if request.threshold == math.inf:
-        return math.inf
-    parts = [(a[:1].size, a.dtype, b.dtype) for a, b in _pairs(request)]
-    return RoundingBound.of(parts, request.options.ord, request.options.grad_scale).threshold(request.threshold)
+def safe_norms(request: SampleRequest) -> Floats:
+    """Return for each part a norm that samples may be brought to: each keeps the threshold however its elements are rounded."""
+    pairs = list(_pairs(request))
+    ord, grad_scale = request.options.ord, request.options.grad_scale
+    found = np.empty(len(request.parts))
+    for k, (part, limit) in enumerate(zip(request.parts, request.limits, strict=True)):
+        sizes = [(a[:1].size, a.dtype, b.dtype) for a, b in (pairs[i] for i in part)]
+        found[k] = limit if limit == math.inf else RoundingBound.of(sizes, ord, grad_scale).threshold(limit)
+    return found
 
 
 def kept(request: SampleRequest) -> bool:
@@ -93,9 +107,15 @@ def kept(request: SampleRequest) -> bool:
 
 def largest_term(request: SampleRequest) -> Floats | None:
     """Return, for each leaf, the largest magnitude that a sample may add; None if no element can become Inf."""
-    if request.threshold == math.inf or (request.options.grad_scale >= 1.0 and _held(request)):
+    shrinks = request.options.grad_scale >= 1.0 and request.mode is not NORMALIZE
+    if min(request.limits, default=math.inf) == math.inf or (shrinks and _held(request)):
         return None
-    return np.array([min(unit_of(b.dtype).most, MOST) for _, b in _pairs(request)])
+    most = np.full(request.samples.count, math.inf)
+    units = [unit_of(b.dtype).most for _, b in _pairs(request)]
+    for part, limit in zip(request.parts, request.limits, strict=True):
+        for i in part if limit < math.inf else ():
+            most[i] = min(units[i], MOST)
+    return most
 
 
 def _held(request: SampleRequest) -> bool:

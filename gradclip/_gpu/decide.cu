@@ -10,7 +10,8 @@ enum {
     BOUNDS = 64,
     KEPT = 128,
     STRICT = 256,
-    EXACT = 512
+    EXACT = 512,
+    BY_LEAF = 1024 /* of sum_samples: writes differ by leaf */
 };
 
 __device__ bool shows_nonfinite(const Sum *s, i64 flags) { return s->nans + s->infs > 0 && !(flags & FINITE_ONLY); }

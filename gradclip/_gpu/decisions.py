@@ -10,7 +10,7 @@ import numpy as np
 from .._core import mode
 from .._core.options import DEFAULT, Options
 from .._core.rounding import exact_order, safety
-from .._core.samples import kept, largest_term, safe_norm
+from .._core.samples import kept, largest_term, safe_norms
 from ..report import ClipReport, Factors
 from .program import THREADS, Uninterrupted
 from .table import sample_table, table_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WORDS_OF_WRITE = 6
 # Flags of decide.cu
-NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT, STRICT, EXACT = (1 << k for k in range(10))
+NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT, STRICT, EXACT, BY_LEAF = (1 << k for k in range(11))
 
 
 class Question(NamedTuple):
@@ -172,8 +172,8 @@ def decide_samples(request: SampleRequest, sums: DeviceSums) -> Decided:
     """Launch the decision about samples that are summed on every device; returns the Decided that holds it."""
     options, most = request.options, largest_term(request)
     flags = _policy(options) | BOUNDS | (KEPT if kept(request) else 0)
-    thresholds = _thresholds(sums, safe_norm(request))
-    decided = Decided(sums, False, thresholds, Question(options, flags, limit=request.threshold))
+    thresholds = _thresholds(sums, float(safe_norms(request)[0]))
+    decided = Decided(sums, False, thresholds, Question(options, flags, limit=request.limits[0]))
     if most is not None:
         stream, part = sums.streams[0], sums.units.by_device[0]
         bounds = stream.constant(most[part.table.which])

@@ -76,12 +76,13 @@ class Everywhere:
     def sum_samples(self, request: SampleRequest, plan: Plan) -> None:
         batch, words = batch_of(request, plan), plan.records()
         tables = [sample_table(request.samples, device, request.to) for device in request.samples.devices()]
-        ready = [(table, table.stream.upload(words[:batch])) for table in tables]  # the same for each leaf
+        by_leaf = len(request.parts) > 1  # else a sample has the same factor in each leaf
+        ready = [(table, table.stream.upload(words if by_leaf else words[:batch])) for table in tables]
         with Uninterrupted():
             accumulate.sum_samples(request.samples, request.to, plan, batch, False)
             for table, writes in ready:
                 if batch:
-                    table.launch("sum_samples", writes, batch, 0, 0)
+                    table.launch("sum_samples", writes, batch, 0, decisions.BY_LEAF if by_leaf else 0)
                 else:
                     for i in table.which:
                         table.stream.zero(request.to.arrays[i])

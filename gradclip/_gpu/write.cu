@@ -407,6 +407,8 @@ extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, i64 blocks, 
     leaf += ((const u32 *)((const i64 *)leaf + blocks))[blockIdx.x];
     const i64 dtype = leaf->from.dtype, size = size_of(dtype), pack = 16 / size;
     const i64 i = ((blockIdx.x - leaf->first_block) * THREADS + threadIdx.x) * pack;
+    if (flags & BY_LEAF)
+        writes += leaf->first_unit * batch; /* the number of the leaf, here */
     if (flags & SKIP && total && total->nans + total->infs > 0)
         batch = 0;
     const i64 stride = leaf->unit_ndim ? pool[leaf->from.axes + 2 * leaf->from.ndim + 1] : 0;

@@ -60,7 +60,7 @@ enum { GC_KEEP, GC_SCALE, GC_CLAMP, GC_STEP, GC_LEAVE };
 typedef struct {
     double ord, eps, grad_scale;
     int finite_only; /* norms leave NaN and Inf out */
-    int normalize;   /* to the threshold wherever there is a norm, up or down */
+    int normalize;   /* to a finite threshold wherever there is a norm, up or down */
     int held;        /* a factor that rounds to 1 is still to be enforced */
 } gc_question;
 
@@ -69,7 +69,7 @@ GC_SCALAR int gc_exceeds(const gc_measured *u, double threshold, const gc_questi
 {
     if (!ask->finite_only && u->nans + u->infs > 0)
         return threshold != GC_INF;
-    return ask->normalize ? u->amax > 0 : gc_shown_norm(u, ask->ord, ask->grad_scale, 1) > threshold;
+    return ask->normalize ? u->amax > 0 && threshold != GC_INF : gc_shown_norm(u, ask->ord, ask->grad_scale, 1) > threshold;
 }
 
 /* The kind and the factor of a unit that is brought to its threshold or, where *clips is 0, only unscaled. */

@@ -69,6 +69,8 @@ def functional(anything: Any) -> None:
     clipped, report = gradclip.apply_clip(clipped, gradclip.measure(clipped), np.float32(1.0))
     samples, report = gradclip.clip_per_sample({"w": grads[0]}, np.float32(1.0))
     sums, report = gradclip.per_sample_clip_sum(samples, 1.0, nonfinite="zero")
+    samples, report = gradclip.clip_per_sample(samples, {"w": 1.0}, mask=np.ones(len(samples["w"]), bool))
+    sums, report = gradclip.per_sample_clip_sum(samples, 1.0, normalize=True, groups={"w": "all"}, eps=0.01)
     print(report.norm, samples["w"].shape, sums["w"])
 
     halves = [np.empty(grad.shape, np.float16) for grad in grads]

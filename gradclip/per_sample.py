@@ -244,13 +244,13 @@ def per_sample_clip_sum(
     What a sample adds, rounded to the dtype of the sums, has a norm of at most `max_norm` in exact arithmetic:
     factors, those of `normalize` too, leave room for the rounding (half an ulp of the dtype, so 0.4 % for bfloat16;
     float64 sums by `out` need none to speak of). A sample whose norm is at most `max_norm` is added as it is, if the sums
-    hold its dtype and there is nothing to unscale. Norms of orders other than 1, 2 and inf (complex: 2) are not decided exactly: a
-    sample as close to the threshold as that room is clipped. These contributions are added in twice float64's
-    precision, in a range that none of their sums leaves, and the total is rounded once: to Inf only where it lies beyond
-    the dtype. Where the sums' dtype cannot hold an element of a sample (float16 sums of float32 samples, or a
-    `grad_scale` below 1), the sample is scaled until it can, whatever its norm, and counts as clipped: an Inf would be
-    above every bound. Without a bound (`max_norm=inf`) it becomes Inf. So the sensitivity of the sum before that last
-    rounding is at most `max_norm`; the method is that of [1]_.
+    hold its dtype and there is nothing to unscale. Norms of orders other than 1, 2 and inf (complex: 2) are not decided
+    exactly: a sample as close to the threshold as that room is clipped. These contributions are added in twice
+    float64's precision, in a range that none of their sums leaves, and the total is rounded once: to Inf only where it
+    lies beyond the dtype. Where the sums' dtype cannot hold an element of a sample (float16 sums of float32 samples, or
+    a `grad_scale` below 1), the sample is scaled until it can, whatever its norm, and counts as clipped: an Inf would
+    be above every bound. Without a bound (`max_norm=inf`) it becomes Inf. So the sensitivity of the sum before that
+    last rounding is at most ``report.sensitivity``; the method is that of [1]_.
 
     Memory beyond inputs and sums: a few hundred bytes per leaf and sample, and 0.1 % of the inputs while these are read.
 

@@ -16,8 +16,6 @@ from .report import ClipReport
 if TYPE_CHECKING:
     from ._leaves import Leaves
 
-_NUMBERS = {float, int, type(None)}  # what the usual bounds are: looking for a nesting takes as long as a small call
-
 
 def clip_by_value_(grads: Any, clip_min: ByLeaf, clip_max: ByLeaf | None = None) -> ClipReport:
     """Bring every element into [clip_min, clip_max], in place.
@@ -113,7 +111,11 @@ def clip_by_value(grads: Any, clip_min: ByLeaf, clip_max: ByLeaf | None = None, 
 
 def _by_value(clip_min: ByLeaf, clip_max: ByLeaf | None) -> ByValue:
     """The request of `clip_by_value_` and `clip_by_value`, after a check of the arguments."""
-    if not (type(clip_min) in _NUMBERS and type(clip_max) in _NUMBERS) and (is_by_leaf(clip_min) or is_by_leaf(clip_max)):
+    if clip_max is None and type(clip_min) is float and clip_min > 0.0:  # the usual bound, kept short
+        request = ByValue(DEFAULT, clip_min)
+        request.low = -clip_min
+        return request
+    if is_by_leaf(clip_min) or is_by_leaf(clip_max):
         by_leaf_request = _ByLeaf(DEFAULT, 0.0, clip_min if clip_max is None else clip_max)
         by_leaf_request.given = clip_min, clip_max
         return by_leaf_request
@@ -148,8 +150,6 @@ class _ByLeaf(ByValue):
 def _bounds(clip_min: Any, clip_max: Any) -> tuple[float, float]:
     """The lower and the upper bound; one number alone is both."""
     if clip_max is None:
-        if type(clip_min) is float and clip_min > 0.0:  # the usual bound, kept short
-            return -clip_min, clip_min
         high = number("clip_min, a single bound,", clip_min, 0.0)
         return -high, high
     low, high = number("clip_min", clip_min), number("clip_max", clip_max)

@@ -10,10 +10,12 @@ from .._leaves import is_nesting
 if TYPE_CHECKING:
     from .._leaves import Leaves
 
+NUMBERS = {float, int, type(None)}  # the usual arguments: to look for a nesting takes as long as a small call
+
 
 def is_by_leaf(value: Any) -> bool:
     """Return whether an argument is a nesting or a dict of patterns, and not a number for all leaves."""
-    return isinstance(value, Mapping) or is_nesting(value)
+    return type(value) not in NUMBERS and (isinstance(value, Mapping) or is_nesting(value))
 
 
 def by_leaf(leaves: Leaves, name: str, value: Any, check: Callable[[str, Any], float]) -> list[float | None]:

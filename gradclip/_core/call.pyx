@@ -123,7 +123,7 @@ cdef class ByValue(Request):
         return leaves
 
     cpdef decide(self, engine, Leaves read):
-        return engine.clamp(self, read)
+        return engine.clamp(self, read, self.low, self.threshold)
 
 
 cdef object asked(str name, rule, sums, options):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .._cpu.sums import Sums
     from .._gpu.sums import DeviceSums
     from .._leaves import Leaves
+    from .arguments import Floats
     from .call import ByValue, Request
     from .samples import SampleRequest
 
@@ -47,8 +48,8 @@ class Engine(Protocol):
     def write(self, to: Leaves, plan: Any) -> None:
         """Write what was decided: all of it or, with an error, nothing."""
 
-    def clamp(self, request: ByValue, read: Leaves) -> tuple[ClipReport, Any]:
-        """Return the report and the plan that brings elements within the bounds of a request.
+    def clamp(self, request: ByValue, read: Leaves, low: float | Floats, high: float | Floats) -> tuple[ClipReport, Any]:
+        """Return the report and the plan that brings elements into [low, high], the bounds of a request.
 
         The read pass that this takes comes before, or it is one with the write pass; then the report holds once that is done.
         """
@@ -70,10 +71,12 @@ class Host:
     decide = decide
     decide_samples = staticmethod(decide_samples)
 
-    def clamp(self, request: ByValue, read: Leaves) -> tuple[ClipReport, Plan | None]:
+    def clamp(
+        self, request: ByValue, read: Leaves, low: float | Floats, high: float | Floats
+    ) -> tuple[ClipReport, Plan | None]:
         size = read.size
         found = Clamped(read.count, size, 2.0, 1.0)
-        return ClipReport(found, request.shown, size, None, None), clamping(request.low, request.threshold, found)
+        return ClipReport(found, request.shown, size, None, None), clamping(low, high, found)
 
     def sum_samples(self, request: SampleRequest, plan: Plan) -> None:
         accumulate.sum_samples(request.samples, request.to, plan, batch_of(request, plan), request.fresh)

@@ -21,7 +21,7 @@ from .sums import About, DeviceSums, absorb, value_at
 from .table import sample_table, table_of
 
 if TYPE_CHECKING:
-    from .._core.arguments import Words
+    from .._core.arguments import Floats, Words
     from .._core.call import ByValue, Request
     from .._core.engine import Engine
     from .._core.samples import SampleRequest
@@ -58,8 +58,10 @@ class Everywhere:
         absorb(sums, parts, to.path)
         return sums
 
-    def clamp(self, request: ByValue, read: Leaves) -> tuple[ClipReport, Plan | None]:
-        bounds = clamping(request.low, request.threshold)
+    def clamp(
+        self, request: ByValue, read: Leaves, low: float | Floats, high: float | Floats
+    ) -> tuple[ClipReport, Plan | None]:
+        bounds = clamping(low, high)
         parts = _counted(read, bounds)
         sums = _gathered(passes.measure_outside(read, bounds), read, parts)
         self.settle(sums, read)
@@ -116,8 +118,10 @@ class Devices:
             enforce(request, sums, decided, decided.opened)
         return decided.report(options, request.shown, reported_size(request, sums), request.norms), decided
 
-    def clamp(self, request: ByValue, read: Leaves) -> tuple[ClipReport, decisions.Decided]:
-        bounds = clamping(request.low, request.threshold)
+    def clamp(
+        self, request: ByValue, read: Leaves, low: float | Floats, high: float | Floats
+    ) -> tuple[ClipReport, decisions.Decided]:
+        bounds = clamping(low, high)
         about = About(2.0, 1.0, False, read.size, read.naming())
         limits = bounds.bounds()
         assert limits is not None  # it clamps

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
-from ._core.arguments import Floats, Grads, Number, number
-from ._core.call import Request, functional, in_place, measured, total_threshold
-from ._core.options import NormOptions, Options, Unpack, spelled_out
+from ._core.arguments import Floats, Grads, Number, flag, number
+from ._core.call import Request, functional, in_place, measured, options_of, told, total_threshold
+from ._core.dyadic import KEPT, dyadic, root
+from ._core.options import NormOptions, Options, Owned, Unpack, spelled_out
 from ._cpu.exact import sums_of
 from ._cpu.plan import StandardState
 from ._cpu.sums import Sums
@@ -23,9 +23,6 @@ from .thresholds import Threshold
 if TYPE_CHECKING:
     from ._core.engine import Engine
     from ._leaves import Leaves
-
-# Bits that a merged sum of other powers than 1 and 2 keeps: a norm is made of the first 106.
-KEPT = 4096
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -42,8 +39,8 @@ class Measure:
         Norm of the finite elements, of the true (unscaled) gradient.
     exact : bool
         Whether `norm` is certainly the exact norm, correctly rounded.
-    norms : numpy.ndarray
-        Float64, the norms of the leaves.
+    norms : numpy.ndarray or None
+        Float64, the norms of the leaves; None if they were not kept, here or in a part.
     max_abs : float
         Largest finite magnitude, of the true gradient.
     size : int
@@ -69,7 +66,9 @@ class Measure:
     grad_scale: float
     size: int
     max_abs: float
-    _parts: tuple[Any, ...]  # norms by leaf: one array, or the two `_parts` that were merged, which `norms` joins when asked
+    _parts: tuple[
+        Any, ...
+    ]  # norms by leaf: one array, or the two `_parts` that were merged, which `norms` joins when asked; or none
     first_nonfinite: tuple[str, int] | None
     _nans: int
     _infs: int
@@ -112,8 +111,10 @@ class Measure:
             return root(total / Fraction(self.grad_scale) ** power, power)
 
     @property
-    def norms(self) -> Floats:
-        """Float64, the norms of the leaves."""
+    def norms(self) -> Floats | None:
+        """Float64, the norms of the leaves; None if they were not kept, here or in a part."""
+        if not self._parts:
+            return None
         if len(self._parts) == 2:
             object.__setattr__(self, "_parts", (np.concatenate(_in_order(self._parts)),))
         joined: Floats = self._parts[0]
@@ -121,7 +122,7 @@ class Measure:
         return joined
 
     def __reduce__(self) -> tuple[type[Measure], tuple[Any, ...]]:
-        joined = (self.norms,)  # pairs of pairs of thousands of measures would be too deep to pickle
+        joined = (self.norms,) if self._parts else ()  # pairs of pairs of thousands of measures would be too deep to pickle
         return Measure, tuple(joined if f.name == "_parts" else getattr(self, f.name) for f in fields(self))
 
     def __repr__(self) -> str:
@@ -160,7 +161,9 @@ class Measure:
             self.grad_scale,
             self.size + other.size,
             max(self.max_abs, other.max_abs),
-            (self._parts, other._parts),  # not joined at each step, which would make sums quadratic
+            (self._parts, other._parts)
+            if self._parts and other._parts
+            else (),  # not joined at each step, which would make sums quadratic
             self.first_nonfinite or other.first_nonfinite,
             self._nans + other._nans,
             self._infs + other._infs,
@@ -205,31 +208,7 @@ def _in_order(parts: tuple[Any, ...]) -> list[Floats]:
     return found
 
 
-def dyadic(value: Fraction, exponent: int) -> tuple[int, int]:
-    """Return value * 2**exponent as (odd integer or 0, exponent); the denominator of value is a power of two."""
-    numerator, exponent = value.numerator, exponent + 1 - value.denominator.bit_length()
-    if not numerator:
-        return 0, 0
-    zeros = (numerator & -numerator).bit_length() - 1
-    return numerator >> zeros, exponent + zeros
-
-
-def root(value: Fraction, degree: int) -> float:
-    """The correctly rounded float64 of a Fraction (degree 1) or of its square root (degree 2)."""
-    if degree == 2 and value:
-        # 128 bits of the root, and one more that says whether anything follows
-        shift = 2 * max(0, 128 - (value.numerator.bit_length() - value.denominator.bit_length()) // 2)
-        scaled = (value.numerator << shift) // value.denominator
-        found = math.isqrt(scaled)
-        more = found * found != scaled or (value.numerator << shift) % value.denominator != 0
-        value = Fraction(2 * found + more, 2 << shift // 2)
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
+def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0, owned: Owned | None = None, norms: bool = True) -> Measure:
     """Read every leaf once: norm, largest magnitude, NaN and Inf. Nothing is written or raised.
 
     Parameters
@@ -240,6 +219,11 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
         Which norm: any p > 0, or ``inf``.
     grad_scale : float, default 1
         The gradients hold the true gradient times this.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves the norm runs over, as in `clip_by_global_norm_`. Of the others only NaN, Inf, the largest magnitude and
+        the size are measured.
+    norms : bool, default True
+        Whether to keep the norms of the leaves. Without them a Measure stays below 1 KiB, however many are merged.
 
     Returns
     -------
@@ -253,9 +237,15 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
     >>> found.norm, found.max_abs, found.nonfinite, found.first_nonfinite
     (5.0, 4.0, 1, ('0', 1))
     """
-    options = Options(ord=ord, grad_scale=grad_scale, nonfinite="zero")
-    sums, rounded = measured(grads, options)
-    total, (nans, infs) = sums.scaled(), sums.parts()
+    options, norms = Options(ord=ord, grad_scale=grad_scale, nonfinite="zero"), flag("norms", norms)
+    if owned is None:
+        sums, rounded = measured(grads, options)
+        total = sums.scaled()
+    else:
+        from ._ranks.shared import measured_owned
+
+        sums, total, rounded = measured_owned(grads, options, owned)
+    nans, infs = sums.parts()
     error = (
         math.inf if rounded else 0.0 if options.ord == math.inf else total[0] * Fraction(2) ** total[1] * Fraction(sums.error)
     )
@@ -264,7 +254,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0) -> Measure:
         options.grad_scale,
         sums.size,
         sums.max_abs(),
-        (sums.norms(),),
+        (sums.norms(),) if norms else (),
         sums.first_nonfinite,
         nans,
         infs,
@@ -302,6 +292,10 @@ def apply_clip_(
         clipped so. For orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
     skip_above : float or Threshold, optional
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm is that of the measures of all ranks together.
+    owned : None
+        Has to be given to `measure`; anything else is a TypeError here.
 
     Returns
     -------
@@ -322,7 +316,11 @@ def apply_clip_(
     >>> gradclip.apply_clip_(here, both, 1.0).scale, here
     (0.2, array([0.6]))
     """
-    return in_place(grads, _application(measure, max_norm, norm))
+    try:
+        return in_place(grads, _application(measure, max_norm, norm))
+    except BaseException as error:
+        told(norm, error)
+        raise
 
 
 @overload
@@ -367,6 +365,10 @@ def apply_clip(
     skip_above : float or Threshold, optional
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how. New leaves are copies then, and `out`
         is not written.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm is that of the measures of all ranks together.
+    owned : None
+        Has to be given to `measure`; anything else is a TypeError here.
 
     Returns
     -------
@@ -387,10 +389,14 @@ def apply_clip(
     >>> gradclip.apply_clip(grad, gradclip.measure(grad), 1.0)[0]
     array([0.6, 0.8])
     """
-    return functional(grads, _application(measure, max_norm, norm), out)
+    try:
+        return functional(grads, _application(measure, max_norm, norm), out)
+    except BaseException as error:
+        told(norm, error)
+        raise
 
 
-def _application(measure: Measure | Literal[0], max_norm: Number | Threshold, norm: Mapping[str, Any]) -> _Application:
+def _application(measure: Measure | Literal[0], max_norm: Number | Threshold, norm: Any) -> _Application:
     """The request of `apply_clip_` and `apply_clip`, after a check of the arguments."""
     if not isinstance(measure, Measure):
         raise TypeError(f"measure must be a Measure, not {type(measure).__name__}")
@@ -398,7 +404,10 @@ def _application(measure: Measure | Literal[0], max_norm: Number | Threshold, no
     for name, value in own.items():
         if name in norm and number(name, norm[name]) != value:
             raise ValueError(f"{name} is {norm[name]!r} here, but {value!r} in the measure")
-    request = _Application(Options.of({**norm, **own}), total_threshold(max_norm))
+    if norm.get("owned") is not None:
+        raise TypeError("owned is for what is measured; give it to measure")
+    norm.update(own)
+    request = _Application(options_of(norm), total_threshold(max_norm))
     request.whole, request.norms, request.elsewhere = measure, measure.norms, True
     return request
 
@@ -410,6 +419,10 @@ class _Application(Request):
 
     def measure(self, engine: Engine, read: Leaves) -> Sums:
         options, whole = self.options, self.whole
+        if type(options) is not Options:
+            shared: Any = options  # whose module is not imported for a name
+            sums: Sums = shared.apply(self, engine, read, whole)
+            return sums
         with StandardState():
             if options.strict and options.ord in (1.0, 2.0) and whole.power_sum():
                 self.share = super().measure(engine, read).exact() / whole.power_sum()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Names, Number, number, whole
-from ._core.call import Request, functional, in_place, measured, total_threshold
+from ._core.call import Request, functional, in_place, measured, options_of, told, total_threshold
 from ._core.groups import Groups
 from ._core.options import NormOptions, Options, UnitOptions, Unpack, spelled_out, spelled_out_for_units
 from ._leaves import is_nesting
@@ -58,6 +58,13 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
         Leave the step out if its norm is above this: nothing is written, and ``report.skipped`` is True. A number >= 0, or a
         rule of `gradclip.thresholds`, which sees every finite norm. It is asked before `max_norm`; a norm that is skipped
         is not shown to a rule given as `max_norm`. NaN and Inf are the business of `nonfinite`.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm runs over the leaves of all ranks, each of which calls this with its own. All decide alike, and an error on one
+        rank is one on every rank. See the page on several processes.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves the norm runs over; all without it. False: scaled, but not counted, because another rank counts the leaf
+        or because it should not decide. One bool for all, a nesting like `grads`, or patterns over paths as in
+        `clip_by_norm_`; a leaf that none matches is counted. NaN and Inf are found in every leaf.
 
     Returns
     -------
@@ -70,6 +77,8 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
         An element is NaN or Inf, under ``nonfinite="raise"``.
     TypeError, ValueError
         A leaf or an argument that cannot be used. Nothing is written when anything is raised.
+    RuntimeError
+        With `comm`, another rank failed: the message has its number and its error.
 
     Notes
     -----
@@ -90,7 +99,11 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
     >>> grads["b"]
     array([0.8])
     """
-    return in_place(grads, Request(Options.of(norm), total_threshold(max_norm)))
+    try:
+        return in_place(grads, Request(options_of(norm), total_threshold(max_norm)))
+    except BaseException as error:
+        told(norm, error)
+        raise
 
 
 @overload
@@ -134,6 +147,10 @@ def clip_by_global_norm(
     skip_above : float or Threshold, optional
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how. New leaves are copies then, and `out`
         is not written.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm runs over the leaves of all ranks: `clip_by_global_norm_` says how.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves the norm runs over: `clip_by_global_norm_` says how.
 
     Returns
     -------
@@ -156,7 +173,11 @@ def clip_by_global_norm(
     >>> clipped, report.norm
     ([array([0.6, 0.8])], 5.0)
     """
-    return functional(grads, Request(Options.of(norm), total_threshold(max_norm)), out)
+    try:
+        return functional(grads, Request(options_of(norm), total_threshold(max_norm)), out)
+    except BaseException as error:
+        told(norm, error)
+        raise
 
 
 @spelled_out_for_units

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ._core.arguments import Grads, number
-from ._core.call import Request, functional, in_place
+from ._core.call import Request, functional, in_place, options_of, told
 from ._core.mode import NORMALIZE
 from ._core.options import Options, OptionsWithoutEps, Unpack, spelled_out
 from .report import ClipReport
@@ -47,6 +47,10 @@ def normalize_(
     skip_above : float or Threshold, optional
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how. Not with
         `per_leaf`.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm runs over the leaves of all ranks: `clip_by_global_norm_` says how. Not with `per_leaf`.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves the norm runs over: `clip_by_global_norm_` says how. Not with `per_leaf`.
 
     Returns
     -------
@@ -68,7 +72,11 @@ def normalize_(
     >>> grad
     array([0.6, 0.8])
     """
-    return in_place(grads, _normalization(target, eps, per_leaf, norm))
+    try:
+        return in_place(grads, _normalization(target, eps, per_leaf, norm))
+    except BaseException as error:
+        told(norm, error)
+        raise
 
 
 @overload
@@ -132,6 +140,10 @@ def normalize(
     skip_above : float or Threshold, optional
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how. Not with
         `per_leaf`. New leaves are copies then, and `out` is not written.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm runs over the leaves of all ranks: `clip_by_global_norm_` says how. Not with `per_leaf`.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves the norm runs over: `clip_by_global_norm_` says how. Not with `per_leaf`.
 
     Returns
     -------
@@ -152,14 +164,19 @@ def normalize(
     >>> unit
     array([0., 1.])
     """
-    return functional(grads, _normalization(target, eps, per_leaf, norm), out)
+    try:
+        return functional(grads, _normalization(target, eps, per_leaf, norm), out)
+    except BaseException as error:
+        told(norm, error)
+        raise
 
 
-def _normalization(target: float, eps: float, per_leaf: bool, norm: OptionsWithoutEps) -> Request:
+def _normalization(target: float, eps: float, per_leaf: bool, norm: Any) -> Request:
     """The request of `normalize_` and `normalize`, after a check of the arguments."""
     if not isinstance(per_leaf, bool | np.bool_):
         raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
-    options = (Options.of_units if per_leaf else Options.of)({**norm, "eps": eps})
+    norm["eps"] = eps
+    options = (Options.of_units if per_leaf else options_of)(norm)
     target = number("target", target, 0.0)
     if target == math.inf:
         raise ValueError("target must be finite")

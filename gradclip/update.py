@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from ._core.arguments import Number, number
-from ._core.call import Request, onto, total_threshold
+from ._core.call import Request, onto, options_of, told, total_threshold
 from ._core.mode import STEP
-from ._core.options import NormOptions, Options, Unpack, spelled_out
+from ._core.options import NormOptions, Unpack, spelled_out
 from .report import ClipReport
 from .thresholds import Threshold
 
@@ -52,6 +52,10 @@ def sgd_step_(
     skip_above : float or Threshold, optional
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how. No
         parameter moves then.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm runs over the leaves of all ranks: `clip_by_global_norm_` says how.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves the norm runs over: `clip_by_global_norm_` says how.
 
     Returns
     -------
@@ -77,9 +81,13 @@ def sgd_step_(
     >>> params
     [array([0.7, 1.6])]
     """
-    options, lr = Options.of(norm), number("lr", lr)
-    if math.isinf(lr):
-        raise ValueError(f"lr must be finite, not {lr!r}")
-    request = Request(options, total_threshold(max_norm), mode=STEP)
-    request.lr = lr
-    return onto(params, grads, request)
+    try:
+        options, lr = options_of(norm), number("lr", lr)
+        if math.isinf(lr):
+            raise ValueError(f"lr must be finite, not {lr!r}")
+        request = Request(options, total_threshold(max_norm), mode=STEP)
+        request.lr = lr
+        return onto(params, grads, request)
+    except BaseException as error:
+        told(norm, error)
+        raise

@@ -11,6 +11,7 @@ from numpy cimport import_array, PyArray_Check
 from gradclip._core.arguments import number
 from gradclip._core.engine import HOST, on_devices
 from gradclip._core.mode import CLIP
+from gradclip._core.options import Options
 from gradclip._core.rounding import exact_order
 from gradclip._leaves.leaves cimport Leaves
 from gradclip.report import ClipReport
@@ -100,8 +101,10 @@ cdef class Request:
         return self.skips
 
     cpdef measure(self, engine, Leaves read):
-        """Return the sums that a read pass over the leaves finds."""
+        """Return the sums that a read pass over the leaves finds; with `comm` or `owned`, those that the norm runs over."""
         options = self.options
+        if type(options) is not Options:
+            return options.measure(self, engine, read)
         return engine.measure(read, options.ord, options.grad_scale, options.finite_only)
 
     cpdef write(self, engine, plan):
@@ -131,6 +134,29 @@ cdef object asked(str name, rule, sums, options):
     if options.nonfinite == "raise" and sums.nonfinite():
         return math.inf
     return number(f"{name}: {type(rule).__name__}.next_threshold", rule.next_threshold(sums.norm()), 0.0)
+
+
+def options_of(dict norm):
+    """The Options of a call in which one norm rules. With `comm` or `owned` they are SharedOptions, whose module is imported
+    then.
+
+    norm : the keywords of this call, a dict that nobody else has. `told` finds in it how far the ranks came"""
+    if not norm or (norm.get("comm") is None and norm.get("owned") is None):
+        return Options.of(norm)
+    from gradclip._ranks.shared import SharedOptions
+
+    options = SharedOptions(norm)
+    if norm.get("comm") is not None:
+        norm["comm"] = options.session
+    return options
+
+
+def told(dict norm, error):
+    """Let the other ranks of a call know of an error before it is raised here, so that none of them waits for this one."""
+    if norm.get("comm") is not None:
+        from gradclip._ranks.exchange import tell
+
+        tell(norm, error)
 
 
 def total_threshold(max_norm):
@@ -183,8 +209,11 @@ cdef object served(Request request, Leaves read, out):
     """Measure, decide and write, after everything was checked; returns the report, or (out, report).
 
     Nothing that may fail comes after the write pass."""
-    engine = engine_of(read, request.elsewhere)
+    cdef bint shared = type(request.options) is not Options
+    engine = engine_of(read, request.elsewhere or shared)
     report, plan = request.decide(engine, read)
+    if shared:
+        request.options.conclude(request)
     found = report if out is None else (out, report)
     if plan is not None:
         request.write(engine, plan)

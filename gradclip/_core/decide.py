@@ -6,7 +6,7 @@ decided here, and norms are compared with thresholds."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from .._cpu.plan import Plan, StandardState
 from ..errors import NonFiniteGradientError
 from ..report import ClipReport
 from .mode import NORMALIZE, STEP
+from .options import Options
 from .rounding import RATIONAL
 from .strict import by_unit, enforce, exceeding, shrink_step
 
@@ -39,7 +40,10 @@ def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Pl
             report = ClipReport(sums, request.shown, size, None, 0, True, request.norms)
             return report, Plan(1) if request.fresh else None
         plan = _decided(request, sums, together)
-        if options.strict and step:
+        if options.strict and type(options) is not Options:
+            shared: Any = options  # whose module is not imported for a name
+            shared.hold(engine, request, plan, sums)
+        elif options.strict and step:
             shrink_step(request, plan, sums)
         elif options.strict and not plan.idle():
             enforce(engine, request, plan, sums)
@@ -47,7 +51,7 @@ def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Pl
         if step:
             written.step(request.lr)
         acting = plan.acting()
-    clipped = (size if acting else 0) if together else acting
+    clipped = (max(size, type(options) is not Options) if acting else 0) if together else acting  # on a rank without leaves too
     report = ClipReport(sums, request.shown, size, plan, clipped, False, request.norms)
     return report, written if to.is_target or not written.idle() else None
 

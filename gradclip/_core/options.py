@@ -26,6 +26,8 @@ else:
             return options
 
 
+Owned = bool | list[Any] | tuple[Any, ...] | Mapping[Any, Any]  # a nesting of bools, or patterns over paths
+TOGETHER = "clip_by_global_norm, normalize without per_leaf, sgd_step_, apply_clip"
 POLICIES = ("raise", "skip", "zero", "propagate")
 
 
@@ -48,6 +50,8 @@ class OptionsWithoutEps(UnitOptionsWithoutEps, total=False):
     """What ``**norm`` stands for where one norm rules, and `eps` is a parameter of its own."""
 
     skip_above: Number | Threshold | None
+    comm: Any
+    owned: Owned | None
 
 
 class NormOptions(OptionsWithoutEps, total=False):
@@ -57,7 +61,9 @@ class NormOptions(OptionsWithoutEps, total=False):
 
 
 class Options:
-    """The keyword arguments that every norm-based function shares, checked."""
+    """The keyword arguments that every norm-based function shares, checked.
+
+    With `comm` or `owned` they are SharedOptions: see `options_of` in call.pyx."""
 
     __slots__ = ("eps", "finite_only", "grad_scale", "nonfinite", "ord", "plain", "skip_above", "strict")
 
@@ -92,6 +98,11 @@ class Options:
         """The Options that the ``**norm`` of a call stands for in which units have norms of their own."""
         if norm.get("skip_above") is not None:
             raise TypeError("skip_above leaves out a step by the norm of all leaves; here each unit has a norm of its own")
+        for name in SHARED:
+            if norm.get(name) is not None:
+                raise TypeError(
+                    f"{name} is taken where one norm rules all leaves ({TOGETHER}); here each unit has a norm of its own"
+                )
         return Options.of(norm)
 
     @staticmethod
@@ -107,7 +118,7 @@ class Options:
         unknown = norm.keys() - KEYWORDS.keys()
         if unknown:
             raise TypeError(f"unexpected keyword argument {min(unknown)!r}; the keywords of norms are {', '.join(KEYWORDS)}")
-        return Options(**norm)
+        return Options(**{name: value for name, value in norm.items() if name not in SHARED or value is not None})
 
 
 def spelled_out(function: Function) -> Function:
@@ -117,7 +128,7 @@ def spelled_out(function: Function) -> Function:
 
 def spelled_out_for_units(function: Function) -> Function:
     """Show the keywords that ``**norm`` stands for, where units have norms of their own, in `help` and to completion."""
-    return _shown(function, KEYWORDS.keys() - {"skip_above"})
+    return _shown(function, KEYWORDS.keys() - {"skip_above", *SHARED})
 
 
 def _shown(function: Function, names: Collection[str]) -> Function:
@@ -139,6 +150,10 @@ def _order(ord: float) -> float:
 
 
 DEFAULT = Options()
-KEYWORDS = inspect.signature(Options).parameters
+SHARED = "comm", "owned"
+KEYWORDS = {
+    **inspect.signature(Options).parameters,
+    **{name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Any) for name in SHARED},
+}
 _UNCHANGING = {float, int, str, bool}  # a tensor is hashable too, but may hold another number the next time
 _remembered = lru_cache(64, typed=True)(Options)  # checking costs more than clipping a small leaf

@@ -58,13 +58,14 @@ def _exceeds(sums: Sums, unit: int | None, threshold: float, options: Options) -
     ord = options.ord
     if threshold == math.inf or sums.shows_nonfinite(unit):
         return threshold != math.inf
-    total, bound = sums.exact(unit), _power(threshold, ord) * _power(options.grad_scale, ord)
-    if ord != math.inf and total <= bound * MARGIN and bound <= total * MARGIN:  # too close for the sum's bits
+    total, bound = sums.exact(unit), power_of(threshold, ord) * power_of(options.grad_scale, ord)
+    near = total <= bound * MARGIN and bound <= total * MARGIN  # too close for the sum's bits
+    if near and ord != math.inf and sums.exact_total is None:
         return UNKNOWN
     return total > bound
 
 
-def _power(value: float | Fraction, ord: float) -> Fraction:
+def power_of(value: float | Fraction, ord: float) -> Fraction:
     """Return what the sum behind a norm is compared with: the threshold to the power `ord`, or for `inf` itself."""
     return Fraction(value) ** (1 if ord == math.inf else int(ord))
 
@@ -79,9 +80,9 @@ def shrink_step(request: Request, plan: Plan, sums: Sums) -> None:
     if not exact_order(options.ord, request.to.sources):
         plan.shrink(0, 2 * safety(options.ord) - 1)
         return
-    bound, total, certain = _power(threshold, options.ord), sums.exact() * MARGIN, options.ord == math.inf
+    bound, total, certain = power_of(threshold, options.ord), sums.exact() * MARGIN, options.ord == math.inf
     while True:
-        above = _power(plan.exact_factor(), options.ord) * total - bound
+        above = power_of(plan.exact_factor(), options.ord) * total - bound
         if not certain and abs(above) <= bound * ERROR:  # so that another split of the same elements gives the same factor
             total, certain = exact_sum(request.to, options.ord) * MARGIN, True
         elif above <= 0:
@@ -123,7 +124,7 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
             ratio = _ratio(written, unit, bound, options.ord, share, written.error if exact else 0.0)
             if ratio is None:  # so that another split of the same elements gives the same factor
                 total = exact_sum(request.to, options.ord, planned, unit, request.by_owner, request.owner)
-                ratio = _ratio_of(total, bound, options.ord, share)
+                ratio = ratio_of(total, bound, options.ord, share)
             if ratio > 1.0:
                 continue
             over = True
@@ -159,14 +160,14 @@ def _ratio(
         return most / norm if norm > most else 2.0
     total = written.exact(unit)
     if ord == math.inf or not error:
-        return _ratio_of(total, threshold, ord, share)
-    low, high = (_ratio_of(total * (1 + by * Fraction(error)), threshold, ord, share) for by in (1, -1))
+        return ratio_of(total, threshold, ord, share)
+    low, high = (ratio_of(total * (1 + by * Fraction(error)), threshold, ord, share) for by in (1, -1))
     return low if low == high else None
 
 
-def _ratio_of(total: Fraction, threshold: float, ord: float, share: Fraction | float) -> float:
+def ratio_of(total: Fraction, threshold: float, ord: float, share: Fraction | float) -> float:
     """Return the factor of `_ratio` from the sum behind a written norm of order 1, 2 or inf."""
-    bound, total = _power(threshold, ord) * share, total * (1 if ord == math.inf else MARGIN)
+    bound, total = power_of(threshold, ord) * share, total * (1 if ord == math.inf else MARGIN)
     if total <= bound:
         return 2.0
     power = float(bound / total)

@@ -1,0 +1,3 @@
+"""One norm over leaves that other ranks, or nobody, count: `comm` and `owned`. Imported by the first call with one of them.
+
+comms.py knows whom a rank speaks with; exchange.py, what is exchanged; shared.py, what a call makes of it."""

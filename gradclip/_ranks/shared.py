@@ -1,0 +1,254 @@
+"""`SharedOptions`: a call whose norm runs over more than its own leaves (`comm`), or over fewer (`owned`)."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from .._core.arguments import flag
+from .._core.dyadic import KEPT, dyadic, root
+from .._core.engine import HOST, on_devices
+from .._core.mode import STEP
+from .._core.options import SHARED, Options
+from .._core.rounding import RATIONAL, exact_order, safety, unit_of
+from .._core.strict import by_unit, power_of, ratio_of
+from .._cpu.exact import exact_sum, sums_of
+from .._cpu.plan import StandardState
+from .._leaves import Leaves, is_nesting
+from ..thresholds import Threshold
+from .exchange import Part, Session
+
+if TYPE_CHECKING:
+    from .._core.call import Request
+    from .._core.engine import AnySums, Engine
+    from .._cpu.plan import Plan
+    from .._cpu.sums import Sums
+    from ..measure import Measure
+
+
+class SharedOptions(Options):
+    """The Options of a call with `comm` or `owned`, which measures, holds `strict` and ends in its own way."""
+
+    __slots__ = ("alike", "counted", "elements", "half", "owned", "rounded", "session", "share")
+
+    session: Session
+    counted: list[int] | None  # which leaves the norm runs over; None: all
+    rounded: bool  # whether some rank cannot form the sum exactly
+    alike: int
+    elements: int
+    half: float
+    share: Fraction  # of the sum behind the norm, or of the norm where that is not RATIONAL, that belongs to what is written
+
+    def __init__(self, norm: Mapping[str, Any]) -> None:
+        comm, owned = norm.get("comm"), norm.get("owned")
+        self.session = comm if isinstance(comm, Session) else Session(comm)
+        checked = Options.of({name: value for name, value in norm.items() if name not in SHARED})
+        for name in Options.__slots__:
+            setattr(self, name, getattr(checked, name))
+        self.share = Fraction(1)
+        self.owned = owned
+
+    def measure(self, request: Request, engine: Engine, read: Leaves) -> Sums:
+        """Return the Sums of all ranks, after the first exchange."""
+        self.counted = counted_leaves(read, self.owned)
+        found = engine.measure(read, self.ord, self.grad_scale, self.finite_only, norms=False)
+        part = part_of(found, read, self.counted)
+        with StandardState():
+            merged = self._merge(request, part)
+            if self._has_to_be_exact(merged):
+                total, exponent = dyadic(exact_total(read, self.ord, self.counted), 0)
+                exact = self.session.merge(Part(total, exponent), self.ord, self.alike)
+                merged = merged._replace(total=exact.total, exponent=exact.exponent, error=0.0)
+            sums = self._sums(merged)
+        if self.strict and merged.error == 0.0 and not merged.rounded:
+            sums.exact_total = merged.total, merged.exponent
+        self.half, self.elements = merged.half, merged.size
+        engine.settle(found, read, 0, False)
+        request.norms = found.norms()
+        if self.session.alone:
+            sums.first_value = found.first_value
+        self._close(request)
+        return sums
+
+    def apply(self, request: Request, engine: Engine, read: Leaves, whole: Measure) -> Sums:
+        """Return the Sums of the Measures of all ranks, after the exchange. They cannot be read again, nor be made exact."""
+        self.counted, total = None, whole.power_sum()
+        error = 0.0 if isinstance(whole._error, float) or not total else min(float(whole._error / total) * 1.001, 1.0)
+        with StandardState():
+            found = whole._nans, whole._infs, whole.max_abs, whole.first_nonfinite, whole.size
+            merged = self._merge(request, Part(whole._sum, whole._exponent, error, True, *found))
+            sums = self._sums(merged)
+            if self.strict:
+                self._take_share(engine, read, merged, sums)
+        self._close(request)
+        return sums
+
+    def _take_share(self, engine: Engine, read: Leaves, whole: Part, sums: Sums) -> None:
+        """Find out how much of a Measure, that of all ranks, belongs to the leaves of these: `strict` bounds that."""
+        here = engine.measure(read, self.ord, self.grad_scale, self.finite_only, norms=False)
+        own = self.session.merge(part_of(here, read, None), self.ord, self.alike)
+        self.half, self.elements, self.rounded = own.half, own.size, own.rounded
+        if self.ord in (1.0, 2.0) and whole.total:
+            self.share = own.value() / whole.value()
+        elif self.ord != math.inf and sums.norm(None):
+            self.share = Fraction(self._sums(own).norm()) / Fraction(sums.norm())
+
+    def _close(self, request: Request) -> None:
+        """Close the Session unless something may still fail on one rank alone: a rule, or what `strict` reads."""
+        if not self.strict and not isinstance(request.threshold, Threshold) and not isinstance(self.skip_above, Threshold):
+            self.session.open = False
+
+    def _merge(self, request: Request, part: Part) -> Part:
+        """Exchange what was measured, together with a number that stands for the arguments."""
+        asked = (self.threshold_shown(request.threshold), self.threshold_shown(self.skip_above), request.mode.name)
+        told = self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked
+        self.alike = zlib.crc32(repr(told).encode())
+        merged = self.session.merge(part, self.ord, self.alike)
+        self.rounded = merged.rounded
+        return merged
+
+    @staticmethod
+    def threshold_shown(threshold: Any) -> Any:
+        """What has to be the same on all ranks of a threshold: its value, or which rule it is."""
+        return threshold if threshold is None or isinstance(threshold, float) else type(threshold).__name__
+
+    def _has_to_be_exact(self, merged: Part) -> bool:
+        """Whether the merged sum does not tell the norm, or `strict` asks for more than the norm; alike on all ranks."""
+        if self.strict and self.ord in (1.0, 2.0) and not merged.rounded:
+            return not merged.nans + merged.infs or self.finite_only
+        return unsettled(merged, self)
+
+    def _sums(self, merged: Part) -> Sums:
+        """Return a Part as the Sums that decisions are made of."""
+        total, found = dyadic(Fraction(merged.total), merged.exponent), (merged.nans, merged.infs, merged.first)
+        return sums_of(*total, self.ord, self.grad_scale, self.finite_only, merged.max_abs, found)
+
+    def hold(self, engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
+        """Shrink the factor until what all ranks would write keeps the threshold in exact arithmetic.
+
+        Each round exchanges the sum of what would be written, so that every rank shrinks alike. `slack` doubles from round to
+        round, in the end to a factor of 0."""
+        threshold, step = request.threshold, request.mode is STEP
+        if threshold == math.inf or sums.shows_nonfinite() or (plan.keeps(0) and not step):
+            return
+        slack = self.half / math.sqrt(max(self.elements, 1))
+        while True:
+            ratio = self._ratio_of_step(plan, sums, threshold) if step else self._ratio(engine, request, plan, sums)
+            if ratio > 1.0:
+                return
+            plan.shrink(0, max(0.0, ratio * (1.0 - max(slack, 2.0**-53))))
+            slack *= 2.0
+
+    def _ratio_of_step(self, plan: Plan, sums: Sums, threshold: float) -> float:
+        """Return what `_ratio` does for a step, whose products are not rounded to a gradient: all ranks know its sum."""
+        if self.ord not in RATIONAL or self.rounded:
+            norm = float(plan.exact_factor() * Fraction(sums.norm()) * Fraction(self.grad_scale))
+            most = threshold * safety(self.ord)
+            return most / norm if norm > most else 2.0
+        return ratio_of(power_of(plan.exact_factor(), self.ord) * sums.exact(), threshold, self.ord, 1)
+
+    def _ratio(self, engine: Engine, request: Request, plan: Plan, sums: Sums) -> float:
+        """Return the factor that brings what would be written to its threshold, and a number above 1 if it keeps it already."""
+        to, exact = request.to, self.ord in (1.0, 2.0) and not self.rounded
+        planned = by_unit(request, plan, sums)
+        written = engine.measure_written(to, planned, self.ord)
+        part = part_of(written, to, self.counted)
+        if exact:
+            total, exponent = dyadic(exact_total(to, self.ord, self.counted, planned), 0)
+            part = part._replace(total=total, exponent=exponent)
+        merged = self.session.merge(part, self.ord, self.alike)
+        if merged.nans + merged.infs:
+            return 0.5  # overflow is above any threshold
+        if exact or self.ord == math.inf:
+            return ratio_of(merged.value(), request.threshold, self.ord, self.share)
+        found = merged._replace(max_abs=0.0)
+        norm = sums_of(found.total, found.exponent, self.ord, 1.0, True, 0.0, (0, 0, None)).norm()
+        most = request.threshold * float(self.share) * safety(self.ord)
+        return most / norm if norm > most else 2.0
+
+    def conclude(self, request: Request) -> None:
+        """Agree with the other ranks that nothing failed, if something could after the exchange; then all write."""
+        if self.session.open:
+            self.session.merge(Part(), self.ord, self.alike)
+            self.session.open = False
+
+
+def counted_leaves(leaves: Leaves, owned: Any) -> list[int] | None:
+    """Return the indices of the leaves that the norm runs over; None if these are all."""
+    if owned is None:
+        return None
+    if isinstance(owned, Mapping):
+        tree = leaves.tree
+        if not (isinstance(tree, Mapping) and owned.keys() == tree.keys()):
+            for pattern in owned:
+                if not isinstance(pattern, str):
+                    raise ValueError(f"owned has the key {pattern!r}, which is neither in grads nor a pattern")
+            values = [flag(f"owned[{p!r}]", value) for p, value in owned.items()]
+            first = leaves.match_patterns(owned, "owned")
+            leaves.check_count(len(first))
+            return [i for i, at in enumerate(first) if at is None or values[at]]
+    elif not is_nesting(owned):
+        return None if flag("owned", owned) else []
+    values = [flag(f"owned of {p}", v) for p, v in zip(leaves.paths(), leaves.aligned(owned, "owned"), strict=True)]
+    return [i for i, value in enumerate(values) if value]
+
+
+def part_of(sums: AnySums, leaves: Leaves, counted: list[int] | None) -> Part:
+    """Return what a rank found as a Part: the sum of the leaves it counts, and of all leaves what is not a sum."""
+    ord, (nans, infs) = sums.ord, sums.parts()
+    total, exponent = dyadic(*sums.scaled()) if counted is None else joined((dyadic(*sums.scaled(i)) for i in counted), ord)
+    error = sums.error if ord in (1.0, 2.0) else 0.0
+    arrays = leaves.arrays if counted is None else [leaves.arrays[i] for i in counted]
+    half = max((unit_of(a.dtype).half for a in arrays if a.size), default=0.0)
+    rounded = not exact_order(ord, leaves.sources)
+    return Part(
+        total, exponent, error, rounded, nans, infs, sums.max_abs(), sums.first_nonfinite, sum(a.size for a in arrays), half
+    )
+
+
+def joined(sums: Iterable[tuple[int, int]], ord: float) -> tuple[int, int]:
+    """Return the sum, or of order inf the largest, of numbers n * 2**e that are given as pairs."""
+    filled = [pair for pair in sums if pair[0]]
+    if not filled:
+        return 0, 0
+    least = max(min(e for _, e in filled), max(n.bit_length() + e for n, e in filled) - KEPT)
+    units = [n << e - least if e >= least else n >> least - e for n, e in filled]
+    return (max(units) if ord == math.inf else sum(units)), least
+
+
+def measured_owned(grads: Any, options: Options, owned: Any) -> tuple[Sums, tuple[Fraction, int], bool]:
+    """Return the Sums of all leaves, the sum of those that are owned as `Sums.scaled` has it, and whether terms are rounded.
+
+    The Sums have the error of that sum."""
+    leaves = Leaves(grads)
+    counted = counted_leaves(leaves, owned)
+    engine: Any = on_devices(False) if leaves.devices() else HOST
+    found: Sums = engine.measure(leaves, options.ord, options.grad_scale, options.finite_only, norms=False)
+    part = part_of(found, leaves, counted)
+    total = Fraction(part.total), part.exponent
+    with StandardState():
+        if unsettled(part, options):
+            total = exact_total(leaves, options.ord, counted), 0
+            found.exact_total = (0, 0)  # so that their error is 0
+    engine.settle(found, leaves, 0, False)
+    return found, total, part.rounded
+
+
+def unsettled(part: Part, options: Options) -> bool:
+    """Return whether a sum does not tell the norm, and an exact one can."""
+    if options.ord not in (1.0, 2.0) or part.rounded or (part.nans + part.infs and not options.finite_only):
+        return False
+    total, power = part.value(), int(options.ord)
+    scale, error = Fraction(options.grad_scale) ** power, Fraction(part.error)
+    low, high = (root(total * (1 + by * error) / scale, power) for by in (-1, 1))
+    return low != high or not (low == 0.0 or 1e-280 < low < 1e280)  # beyond, factors are made of more bits than a norm has
+
+
+def exact_total(leaves: Leaves, ord: float, counted: list[int] | None, plan: Plan | None = None) -> Fraction:
+    """Return the exact sum of the elements that are counted, or of what a Plan would make of them."""
+    if counted is None:
+        return exact_sum(leaves, ord, plan)
+    return sum((exact_sum(leaves, ord, plan, unit) for unit in counted), Fraction(0))

@@ -1,0 +1,175 @@
+"""One rank of tests/test_distributed.py: runs the cases that it is told, and prints what came out as a line of JSON for each.
+
+python rank_process.py torch RANK SIZE FILE        a process group of PyTorch (gloo) that meets at a file
+mpiexec -n SIZE python rank_process.py mpi         a communicator of mpi4py
+"""
+
+import json
+import sys
+
+import numpy as np
+
+import gradclip
+from gradclip.thresholds import Quantile, Threshold
+
+
+def communicator(kind):
+    if kind == "mpi":
+        from mpi4py import MPI
+
+        return MPI.COMM_WORLD, MPI.COMM_WORLD.Get_rank(), MPI.COMM_WORLD.Get_size()
+    import torch.distributed as dist
+
+    rank, size = int(sys.argv[2]), int(sys.argv[3])
+    dist.init_process_group("gloo", init_method="file://" + sys.argv[4], rank=rank, world_size=size)
+    return dist.group.WORLD, rank, size
+
+
+def leaves(case, dtype=np.float64):
+    """The seven leaves that ranks share out, the same in every process."""
+    rng = np.random.default_rng(7)
+    if case == "equal":  # their sum of squares lies so close to the middle between two norms that only an exact sum tells it
+        return [np.full(n, 0.1) for n in (400, 64, 17, 1, 100, 300, 718)]
+    spread = 2.0 ** rng.integers(-40, 40, 7)
+    found = [(rng.standard_normal(n) * s).astype(dtype) for n, s in zip((1000, 3, 64, 1, 4097, 17, 250), spread, strict=True)]
+    return [x * 1e-190 for x in found] if case == "tiny" else [x * 1e200 for x in found] if case == "huge" else found
+
+
+def share(all_leaves, rank, size, turn=0):
+    return {f"leaf{i}": x.copy() for i, x in enumerate(all_leaves) if (i + turn) % size == rank}
+
+
+class Sudden(Threshold):
+    """A rule that fails on one rank alone."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def next_threshold(self, norm):
+        if self.rank == 1:
+            raise KeyError("no threshold")
+        return 1.0
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def shown(report, written=()):
+    numbers = {name: getattr(report, name) for name in ("norm", "scale", "max_abs", "max_norm")}
+    found = {name: float(value).hex() for name, value in numbers.items()}
+    found |= {name: getattr(report, name) for name in ("clipped", "skipped", "nonfinite", "first_nonfinite")}
+    found["norms"] = report.norms.tolist()
+    return found | {"leaves": {name: x.tobytes().hex() for name, x in written}}
+
+
+def clip(comm, rank, size, case, **norm):
+    grads = share(leaves(case, np.float32 if case == "single" else np.float64), rank, size, norm.pop("turn", 0))
+    if "only" in norm:
+        grads = share(leaves(case), 0, 1) if rank == norm.pop("only") else {}
+    norm.pop("only", None)
+    max_norm = norm.pop("max_norm", 1.0)
+    return shown(gradclip.clip_by_global_norm_(grads, max_norm, comm=comm, **norm), grads.items())
+
+
+def with_nan(comm, rank, size, policy, **norm):
+    grads = share(leaves("normal"), rank, size)
+    for name, i in (("leaf4", 7), ("leaf5", 3)):
+        if name in grads:
+            grads[name][i] = np.nan if name == "leaf4" else np.inf
+    before = {name: x.tobytes() for name, x in grads.items()}
+    report = None
+    try:
+        report = gradclip.clip_by_global_norm_(grads, 1.0, comm=comm, nonfinite=policy, **norm)
+    finally:
+        if policy in ("raise", "skip") and before != {name: x.tobytes() for name, x in grads.items()}:
+            raise AssertionError("written")
+    return shown(report, grads.items())
+
+
+def failing(comm, rank, size, what):
+    grads = share(leaves("normal"), rank, size)
+    before = {name: x.tobytes() for name, x in grads.items()}
+    last = rank == size - 1
+    try:
+        if what == "leaf" and last:
+            grads["bad"] = np.ones(3, int)
+        if what == "keyword" and last:
+            gradclip.clip_by_global_norm_(grads, 1.0, comm=comm, ord=-1)
+        elif what == "out":
+            gradclip.clip_by_global_norm(grads, 1.0, comm=comm, out={} if last else grads)
+        elif what == "rule":
+            gradclip.clip_by_global_norm_(grads, Sudden(rank), comm=comm)
+        elif what == "threshold":
+            gradclip.clip_by_global_norm_(grads, 1.0 + rank, comm=comm)
+        elif what == "step":
+            params = {name: np.ones_like(x) for name, x in grads.items()}
+            gradclip.sgd_step_({} if last else params, grads, 0.1, 1.0, comm=comm)
+        else:
+            gradclip.clip_by_global_norm_(grads, "1" if last and what == "max_norm" else 1.0, comm=comm)
+    finally:
+        if any(before[name] != grads[name].tobytes() for name in before):
+            raise AssertionError("written")
+
+
+def replicated(comm, rank, size):
+    """Every rank holds all leaves; each counts its own, or the first counts all."""
+    grads = {f"leaf{i}": x for i, x in enumerate(leaves("normal"))}
+    owned = {name: int(name[4:]) % size == rank for name in grads}
+    report = gradclip.clip_by_global_norm(grads, 1.0, comm=comm, owned=owned)[1]
+    first = gradclip.clip_by_global_norm(grads, 1.0, comm=comm, owned=rank == 0)[1]
+    return {"norm": report.norm.hex(), "first": first.norm.hex(), "scale": report.scale.hex()}
+
+
+def others(comm, rank, size):
+    """The other functions that one norm rules."""
+    grads = share(leaves("normal"), rank, size)
+    params = {name: np.ones_like(x) for name, x in grads.items()}
+    step = gradclip.sgd_step_(params, grads, 0.1, 1.0, comm=comm)
+    held = gradclip.sgd_step_({k: p.copy() for k, p in params.items()}, grads, 0.1, 1.0, comm=comm, strict=True)
+    unit = gradclip.normalize(grads, 2.0, comm=comm)[1]
+    applied = [gradclip.apply_clip(grads, gradclip.measure(grads), 1.0, comm=comm, strict=s)[1] for s in (False, True)]
+    found = {"step": step, "held": held, "unit": unit, "applied": applied[0], "strict": applied[1]}
+    return {name: [r.norm.hex(), r.scale.hex()] for name, r in found.items()}
+
+
+def rules(comm, rank, size):
+    rule, found = Quantile(0.5, warmup=1), []
+    for factor in (1.0, 3.0, 0.5, 10.0):
+        grads = {name: x * factor for name, x in share(leaves("normal"), rank, size).items()}
+        report = gradclip.clip_by_global_norm_(grads, rule, comm=comm, skip_above=rule.next_threshold(1.0) * 1e30)
+        found.append(shown(report))
+    return found
+
+
+CASES = {
+    **{f"clip {c}": lambda *who, c=c: clip(*who, c) for c in ("normal", "equal", "tiny", "huge", "single")},
+    "clip first": lambda comm, rank, size: clip(comm, rank, size, "normal", only=0),  # the others have no leaves
+    "clip turned": lambda *who: clip(*who, "normal", turn=1),
+    **{f"ord {p}": lambda *who, p=p: clip(*who, "normal", ord=p) for p in (1, 3, 0.5, np.inf)},
+    **{f"strict {p}": lambda *who, p=p: clip(*who, "single", ord=p, strict=True) for p in (1, 2, 3, np.inf)},
+    "scaled": lambda *who: clip(*who, "normal", grad_scale=3.0, eps=1e-6),
+    "inside": lambda *who: clip(*who, "normal", max_norm=1e300),
+    "spike": lambda *who: clip(*who, "normal", skip_above=1.0),
+    **{f"nan {p}": lambda *who, p=p: with_nan(*who, p) for p in ("raise", "skip", "zero", "propagate")},
+    "nan strict": lambda *who: with_nan(*who, "raise", strict=True),
+    **{
+        f"fail {w}": lambda *who, w=w: failing(*who, w)
+        for w in ("leaf", "keyword", "max_norm", "out", "rule", "threshold", "step")
+    },
+    "replicated": replicated,
+    "others": others,
+    "rules": rules,
+}
+
+
+if __name__ == "__main__":
+    comm, rank, size = communicator(sys.argv[1])
+    for name, case in CASES.items():
+        try:
+            found = case(comm, rank, size) or {}
+        except Exception as error:
+            found = {"error": type(error).__name__, "text": str(error)}
+        print(f"RANK{rank} " + json.dumps([name, found]), flush=True)

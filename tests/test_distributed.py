@@ -1,0 +1,231 @@
+"""One norm over ranks (`comm`): real processes, over PyTorch's gloo and over MPI, compared with one process.
+
+Each number of ranks runs all cases of rank_process.py in one go."""
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rank_process import CASES, leaves
+from reference import rounded_norm
+
+import gradclip
+
+WORKER = str(Path(__file__).with_name("rank_process.py"))
+LIMIT = 100  # seconds
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GRADCLIP_NUM_THREADS": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1"}
+ENVIRONMENT |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+ENVIRONMENT |= {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
+LIBRARIES = {
+    "torch": importlib.util.find_spec("torch") is not None,
+    "mpi": importlib.util.find_spec("mpi4py") is not None and MPIEXEC is not None,
+}
+SAME = ("norm", "scale", "max_abs", "max_norm", "clipped", "skipped", "nonfinite")
+
+
+def run_torch(size, folder):
+    """The output of all ranks, each a process that meets the others at a file."""
+    meeting = folder / "meeting"
+    ranks = [[sys.executable, WORKER, "torch", str(rank), str(size), str(meeting)] for rank in range(size)]
+    outputs = [folder / f"output{rank}" for rank in range(size)]  # files: a full pipe would hold up a rank, and so all
+    started = []
+    try:
+        for command, output in zip(ranks, outputs, strict=True):
+            with output.open("w") as stream:
+                started.append(subprocess.Popen(command, env=ENVIRONMENT, stdout=stream, stderr=subprocess.STDOUT))
+        ended = [process.wait(timeout=LIMIT) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert ended == [0] * size, [output.read_text()[-2000:] for output in outputs]
+    return "".join(output.read_text() for output in outputs)
+
+
+def run_mpi(size, folder):
+    """The output of all ranks, which mpiexec starts."""
+    command = [MPIEXEC, "-n", str(size), sys.executable, WORKER, "mpi"]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module", params=[("torch", 1), ("torch", 2), ("torch", 3), ("mpi", 2)], ids=str)
+def ranks(request, tmp_path_factory):
+    """What each rank found, by case."""
+    library, size = request.param
+    if not LIBRARIES[library]:
+        pytest.skip(f"{library} is missing")
+    output = (run_torch if library == "torch" else run_mpi)(size, tmp_path_factory.mktemp("ranks"))
+    found = [{} for _ in range(size)]
+    for line in output.splitlines():
+        head, _, text = line.partition(" ")
+        if head.startswith("RANK"):
+            name, result = json.loads(text)
+            found[int(head[4:])][name] = result
+    assert all(f.keys() == CASES.keys() for f in found)
+    return found
+
+
+def alone(case, **norm):
+    """What one process without `comm` finds in all leaves."""
+    grads = {f"leaf{i}": x for i, x in enumerate(leaves(case, np.float32 if case == "single" else np.float64))}
+    max_norm = norm.pop("max_norm", 1.0)
+    return grads, gradclip.clip_by_global_norm_(grads, max_norm, **norm)
+
+
+def alike(ranks, case):
+    """What all ranks found alike; the leaves that they wrote, together."""
+    found = [rank[case] for rank in ranks]
+    for other in found:
+        assert {k: other[k] for k in (*SAME, "first_nonfinite")} == {k: found[0][k] for k in (*SAME, "first_nonfinite")}
+    return found[0], {name: x for rank in found for name, x in rank["leaves"].items()}
+
+
+PLAIN = {
+    **{f"clip {c}": (c, {}) for c in ("normal", "equal", "tiny", "huge", "single")},
+    "clip turned": ("normal", {}),
+    "clip first": ("normal", {}),
+    **{f"ord {p}": ("normal", {"ord": p}) for p in (1, 3, 0.5, math.inf)},
+    "scaled": ("normal", {"grad_scale": 3.0, "eps": 1e-6}),
+    "inside": ("normal", {"max_norm": 1e300}),
+    "spike": ("normal", {"skip_above": 1.0}),
+}
+
+
+@pytest.mark.parametrize("case", PLAIN)
+def test_ranks_write_the_bits_that_one_process_does(ranks, case):
+    kind, norm = PLAIN[case]
+    found, written = alike(ranks, case)
+    grads, report = alone(kind, **norm)
+    for name in ("norm", "scale", "max_abs", "max_norm"):
+        assert found[name] == float(getattr(report, name)).hex()
+    assert (found["clipped"], found["skipped"], found["nonfinite"]) == (report.clipped, report.skipped, report.nonfinite)
+    assert written == {name: x.tobytes().hex() for name, x in grads.items()}
+    assert sorted(norm for rank in ranks for norm in rank[case]["norms"]) == sorted(report.norms.tolist())
+
+
+@pytest.mark.parametrize("case", ["normal", "equal", "huge"])
+def test_the_norm_is_the_exact_one(ranks, case):
+    found, _ = alike(ranks, f"clip {case}")
+    assert float.fromhex(found["norm"]) == rounded_norm(leaves(case))
+
+
+@pytest.mark.parametrize("ord", [1, 2, 3, math.inf])
+def test_strict_holds_over_all_ranks(ranks, ord):
+    found, written = alike(ranks, f"strict {ord}")
+    arrays = [np.frombuffer(bytes.fromhex(x), np.float32) for x in written.values()]
+    norm = gradclip.global_norm(arrays, ord) if ord == 3 else rounded_norm(arrays, ord)
+    assert 1.0 - 1e-6 < norm <= 1.0
+    assert found["clipped"]
+
+
+def test_nan_on_one_rank_is_found_by_all(ranks):
+    size = len(ranks)
+    path, index = min((f"rank {4 % size}: leaf4", 7), (f"rank {5 % size}: leaf5", 3))
+    for rank in ranks:
+        assert rank["nan raise"]["error"] == rank["nan strict"]["error"] == "NonFiniteGradientError"
+    text = f"{path}: NaN or Inf at flat index {index} (NaN or Inf in all leaves: 2); nothing was written"
+    assert {rank[case]["text"] for rank in ranks for case in ("nan raise", "nan strict")} == {text}
+    for policy in ("skip", "zero", "propagate"):
+        found, _ = alike(ranks, f"nan {policy}")
+        assert found["first_nonfinite"] == [path, index]
+        assert (found["nonfinite"], found["skipped"]) == (2, policy == "skip")
+    grads = {f"leaf{i}": x for i, x in enumerate(leaves("normal"))}
+    grads["leaf4"][7], grads["leaf5"][3] = np.nan, np.inf
+    report = gradclip.clip_by_global_norm_(grads, 1.0, nonfinite="zero")
+    found, written = alike(ranks, "nan zero")
+    assert (found["norm"], found["scale"]) == (report.norm.hex(), report.scale.hex())
+    assert written == {name: x.tobytes().hex() for name, x in grads.items()}
+
+
+OWN = {  # the error of the last rank, which fails
+    "leaf": ("TypeError", "bad: dtype int64"),
+    "keyword": ("ValueError", "ord must be above 0"),
+    "max_norm": ("TypeError", "max_norm must be a real number"),
+    "out": ("ValueError", "out"),
+    "step": ("ValueError", "params"),
+}
+
+
+@pytest.mark.parametrize("what", OWN)
+def test_an_error_on_one_rank_is_one_on_all(ranks, what):
+    *others, failed = [rank[f"fail {what}"] for rank in ranks]
+    kind, words = OWN[what]
+    assert failed["error"] == kind
+    assert words in failed["text"]
+    for other in others:
+        assert other["error"] == "RuntimeError"
+        assert other["text"].startswith(f"rank {len(ranks) - 1} failed: {kind}: ")
+        assert words in other["text"]
+
+
+def test_a_rule_that_fails_after_the_exchange_fails_on_all(ranks):
+    if len(ranks) == 1:
+        pytest.skip("rank 1 fails")
+    for i, rank in enumerate(ranks):
+        expected = ("KeyError", "'no threshold'") if i == 1 else ("RuntimeError", "rank 1 failed: KeyError: 'no threshold'")
+        assert rank["fail rule"]["error"] == expected[0]
+        assert rank["fail rule"]["text"].startswith(expected[1])
+
+
+def test_arguments_that_differ_are_an_error_on_all(ranks):
+    if len(ranks) == 1:
+        pytest.skip("one rank differs from none")
+    for rank in ranks:
+        assert rank["fail threshold"]["error"] == "ValueError"
+        assert "the arguments differ between ranks" in rank["fail threshold"]["text"]
+
+
+def test_replicated_leaves_are_counted_once(ranks):
+    _, report = alone("normal")
+    for rank in ranks:
+        assert rank["replicated"] == {"norm": report.norm.hex(), "first": report.norm.hex(), "scale": report.scale.hex()}
+
+
+def test_steps_normalization_and_measures(ranks):
+    grads = {f"leaf{i}": x for i, x in enumerate(leaves("normal"))}
+    report, unit = gradclip.clip_by_global_norm(grads, 1.0)[1], gradclip.normalize(grads, 2.0)[1]
+    for rank in ranks:
+        found = rank["others"]
+        assert found == ranks[0]["others"]
+        assert found["step"] == found["applied"] == [report.norm.hex(), report.scale.hex()]
+        assert found["unit"] == [unit.norm.hex(), unit.scale.hex()]
+        for name in ("held", "strict"):
+            assert found[name][0] == report.norm.hex()
+            assert report.scale * (1 - 1e-12) < float.fromhex(found[name][1]) <= report.scale
+
+
+def test_rules_learn_the_same_norms(ranks):
+    for rank in ranks:
+        strip = [[{k: r[k] for k in SAME} for r in found["rules"]] for found in (rank, ranks[0])]
+        assert strip[0] == strip[1]
+
+
+def test_an_object_that_is_no_communicator():
+    for comm in (3, "world", object()):
+        with pytest.raises(TypeError, match=r"comm must be a communicator of mpi4py .* not (int|str|object)"):
+            gradclip.clip_by_global_norm_([np.ones(3)], 1.0, comm=comm)
+
+
+def test_where_units_have_norms_of_their_own_comm_and_owned_are_refused():
+    x = np.ones((3, 2))
+    for keyword in ({"comm": object()}, {"owned": True}):
+        for call in (
+            lambda k: gradclip.clip_by_norm_(x, 1.0, **k),
+            lambda k: gradclip.normalize_(x, per_leaf=True, **k),
+            lambda k: gradclip.clip_adaptive_(x, x.copy(), **k),
+            lambda k: gradclip.clip_per_sample_(x, 1.0, **k),
+            lambda k: gradclip.per_sample_clip_sum(x, 1.0, **k),
+        ):
+            with pytest.raises(TypeError, match="is taken where one norm rules all leaves"):
+                call(keyword)
+    assert (x == 1).all()

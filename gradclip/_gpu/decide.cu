@@ -1,5 +1,5 @@
 /* From sums to what is written: one thread per unit. A unit is decided by gc_decide (_scalar/unit.h), as on the host, where
- * Plan.decide (_cpu/plan.pyx) asks it. */
+ * Plan.decide (_cpu/plan.pyx) asks it. BY_LEAF is of sum_samples alone: writes differ by leaf. */
 enum {
     NORMALIZE = 1,
     FINITE_ONLY = 2,
@@ -11,7 +11,7 @@ enum {
     KEPT = 128,
     STRICT = 256,
     EXACT = 512,
-    BY_LEAF = 1024 /* of sum_samples: writes differ by leaf */
+    BY_LEAF = 1024
 };
 
 __device__ bool shows_nonfinite(const Sum *s, i64 flags) { return s->nans + s->infs > 0 && !(flags & FINITE_ONLY); }

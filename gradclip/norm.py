@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ._core.arguments import ByLeaf, Grads, Names, Number, number, whole
+from ._core.arguments import ByLeaf, Grads, Names, Number, whole
+from ._core.by_leaf import thresholds_by_leaf
 from ._core.call import Request, functional, in_place, measured, options_of, told, total_threshold
 from ._core.groups import Groups
 from ._core.options import NormOptions, Options, UnitOptions, Unpack, spelled_out, spelled_out_for_units
-from ._leaves import is_nesting
 from .report import ClipReport, complete
 from .thresholds import PerLeaf, Threshold
 
@@ -376,7 +376,7 @@ class _ByNorm(Request):
                 if count > 1:
                     raise ValueError(f"max_norm: PerLeaf knows leaves by their paths, but {count} have the path {path}")
             return leaves
-        self.threshold = _by_leaf(leaves, self.shown)
+        self.threshold = thresholds_by_leaf(leaves, self.shown)
         if self.axis is not None:
             axes = self.axis if isinstance(self.axis, tuple | list) else (self.axis,)
             axes = [whole("axis", a) for a in axes]
@@ -437,37 +437,6 @@ def _others(leaves: Leaves, i: int, axes: Sequence[int]) -> tuple[int, ...]:
     if len(inner) < len(axes):
         raise ValueError(f"{leaves.path(i)}: axis {tuple(axes)} names an axis twice")
     return tuple(d for d in range(ndim) if d not in inner)
-
-
-def _by_leaf(leaves: Leaves, max_norm: Any) -> Floats:
-    """The threshold of each leaf, float64, from a number, a nesting like the leaves or patterns over their paths."""
-    if type(max_norm) is float:
-        return np.full(leaves.count, number("max_norm", max_norm, 0.0))
-    if isinstance(max_norm, Threshold) or hasattr(max_norm, "next_threshold"):
-        raise TypeError("max_norm: a threshold object sees the global norm; give each leaf one with thresholds.PerLeaf(rule)")
-    if isinstance(max_norm, Mapping):
-        tree = leaves.tree
-        if not (isinstance(tree, Mapping) and max_norm.keys() == tree.keys()):
-            return _by_pattern(leaves, max_norm)
-    elif not is_nesting(max_norm):
-        return np.full(leaves.count, number("max_norm", max_norm, 0.0))
-    values, paths = leaves.aligned(max_norm, "max_norm"), leaves.paths()
-    return _each(leaves, [number(f"max_norm of {p}", v, 0.0) for p, v in zip(paths, values, strict=True)])
-
-
-def _by_pattern(leaves: Leaves, patterns: Mapping[Any, Any]) -> Floats:
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise ValueError(f"max_norm has the key {pattern!r}, which is neither in grads nor a pattern")
-    values = [number(f"max_norm[{p!r}]", value, 0.0) for p, value in patterns.items()]
-    first = leaves.match_patterns(patterns, "max_norm")
-    return _each(leaves, [math.inf if i is None else values[i] for i in first])
-
-
-def _each(leaves: Leaves, values: Sequence[float]) -> Floats:
-    """float64 of one value for each leaf."""
-    leaves.check_count(len(values))
-    return np.array(values, np.float64)
 
 
 def global_norm(grads: Any, ord: float = 2) -> float:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Names, flag, number
+from ._core.by_leaf import thresholds_by_leaf
 from ._core.call import Request, functional, in_place
 from ._core.groups import Groups
 from ._core.mode import CLIP, NORMALIZE
 from ._core.options import Options, UnitOptions, Unpack, spelled_out_for_units
 from ._leaves import Leaves, is_nesting
 from ._leaves.foreign import dtype_name, numbers
-from .norm import _by_leaf
 from .report import ClipReport, complete
 from .thresholds import PrivateQuantile, Threshold
 
@@ -307,7 +307,7 @@ class _BySample(Request):
         elif isinstance(max_norm, float):
             self.parts, self.limits = [range(leaves.count)], [max_norm]
         else:
-            self.limits = _by_leaf(leaves, max_norm).tolist()
+            self.limits = thresholds_by_leaf(leaves, max_norm).tolist()
             self.parts = [[i] for i in range(leaves.count)]
         given = len(self.limits) if self.groups is None else len(self.groups.names)
         self.told = self.limits[:given]

@@ -12,6 +12,7 @@ import numpy as np
 from .._leaves import is_nesting
 from ..thresholds import Threshold
 from .arguments import number
+from .by_leaf import by_pattern
 
 if TYPE_CHECKING:
     from .._leaves import Leaves
@@ -35,7 +36,7 @@ class Groups(NamedTuple):
         """Return the Groups that a nesting of names, or a dict of patterns, makes of leaves; an error names the path."""
         tree = leaves.tree
         if isinstance(groups, Mapping) and not (isinstance(tree, Mapping) and groups.keys() == tree.keys()):
-            found = _by_pattern(leaves, groups)
+            found = by_pattern(leaves, "groups", groups, _name)
         elif isinstance(groups, str) or is_nesting(groups) or isinstance(groups, Mapping):
             pairs = zip(leaves.paths(), leaves.aligned(groups, "groups"), strict=True)
             found = [_name(f"groups of {path}", name) for path, name in pairs]
@@ -76,15 +77,6 @@ class Groups(NamedTuple):
         values = {key: number(f"max_norm[{key!r}]", value, 0.0) for key, value in max_norm.items()}
         first = ((name, next((key for key in values if fnmatchcase(name, key)), None)) for name in self.names)
         return [values.get(name, math.inf if key is None else values[key]) for name, key in first]
-
-
-def _by_pattern(leaves: Leaves, patterns: Mapping[Any, Any]) -> list[str | None]:
-    """Return for each leaf the name that the first pattern gives it which matches its path; None if none does."""
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise ValueError(f"groups has the key {pattern!r}, which is neither in grads nor a pattern")
-    names = [_name(f"groups[{pattern!r}]", name) for pattern, name in patterns.items()]
-    return [None if i is None else names[i] for i in leaves.match_patterns(patterns, "groups")]
 
 
 def _name(what: str, name: Any) -> str:

@@ -156,7 +156,7 @@ cdef class Exact:
     cdef Task task
     cdef Py_ssize_t count, limit
     cdef bint by_owner, short           # whether targets are owners; whether all of them are short units
-    cdef object numbers                 # of the owner of each unit, -1: none. None: the units of each leaf have owners 0, 1, ...
+    cdef object numbers                 # of the owner of each unit, -1: none. None: units of each leaf have owners 0, 1, ...
     cdef const Py_ssize_t *owner        # the same, or NULL
     cdef Piece *piece
     cdef Py_ssize_t pieces, room

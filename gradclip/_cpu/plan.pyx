@@ -230,8 +230,8 @@ cdef class Plan:
         return words
 
     def bounds(self):
-        """Return the bounds of a plan that clamps, (low, high) by dtype: a row for each unit, or one if all that are clamped have
-        the same; None if it clamps nothing."""
+        """Return the bounds of a plan that clamps, (low, high) by dtype: a row for each unit, or one if all have the same; None
+        if it clamps nothing."""
         cdef Py_ssize_t i
         cdef Write *first = NULL
         cdef bint alike = True

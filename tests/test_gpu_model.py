@@ -1,0 +1,186 @@
+"""The model of GPUs: its arithmetic against values worked out by hand, and what the compiler makes of the main kernels.
+
+    python -m pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-nvdisasm && python -m pytest tests/test_gpu_model.py
+
+(The compiler takes 45 seconds of processor time, by as many processes as there are cores. Without NVRTC the second half is
+skipped, without nvdisasm the loops are.)"""
+
+import json
+import re
+
+import gpu_model
+import pytest
+from gpu_model import CARDS, MAIN, Card, Kernel, Loop
+
+from gradclip._gpu.program import KERNELS, source
+
+# The most registers that a main kernel may take. None may spill, and two blocks must fit a multiprocessor: 128 registers do.
+MOST_REGISTERS = {"measure_squares": 128, "write_leaves": 112}
+
+
+def card(name):
+    return next(c for c in CARDS if c.name == name)
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "architecture", "blocks", "share"),
+    [
+        (128, 0, 80, 2, 0.25),  # 4096 registers a warp, 16 warps
+        (32, 0, 80, 8, 1.0),
+        (33, 0, 80, 6, 0.75),  # 1280 a warp: 12 for each quarter of 16384
+        (32, 50_000, 75, 1, 0.25),  # of 65,536 bytes
+        (32, 33_000, 86, 3, 0.5),  # 33,024 and 1024 bytes of 102,400
+        (255, 0, 90, 1, 0.125),
+    ],
+)
+def test_occupancy(registers, shared, architecture, blocks, share):
+    assert gpu_model.occupancy(Kernel("k", registers, 0, 0, shared), architecture) == (blocks, share)
+
+
+@pytest.mark.parametrize(("name", "teraflops"), [("V100", 7.8), ("A100", 9.7), ("H100", 34), ("H200", 34), ("B200", 37)])
+def test_rates_of_cards_are_the_published_ones(name, teraflops):
+    found = card(name)
+    rate = gpu_model.MULTIPROCESSORS[found.architecture].float64 * found.multiprocessors * found.clock * 2 / 1000
+    assert rate == pytest.approx(teraflops, rel=0.02)
+
+
+def test_shares():
+    """A card of one multiprocessor at 1 GHz: 32 float64 operations and 128 instructions each ns."""
+    one = Card("one", 80, 1, 1.0, 16.0)
+    none = dict.fromkeys(gpu_model.UNITS, 0.0)
+    norm = gpu_model.shares(one, Loop("norm", "float32", 32, none | {"float64": 4.0, "issue": 8.0}, 128))
+    # memory: 4 elements a ns; float64: 8; issue: 16
+    assert (norm["float64"], norm["issue"], norm["integer"]) == (2, 4, float("inf"))
+    assert gpu_model.tightest(norm) == ("float64", 2)
+    assert norm["serial"] == pytest.approx(2 / 3)  # 1/4 ns of loading and 1/8 of adding
+    scale = gpu_model.shares(one, Loop("scale", "float16", 64, none | {"integer": 64.0, "issue": 64.0}, 128))
+    # memory: 4 bytes an element, 4 elements a ns; integer: 1; issue: 2
+    assert (scale["integer"], scale["issue"]) == (0.25, 0.5)
+    assert scale["serial"] == pytest.approx(1 / 5)
+    step = gpu_model.shares(one, Loop("step", "float64", 16, none | {"convert": 4.0}, 128))
+    assert step["convert"] == pytest.approx(4 / (16 / 24))
+
+
+LOG = """ptxas info    : 16 bytes gmem
+ptxas info    : Compiling entry function 'f' for 'sm_80'
+ptxas info    : Function properties for f
+ptxas         .     32 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 93 registers, used 1 barriers, 48 bytes cumulative stack size, 512 bytes smem, 408 bytes cmem[0]
+ptxas info    : Function properties for called
+ptxas         .     0 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
+"""
+
+
+def test_what_the_compiler_says_is_read():
+    assert gpu_model.kernel_of(LOG, "f") == Kernel("f", 93, 28, 48, 512)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "unit"),
+    [
+        ("DFMA", "float64"),
+        ("DSETP.GT.AND", "float64"),
+        ("F2F.F64.F32", "convert"),
+        ("F2F.F32.F64", "convert"),
+        ("F2F.F16.F32", "narrow"),
+        ("FMUL", "float32"),
+        ("HADD2.F32", "float32"),
+        ("IADD3", "integer"),
+        ("LOP3.LUT", "integer"),
+        ("VIMNMX.U16x2", "integer"),
+        ("F2FP.F16.F32.PACK_AB", "integer"),
+        ("LD.E.128", None),
+        ("BRA", None),
+        ("NOP", None),
+    ],
+)
+def test_units(instruction, unit):
+    assert gpu_model.unit_of(instruction) == unit
+
+
+def disassembly(*loops):
+    lines = ['\t.section\t.text.f,"ax",@progbits', '\t.sectioninfo\t@"SHI_REGISTERS=9"', "f:"]
+    for n, body in enumerate(loops):
+        lines += [f".L_x_{n}:", *(f"        /*{i:04x}*/    {line} ;" for i, line in enumerate(body))]
+        lines += [f"        /*ffff*/    @!P0 BRA `(.L_x_{n}) ;"]
+    return "\n".join([*lines, '\t.section\t.text.g,"ax",@progbits', "        /*0000*/    EXIT ;"])
+
+
+LOAD, STORE = "@P1 LD.E.128 R4, [R2]", "ST.E.128 [R2], R4"
+
+
+@pytest.mark.parametrize(
+    ("body", "operation", "dtype", "elements"),
+    [
+        ([LOAD] * 8 + ["DADD R1, R2, R3"] * 160, "norm", "float64", 16),
+        ([LOAD] * 7 + ["LD.E.64 R4, [R2]"] * 2 + ["DADD R1, R2, R3"] * 160, "norm", "float64", 16),
+        ([LOAD] * 8 + ["F2F.F64.F32 R1, R2"] * 32 + ["DFMA R1, R2, R3, R4"] * 64, "norm", "float32", 32),
+        ([LOAD] * 8 + ["F2F.F64.F32 R1, R2"] * 64 + ["DFMA R1, R2, R3, R4"] * 64, "norm", "bfloat16", 64),
+        ([LOAD] * 8 + ["HADD2.F32 R1, -RZ, R2.H0_H0"] * 64 + ["DFMA R1, R2, R3, R4"] * 64, "norm", "float16", 64),
+        ([LOAD] * 8 + ["FMUL R1, R2, R3"] * 64 + [STORE] * 8, "scale", "bfloat16", 64),
+        ([LOAD] * 16 + ["DADD R1, R2, R3"] * 16 + [STORE] * 8, "step", "float64", 16),
+    ],
+)
+def test_main_loops_are_found(body, operation, dtype, elements):
+    short = [LOAD] * 4 + ["DADD R1, R2, R3"] * 8  # not a whole tile
+    copy = [LOAD] * 8 + [STORE] * 8
+    (loop,) = gpu_model.loops_of(disassembly(short, body, copy), "f")
+    assert (loop.operation, loop.dtype, loop.elements) == (operation, dtype, elements)
+    assert loop.per_element["issue"] == (len(body) + 1) / elements
+    assert loop.per_element["float64"] == sum(line.startswith("D") for line in body) / elements
+
+
+def test_a_kernel_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="no kernel h"):
+        gpu_model.loops_of(disassembly([LOAD]), "h")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_part_of_the_source_has_one_kernel(kernel):
+    code = gpu_model.part(source(), kernel)
+    kernels = re.findall(r'extern "C" __global__ (?:__launch_bounds__\([^)]*\) )?void (\w+)\(', code)  # the macro's `name` too
+    measures = re.findall(r"^MEASURE\((\w+),", code, re.MULTILINE)
+    assert [*measures, *(name for name in kernels if name in KERNELS)] == [kernel]
+
+
+def test_figures_can_be_written(tmp_path):
+    loop = Loop("norm", "float32", 32, dict.fromkeys(gpu_model.UNITS, 0.0) | {"float64": 4.0, "issue": 8.0}, 128)
+    gpu_model.write_json(str(tmp_path / "f"), {80: [Kernel("f", 128, 0, 0, 0)]}, {80: [loop]})
+    found = json.loads((tmp_path / "f").read_text(encoding="utf-8"))
+    assert found["kernels"]["80"][0] | {"name": "f", "blocks": 2, "occupancy": 0.25} == found["kernels"]["80"][0]
+    assert [c["name"] for c in found["cards"]] == ["A100"]
+    assert found["cards"][0]["loops"][0]["integer"] is None
+    assert found["cards"][0]["loops"][0]["float64"] > 1
+
+
+def test_main_kernels_are_kernels():
+    assert set(MAIN) == set(MOST_REGISTERS)
+    assert set(MAIN) <= set(KERNELS)
+
+
+@pytest.fixture(scope="module")
+def examined():
+    if not gpu_model.compilers():
+        pytest.skip("NVRTC is not installed")
+    return gpu_model.examine([80, 90], MAIN)
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_main_kernels_do_not_spill(examined, architecture):
+    kernels = examined[0][architecture]
+    assert [kernel.name for kernel in kernels] == list(MAIN)
+    assert {kernel.name: kernel.spills for kernel in kernels} == dict.fromkeys(MAIN, 0)
+    assert {k.name: k.registers for k in kernels if k.registers > MOST_REGISTERS[k.name]} == {}
+    assert min(gpu_model.occupancy(kernel, architecture)[0] for kernel in kernels) >= 2
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_every_dtype_has_its_main_loops(examined, architecture):
+    if gpu_model.disassembler() is None:
+        pytest.skip("nvdisasm is not installed")
+    loops = {(loop.operation, loop.dtype): loop for loop in examined[1][architecture]}
+    assert sorted(loops) == sorted((operation, dtype) for operation in gpu_model.ARRAYS for dtype in gpu_model.SIZES)
+    for (operation, dtype), loop in loops.items():
+        assert loop.elements == 128 // gpu_model.SIZES[dtype]
+        most = {"norm": 10.5 if dtype == "float64" else 4.5, "scale": 1, "step": 2}[operation]
+        assert loop.per_element["float64"] <= most

@@ -107,13 +107,12 @@ class Kernel(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """A main loop: operations per element of each unit, and how many bytes a thread has under way."""
+    """A main loop: elements that a thread takes in a round, and operations per element by the unit that executes them."""
 
     operation: str
     dtype: str
     elements: int
     per_element: dict[str, float]
-    ahead: int
 
 
 def found(pattern: str) -> list[Path]:
@@ -123,9 +122,16 @@ def found(pattern: str) -> list[Path]:
     return sorted(p for folder in folders for p in folder.rglob(pattern) if p.is_file() and ".alt" not in p.name)
 
 
+def release(library: Path) -> tuple[int, int]:
+    """The version of an NVRTC."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    ctypes.CDLL(str(library)).nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
 def compilers() -> list[Path]:
-    """The libraries of NVRTC that are installed: each knows other architectures."""
-    return found("libnvrtc.so.*") + found("nvrtc64_*.dll")
+    """The libraries of NVRTC that are installed, the newest last: each knows other architectures."""
+    return sorted(found("libnvrtc.so.*") + found("nvrtc64_*.dll"), key=release)
 
 
 def disassembler() -> str | None:
@@ -264,7 +270,7 @@ def loop_of(names: list[str]) -> Loop | None:
     elements = packs * PACK // SIZES[dtype]
     used = Counter(unit_of(name) for name in names)
     per_element = {unit: used[unit] / elements for unit in UNITS} | {"issue": len(names) / elements}
-    return Loop(operation, dtype, elements, per_element, TILE * PACK)
+    return Loop(operation, dtype, elements, per_element)
 
 
 def shares(card: Card, loop: Loop) -> dict[str, float]:
@@ -287,7 +293,7 @@ def tightest(limits: dict[str, float]) -> tuple[str, float]:
 
 def examine(wanted: list[int], kernels: tuple[str, ...]) -> tuple[dict[int, list[Kernel]], dict[int, list[Loop]]]:
     """Kernels and main loops by architecture; loops only where nvdisasm is installed and knows it."""
-    known = {a: library for library in compilers() for a in architectures(library)}
+    known = {a: library for library in compilers() for a in architectures(library)}  # by the newest that knows it
     jobs = [(known[a], a, kernel) for a in wanted if a in known for kernel in kernels]
     show = disassembler()
     resources: dict[int, list[Kernel]] = {}
@@ -373,6 +379,7 @@ def main() -> None:
     options = parser.parse_args()
     if not compilers():
         sys.exit("NVRTC is not installed: python -m pip install nvidia-cuda-nvrtc-cu12")
+    print("NVRTC", ", ".join("{}.{}".format(*release(library)) for library in compilers()))
     resources, loops = examine(options.architectures, KERNELS if options.all else MAIN)
     for architecture in set(options.architectures) - set(resources):
         print(f"sm_{architecture} is left out: no NVRTC that is installed knows it")

@@ -48,16 +48,16 @@ def test_shares():
     """A card of one multiprocessor at 1 GHz: 32 float64 operations and 128 instructions each ns."""
     one = Card("one", 80, 1, 1.0, 16.0)
     none = dict.fromkeys(gpu_model.UNITS, 0.0)
-    norm = gpu_model.shares(one, Loop("norm", "float32", 32, none | {"float64": 4.0, "issue": 8.0}, 128))
+    norm = gpu_model.shares(one, Loop("norm", "float32", 32, none | {"float64": 4.0, "issue": 8.0}))
     # memory: 4 elements a ns; float64: 8; issue: 16
     assert (norm["float64"], norm["issue"], norm["integer"]) == (2, 4, float("inf"))
     assert gpu_model.tightest(norm) == ("float64", 2)
     assert norm["serial"] == pytest.approx(2 / 3)  # 1/4 ns of loading and 1/8 of adding
-    scale = gpu_model.shares(one, Loop("scale", "float16", 64, none | {"integer": 64.0, "issue": 64.0}, 128))
+    scale = gpu_model.shares(one, Loop("scale", "float16", 64, none | {"integer": 64.0, "issue": 64.0}))
     # memory: 4 bytes an element, 4 elements a ns; integer: 1; issue: 2
     assert (scale["integer"], scale["issue"]) == (0.25, 0.5)
     assert scale["serial"] == pytest.approx(1 / 5)
-    step = gpu_model.shares(one, Loop("step", "float64", 16, none | {"convert": 4.0}, 128))
+    step = gpu_model.shares(one, Loop("step", "float64", 16, none | {"convert": 4.0}))
     assert step["convert"] == pytest.approx(4 / (16 / 24))
 
 
@@ -144,7 +144,7 @@ def test_a_part_of_the_source_has_one_kernel(kernel):
 
 
 def test_figures_can_be_written(tmp_path):
-    loop = Loop("norm", "float32", 32, dict.fromkeys(gpu_model.UNITS, 0.0) | {"float64": 4.0, "issue": 8.0}, 128)
+    loop = Loop("norm", "float32", 32, dict.fromkeys(gpu_model.UNITS, 0.0) | {"float64": 4.0, "issue": 8.0})
     gpu_model.write_json(str(tmp_path / "f"), {80: [Kernel("f", 128, 0, 0, 0)]}, {80: [loop]})
     found = json.loads((tmp_path / "f").read_text(encoding="utf-8"))
     assert found["kernels"]["80"][0] | {"name": "f", "blocks": 2, "occupancy": 0.25} == found["kernels"]["80"][0]

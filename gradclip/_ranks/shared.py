@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from .._core.arguments import flag
+from .._core.by_leaf import by_leaf
 from .._core.dyadic import KEPT, dyadic, root
 from .._core.engine import HOST, on_devices
 from .._core.mode import STEP
@@ -180,20 +181,11 @@ def counted_leaves(leaves: Leaves, owned: Any) -> list[int] | None:
     """Return the indices of the leaves that the norm runs over; None if these are all."""
     if owned is None:
         return None
-    if isinstance(owned, Mapping):
-        tree = leaves.tree
-        if not (isinstance(tree, Mapping) and owned.keys() == tree.keys()):
-            for pattern in owned:
-                if not isinstance(pattern, str):
-                    raise ValueError(f"owned has the key {pattern!r}, which is neither in grads nor a pattern")
-            values = [flag(f"owned[{p!r}]", value) for p, value in owned.items()]
-            first = leaves.match_patterns(owned, "owned")
-            leaves.check_count(len(first))
-            return [i for i, at in enumerate(first) if at is None or values[at]]
-    elif not is_nesting(owned):
+    if not isinstance(owned, Mapping) and not is_nesting(owned):
         return None if flag("owned", owned) else []
-    values = [flag(f"owned of {p}", v) for p, v in zip(leaves.paths(), leaves.aligned(owned, "owned"), strict=True)]
-    return [i for i, value in enumerate(values) if value]
+    values = by_leaf(leaves, "owned", owned, flag)
+    leaves.check_count(len(values))
+    return [i for i, value in enumerate(values) if value is not False]  # None: no pattern matches
 
 
 def part_of(sums: AnySums, leaves: Leaves, counted: list[int] | None) -> Part:

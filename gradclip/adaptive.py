@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, number, whole
-from ._core.by_leaf import by_leaf, is_by_leaf
+from ._core.by_leaf import axes_of, by_leaf, is_by_leaf
 from ._core.call import Request, functional, in_place
 from ._core.options import Options, UnitOptionsWithoutEps, Unpack, spelled_out_for_units
 from .report import ClipReport
@@ -247,13 +247,6 @@ class _Adaptive(Request):
 
 def _unit_axes(leaves: Leaves, i: int, unit_axis: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which units of a leaf lie, sorted: none where it is a single unit."""
-    ndim = leaves.arrays[i].ndim
-    if ndim < 2:
+    if leaves.arrays[i].ndim < 2:
         return ()
-    for axis in unit_axis:
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"{leaves.path(i)}: unit_axis {axis} is out of bounds for an array of {ndim} dimensions")
-    axes = {axis % ndim for axis in unit_axis}
-    if len(axes) < len(unit_axis):
-        raise ValueError(f"{leaves.path(i)}: unit_axis {unit_axis} names an axis twice")
-    return tuple(sorted(axes))
+    return tuple(sorted(axes_of(leaves, i, "unit_axis", unit_axis)))

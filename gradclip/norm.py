@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Names, Number, whole
-from ._core.by_leaf import thresholds_by_leaf
+from ._core.by_leaf import axes_of, thresholds_by_leaf
 from ._core.call import Request, functional, in_place, measured, options_of, told, total_threshold
 from ._core.groups import Groups
 from ._core.options import NormOptions, Options, UnitOptions, Unpack, spelled_out, spelled_out_for_units
@@ -429,14 +429,8 @@ def _asked(rules: PerLeaf, names: Sequence[str], sums: AnySums, options: Options
 
 def _others(leaves: Leaves, i: int, axes: Sequence[int]) -> tuple[int, ...]:
     """The axes of a leaf that are not those of its slices."""
-    ndim = leaves.arrays[i].ndim
-    for axis in axes:
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"{leaves.path(i)}: axis {axis} is out of bounds for an array of {ndim} dimensions")
-    inner = {axis % ndim for axis in axes}
-    if len(inner) < len(axes):
-        raise ValueError(f"{leaves.path(i)}: axis {tuple(axes)} names an axis twice")
-    return tuple(d for d in range(ndim) if d not in inner)
+    inner = axes_of(leaves, i, "axis", axes)
+    return tuple(d for d in range(leaves.arrays[i].ndim) if d not in inner)
 
 
 def global_norm(grads: Any, ord: float = 2) -> float:

@@ -1,9 +1,9 @@
-"""Arguments that may differ by leaf: a number for all, a nesting of numbers, or a dict of patterns over paths."""
+"""Arguments that may differ by leaf: a number for all, a nesting, or a dict of patterns over paths; and axes of each leaf."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -59,6 +59,18 @@ def thresholds_by_leaf(leaves: Leaves, max_norm: Any) -> Floats:
     values = by_leaf(leaves, "max_norm", max_norm, _threshold)
     leaves.check_count(len(values))
     return np.array([math.inf if value is None else value for value in values], np.float64)
+
+
+def axes_of(leaves: Leaves, i: int, name: str, axes: Sequence[int]) -> set[int]:
+    """Return the axes of a leaf that an argument, `name`, means: each from 0 on, and none of them twice."""
+    ndim = leaves.arrays[i].ndim
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"{leaves.path(i)}: {name} {axis} is out of bounds for an array of {ndim} dimensions")
+    found = {axis % ndim for axis in axes}
+    if len(found) < len(axes):
+        raise ValueError(f"{leaves.path(i)}: {name} {tuple(axes)} names an axis twice")
+    return found
 
 
 def _threshold(name: str, value: Any) -> float:

@@ -4,9 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-import gradclip
-
-ROOT = Path(gradclip.__file__).parent
+ROOT = Path(__file__).parents[1] / "gradclip"  # the sources: a wheel has no .pyx
 
 
 def name_of(path):

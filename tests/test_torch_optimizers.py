@@ -255,6 +255,13 @@ def test_a_threshold_of_zero_can_be_folded():
     assert torch.equal(params[1], before)
 
 
+@pytest.mark.parametrize("name", ["comm", "owned"])
+def test_keywords_of_several_processes_are_refused(name):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0)
+    with pytest.raises(TypeError, match=f"attach takes no {name}"):
+        attach(optimizer, 1.0, **{name: {"*": True}})
+
+
 def test_what_cannot_be_folded_is_an_error():
     with pytest.raises(ValueError, match=r"with fused=True; this AdamW is not fused"):
         attach(PLAIN["AdamW"](groups()[0]), 1.0, fold=True)

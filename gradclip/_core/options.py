@@ -126,6 +126,11 @@ def spelled_out(function: Function) -> Function:
     return _shown(function, KEYWORDS.keys())
 
 
+def spelled_out_for_one_process(function: Function) -> Function:
+    """Show the keywords that ``**norm`` stands for, where one norm rules the leaves of this process, and all of them."""
+    return _shown(function, KEYWORDS.keys() - {*SHARED})
+
+
 def spelled_out_for_units(function: Function) -> Function:
     """Show the keywords that ``**norm`` stands for, where units have norms of their own, in `help` and to completion."""
     return _shown(function, KEYWORDS.keys() - {"skip_above", *SHARED})

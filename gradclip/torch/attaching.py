@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from .._core.arguments import Number, flag
 from .._core.call import Request, in_place, total_threshold
 from .._core.engine import Engine
-from .._core.options import NormOptions, Options, Unpack, spelled_out
+from .._core.options import SHARED, NormOptions, Options, Unpack, spelled_out_for_one_process
 from ..report import ClipReport
 from ..thresholds import Threshold
 from .clip_grad import plain
@@ -134,7 +134,7 @@ class Attached:
                 setattr(self._optimizer, name, had)
 
 
-@spelled_out
+@spelled_out_for_one_process
 def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = False, **norm: Unpack[NormOptions]) -> Attached:
     """Have an optimizer clip the gradients of all its parameters by their global norm, whenever it makes a step.
 
@@ -193,6 +193,9 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
     Parameter containing:
     tensor([2.4000, 3.2000], requires_grad=True)
     """
+    for name in SHARED:
+        if norm.get(name) is not None:
+            raise TypeError(f"attach takes no {name}: clip before the step, by gradclip.clip_by_global_norm_(..., {name}=...)")
     options, threshold = Options.of(norm), total_threshold(max_norm)
     if optimizer in _attached:
         raise ValueError(f"this {type(optimizer).__name__} clips already: remove() what attach returned before")

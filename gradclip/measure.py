@@ -66,9 +66,8 @@ class Measure:
     grad_scale: float
     size: int
     max_abs: float
-    _parts: tuple[
-        Any, ...
-    ]  # norms by leaf: one array, or the two `_parts` that were merged, which `norms` joins when asked; or none
+    # Norms by leaf: one array, or the two `_parts` that were merged, which `norms` joins when asked; or none.
+    _parts: tuple[Any, ...]
     first_nonfinite: tuple[str, int] | None
     _nans: int
     _infs: int
@@ -161,9 +160,8 @@ class Measure:
             self.grad_scale,
             self.size + other.size,
             max(self.max_abs, other.max_abs),
-            (self._parts, other._parts)
-            if self._parts and other._parts
-            else (),  # not joined at each step, which would make sums quadratic
+            # not joined at each step, which would make sums quadratic
+            (self._parts, other._parts) if self._parts and other._parts else (),
             self.first_nonfinite or other.first_nonfinite,
             self._nans + other._nans,
             self._infs + other._infs,

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .arguments import Indices
     from .call import ByValue, Request
     from .engine import AnySums, Engine
-    from .options import Options
 
 
 def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Plan | None]:

@@ -152,6 +152,7 @@ def described():
 
 setup(
     ext_modules=[
+        extension("gradclip.report"),
         extension("gradclip._core.call"),
         extension("gradclip._gpu.rows"),
         *(

@@ -6,7 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, GetSetDescriptorType
 
 import pytest
 
@@ -15,6 +15,9 @@ import gradclip
 validate = pytest.importorskip("numpydoc.validate").validate
 get_doc_object = pytest.importorskip("numpydoc.docscrape").get_doc_object
 CHECKED = pytest.importorskip("numpydoc.hooks.validate_docstrings").parse_config(Path(__file__).parents[1])
+
+
+MEMBERS = FunctionType | classmethod | staticmethod | property | GetSetDescriptorType  # the last: of a compiled class
 
 
 def public():
@@ -34,7 +37,7 @@ def public():
             own = inspect.getmro(value)[::-1] if inspect.isclass(value) else ()
             members = [vars(cls).items() for cls in own if cls.__module__.startswith("gradclip")]
             for member, found in dict(chain(*members)).items():
-                if not member.startswith("_") and isinstance(found, FunctionType | classmethod | staticmethod | property):
+                if not member.startswith("_") and isinstance(found, MEMBERS):
                     yield f"{module.__name__}.{name}.{member}", getattr(value, member)
 
 

@@ -4,6 +4,8 @@
 What a call asks for is a Request. Most techniques make one as it is; where leaves are cut into units, or thresholds follow from
 what is read, a subclass in the technique's file overrides one of the steps. This is compiled because a small call passes
 through it in less time than a dozen calls of Python functions take, and so that warnings name the caller's line."""
+cimport cython
+
 import math
 
 from numpy cimport import_array, PyArray_Check
@@ -11,10 +13,12 @@ from numpy cimport import_array, PyArray_Check
 from gradclip._core.arguments import number
 from gradclip._core.engine import HOST, on_devices
 from gradclip._core.mode import CLIP
-from gradclip._core.options import Options
+from gradclip._core.options import DEFAULT, Options
 from gradclip._core.rounding import exact_order
+from gradclip._cpu.passes cimport measure as measure_on_host
+from gradclip._cpu.sums cimport Sums
 from gradclip._leaves.leaves cimport Leaves
-from gradclip.report import ClipReport
+from gradclip.report cimport unclipped
 from gradclip.thresholds import Threshold
 from gradclip.thresholds.base import number_or_rule
 
@@ -23,6 +27,7 @@ import_array()
 cdef object ONE = 1
 
 
+@cython.freelist(8)
 cdef class Request:
     """What is to be decided of some leaves.
 
@@ -83,8 +88,8 @@ cdef class Request:
         if not (type(self.threshold) is float or PyArray_Check(self.threshold)) and isinstance(self.threshold, Threshold):
             self.threshold = self.shown = asked("max_norm", self.threshold, sums, self.options)
         if type(self.threshold) is float and engine is HOST and self.mode is CLIP and self.to.source == NULL and \
-                self.options.plain and sums.within(self.threshold):
-            return ClipReport(sums, self.shown, self.to.units, None, 0, False, self.norms), None    # the usual step, kept short
+                self.options.plain and (<Sums?>sums).keeps(self.threshold):
+            return unclipped(sums, self.shown, self.to.units, self.norms), None     # the usual step, kept short
         return engine.decide(self, sums)
 
     cdef bint is_left_out(self, sums) except -1:
@@ -105,6 +110,8 @@ cdef class Request:
         options = self.options
         if type(options) is not Options:
             return options.measure(self, engine, read)
+        if engine is HOST:
+            return measure_on_host(read, options.ord, options.grad_scale, options.finite_only)      # sooner than by HOST
         return engine.measure(read, options.ord, options.grad_scale, options.finite_only)
 
     cpdef write(self, engine, plan):
@@ -141,7 +148,9 @@ def options_of(dict norm):
     then.
 
     norm : the keywords of this call, a dict that nobody else has. `told` finds in it how far the ranks came"""
-    if not norm or (norm.get("comm") is None and norm.get("owned") is None):
+    if not norm:
+        return DEFAULT
+    if (norm.get("comm") is None and norm.get("owned") is None):
         return Options.of(norm)
     from gradclip._ranks.shared import SharedOptions
 

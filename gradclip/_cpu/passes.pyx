@@ -1,7 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The two passes: `measure` reads every leaf once, `write` changes them once, if at all. How, region.pyx says."""
 from cpython.exc cimport PyErr_CheckSignals
-from cpython.mem cimport PyMem_Free
 from libc.string cimport memset
 
 from gradclip._leaves.layout cimport gc_leaf
@@ -12,9 +11,9 @@ from gradclip._cpu.fold cimport Sum
 from gradclip._cpu.machine cimport Scratch, give_scratch, take_scratch
 from gradclip._cpu.nonfinite cimport find_nonfinite
 from gradclip._cpu.plan cimport Plan, Write
-from gradclip._cpu.region cimport ALL_GROUPS, Task, Work, begin, cut, end, fold_groups, look_for_middles, run
+from gradclip._cpu.region cimport ALL_GROUPS, Task, Work, begin, cut, discard, end, fold_groups, look_for_middles, run
 from gradclip._cpu.scalar cimport GC_KEEP, gc_measured
-from gradclip._cpu.sums cimport Sums
+from gradclip._cpu.sums cimport Sums, new_sums
 from gradclip._cpu.watch cimport gc_raise
 
 
@@ -55,13 +54,13 @@ cdef bint run_measure(Sums sums, const gc_leaf *leaf, Leaves leaves, Plan bounds
     return task.uncertain
 
 
-def measure(Leaves leaves, double ord, double grad_scale=1.0, bint finite_only=False, bint norms=True):
+cpdef Sums measure(Leaves leaves, double ord, double grad_scale=1.0, bint finite_only=False, bint norms=True):
     """The Sums of all leaves, by one read pass.
 
     grad_scale: the leaves hold the true gradient times this.
     finite_only: whether norms leave NaN and Inf out.
     norms: whether the norms that are told are those of these Sums; else `settle` is to be called for those that are."""
-    cdef Sums sums = Sums(leaves.units, 0, ord, grad_scale, finite_only)    # the largest: it fails first
+    cdef Sums sums = new_sums(leaves.units, ord, grad_scale, finite_only)   # the largest: it fails first
     cdef bint uncertain = run_measure(sums, leaves.leaf, leaves, None, None, norms)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
@@ -73,7 +72,7 @@ def measure(Leaves leaves, double ord, double grad_scale=1.0, bint finite_only=F
 def measure_outside(Leaves leaves, Plan bounds):
     """The Sums of all leaves of order 2, in which elements outside the bounds of a clamping Plan are counted; `settle` is to be
     called for their norms."""
-    cdef Sums sums = Sums(leaves.units, 0, 2, 1)
+    cdef Sums sums = new_sums(leaves.units, 2)
     run_measure(sums, leaves.leaf, leaves, bounds, None, False)
     if sums.total.nans + sums.total.infs:
         find_nonfinite(sums, leaves)
@@ -82,7 +81,7 @@ def measure_outside(Leaves leaves, Plan bounds):
 
 def measure_written(Leaves to, Plan plan, double ord):
     """The Sums of the elements that `write` would write; nothing is written."""
-    cdef Sums sums = Sums(to.units, 0, ord, 1)
+    cdef Sums sums = new_sums(to.units, ord)
     run_measure(sums, to.leaf if to.source == NULL else to.source, to, None, plan, False)
     return sums
 
@@ -111,7 +110,8 @@ def write(Leaves to, Plan plan):
         clamp(to, plan)
         return
     cdef const gc_leaf *source = to.leaf if to.source == NULL else to.source
-    cdef Work work = cut(to.leaf, source, to.count, True)
+    cdef Work work
+    cut(&work, to.leaf, source, to.count, True)
     cdef Scratch scratch
     cdef Task task
     scratch.memory = NULL
@@ -122,7 +122,7 @@ def write(Leaves to, Plan plan):
     except:
         if scratch.memory != NULL:
             give_scratch(&scratch)
-        PyMem_Free(work.group)
+        discard(&work)
         raise
     task.room = scratch.room
     task.leaf, task.source, task.group, task.write, task.per_unit = to.leaf, source, work.group, plan.write, plan.count > 1
@@ -130,5 +130,5 @@ def write(Leaves to, Plan plan):
     with nogil:
         run(&task, &work, True)
     give_scratch(&scratch)
-    PyMem_Free(work.group)
+    discard(&work)
     to.written()

@@ -18,6 +18,10 @@ cdef enum Stage:            # of a pass that clamps: which groups are its busine
     SINCE_OUTSIDE           # the others, that one included
     NOT_FINITE              # those in which such elements are still to be brought within the bounds
 
+cdef enum:                  # as many need no memory of their own, which takes as long as to sum a small leaf
+    FEW_GROUPS = 2
+    FEW_TOTALS = 3
+
 cdef enum:
     LATER = -1              # elements outside, in a group that was left out
 
@@ -42,6 +46,7 @@ cdef struct Task:           # what the chunks of one pass share
     bint uncertain          # whether some sum does not tell its norm; set by any thread
     char *room              # ROOM bytes for each thread
     Watch watch             # of a read pass
+    Sum few[FEW_TOTALS]     # the room of a few totals
 
 
 cdef struct Work:           # the list of it
@@ -51,9 +56,11 @@ cdef struct Work:           # the list of it
     ptrdiff_t elements      # a complex number is one
     Py_ssize_t elsewhere    # leaves that do not lie on the host, of which nothing is done
     int team
+    Group few[FEW_GROUPS]   # the room of a few groups
 
 
-cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint columns) except *
+cdef int cut(Work *work, const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint columns) except -1
+cdef void discard(Work *work) noexcept
 cdef void run(Task *t, const Work *work, bint writing) noexcept nogil
 cdef void fold_groups(Task *t, Py_ssize_t n, Sum *total) noexcept nogil
 cdef int begin(Task *task, Work *work, Scratch *scratch, const gc_leaf *leaf, Leaves leaves, Sums sums, bint columns) except -1

@@ -38,16 +38,15 @@ cdef enum:
     ABREAST = 64            # sums that are looked at together
 
 
-cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint columns) except *:
-    """Return the list of work: groups of about a segment (kernels/work.h), shared out in chunks.
+cdef int cut(Work *work, const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint columns) except -1:
+    """Make the list of work: groups of about a segment (kernels/work.h), shared out in chunks. `discard` frees it.
 
     A thread gets a few chunks, so that one that the system holds up does not hold up the others. Units that are columns come in
     panels, or with `columns` False one by one."""
-    cdef Work work
     cdef gc_work found
     if not gc_survey(&found, leaf, count, columns):
         raise ValueError(f"the leaves hold more than 2**{BITS_OF_BYTES} bytes: broadcast views, then, which take years to read")
-    work.group = <Group *>PyMem_Malloc(found.room * sizeof(Group))
+    work.group = &work.few[0] if found.room <= FEW_GROUPS else <Group *>PyMem_Malloc(found.room * sizeof(Group))
     if work.group == NULL:
         raise MemoryError
     gc_cut(&found, work.group, leaf, source, count, columns)
@@ -57,11 +56,17 @@ cdef Work cut(const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint
         try:
             work.team = team_size(work.count)
         except:     # a warning that is an error
-            PyMem_Free(work.group)
+            discard(work)
             raise
     work.chunk = work.count if work.team == 1 else max(1, work.count // (16 * work.team))
     work.chunks = (work.count + work.chunk - 1) // work.chunk if work.count else 0
-    return work
+    return 0
+
+
+cdef void discard(Work *work) noexcept:
+    """Free a list of work."""
+    if work.group != &work.few[0]:
+        PyMem_Free(work.group)
 
 
 # ---- the region that does it ---------------------------------------------------------------------
@@ -279,21 +284,22 @@ cdef void fold_groups(Task *t, Py_ssize_t n, Sum *total) noexcept nogil:
 
 cdef int begin(Task *task, Work *work, Scratch *scratch, const gc_leaf *leaf, Leaves leaves, Sums sums, bint columns) except -1:
     """Get everything that a pass needs to measure leaves into Sums. `end` gives back what has to be given back."""
-    work[0] = cut(leaf, leaf, leaves.count, columns)
+    cut(work, leaf, leaf, leaves.count, columns)
     sums.size = work.elements
     task.leaf, task.source, task.to, task.group, task.stage, task.ord = leaf, NULL, NULL, work.group, ALL_GROUPS, sums.order
     task.bounds, task.apart, task.write, task.per_unit, task.unit = NULL, 0, NULL, False, sums.unit
     task.norm, task.norms, task.uncertain = NULL, NULL, False
     task.watch.due, task.watch.stopped = 0, False
-    task.part = <Sum *>PyMem_Malloc((work.count + work.slots + 1) * sizeof(Sum))
+    cdef Py_ssize_t totals = work.count + work.slots + 1
+    task.part = &task.few[0] if totals <= FEW_TOTALS else <Sum *>PyMem_Malloc(totals * sizeof(Sum))
     task.slot = task.part + work.count
     try:
         if task.part == NULL:
             raise MemoryError
         take_scratch(scratch, work.team)
     except:
-        PyMem_Free(task.part)
-        PyMem_Free(work.group)
+        discard_totals(task)
+        discard(work)
         raise
     task.room = scratch.room
     return 0
@@ -301,8 +307,13 @@ cdef int begin(Task *task, Work *work, Scratch *scratch, const gc_leaf *leaf, Le
 
 cdef void end(Task *task, Work *work, Scratch *scratch) noexcept:
     give_scratch(scratch)
-    PyMem_Free(task.part)
-    PyMem_Free(work.group)
+    discard_totals(task)
+    discard(work)
+
+
+cdef void discard_totals(Task *task) noexcept:
+    if task.part != &task.few[0]:
+        PyMem_Free(task.part)
 
 
 cdef void look_for_middles(Task *task, Sums sums) noexcept:

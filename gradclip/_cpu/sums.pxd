@@ -16,7 +16,11 @@ cdef class Sums:
     cdef object true_max                # max_abs, where it was measured elsewhere
     cdef public object exact_total      # (integer, exponent): the sum of all, where the elements were summed exactly; else None
     cdef gc_measured *unit
+    cdef gc_measured one                # the room of `unit` where there is one at most
     cdef Sum total
+
+    cdef int start(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale, bint finite_only) except -1
+    cdef bint keeps(self, double threshold) noexcept
 
     cdef double relative_error(self) noexcept
     # of one unit, or of all where the index is ALL
@@ -29,5 +33,6 @@ cdef class Sums:
 cdef enum:
     ALL = -1
 
+cdef Sums new_sums(Py_ssize_t count, double ord, double grad_scale=*, bint finite_only=*)
 cdef double order_of(double ord) noexcept
 cdef Py_ssize_t index_of(object unit) except -2

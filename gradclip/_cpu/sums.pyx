@@ -31,19 +31,27 @@ cdef class Sums:
 
     finite_only: whether norms are those of the finite elements; else they are NaN or Inf where an element is."""
 
-    def __cinit__(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale, bint finite_only=False):
+    def __init__(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale, bint finite_only=False):
+        if self.unit != NULL:
+            raise RuntimeError("these Sums were made already")
+        self.start(count, size, ord, grad_scale, finite_only)
+
+    cdef int start(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale, bint finite_only) except -1:
+        """Make room for units, of which nothing is known yet."""
         self.count = count
         self.size = size
         self.order = order_of(ord)
         self.grad_scale = grad_scale
         self.finite_only = finite_only
-        self.unit = <gc_measured *>PyMem_Malloc(max(self.count, 1) * sizeof(gc_measured))
+        self.unit = &self.one if count <= 1 else <gc_measured *>PyMem_Malloc(count * sizeof(gc_measured))
         if self.unit == NULL:
             raise MemoryError
         clear(&self.total)
+        return 0
 
     def __dealloc__(self):
-        PyMem_Free(self.unit)
+        if self.unit != &self.one:
+            PyMem_Free(self.unit)
 
     @property
     def ord(self):
@@ -191,12 +199,16 @@ cdef class Sums:
         gc_fp_leave(saved)
         return result
 
-    def within(self, double threshold):
+    cdef bint keeps(self, double threshold) noexcept:
         """Whether every element is finite and the norm of all does not exceed a threshold."""
         cdef gc_fpenv saved = gc_fp_enter()     # flush-to-zero changes comparisons too
         cdef bint result = self.total.nans + self.total.infs == 0 and self.norm_of(ALL) <= threshold
         gc_fp_leave(saved)
         return result
+
+    def within(self, double threshold):
+        """Whether every element is finite and the norm of all does not exceed a threshold."""
+        return self.keeps(threshold)
 
     def shows_nonfinite(self, unit=None):
         """Whether the norm is NaN or Inf because an element is."""
@@ -254,3 +266,10 @@ cdef class Sums:
         a, c = <double>s.high, <double>s.low
         b, d = <double>(s.high - a), <double>(s.low - c)
         return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), gc_bin_width(self.order) * <object>s.bin
+
+
+cdef Sums new_sums(Py_ssize_t count, double ord, double grad_scale=1, bint finite_only=False):
+    """Return Sums of as many units, of which nothing is known yet, sooner than by a call of the class."""
+    cdef Sums sums = Sums.__new__(Sums)
+    sums.start(count, 0, ord, grad_scale, finite_only)
+    return sums

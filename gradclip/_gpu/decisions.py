@@ -11,7 +11,7 @@ from .._core import mode
 from .._core.options import DEFAULT, Options
 from .._core.rounding import exact_order, safety
 from .._core.samples import kept, largest_term, safe_norms
-from ..report import ClipReport, Factors
+from ..report import ClipReport, Factors, pending
 from .program import THREADS, Uninterrupted
 from .table import sample_table, table_of
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .sums import DeviceSums
 
 WORDS_OF_WRITE = 6
+Filling = tuple[Any, int, Factors | None, int | None, bool]  # what a pending report is made of
 # Flags of decide.cu
 NORMALIZE, FINITE_ONLY, SKIP, KEEP_OUT, STEPS, CLAMPS, BOUNDS, KEPT, STRICT, EXACT, BY_LEAF = (1 << k for k in range(11))
 
@@ -103,14 +104,14 @@ class Decided:
         """The report, whose numbers are fetched when the first is read. size: how many units it speaks of."""
         sums, writes, together, skips = self.sums, self.writes, self.together, options.nonfinite == "skip"
 
-        def fill() -> dict[str, Any]:
+        def fill() -> Filling:
             found, words = sums.host(), sums.told(writes, together)
             skipped = skips and found.nonfinite() > 0
             factors = words.view(np.float64)[:, 3].copy()
             acting = int(words[:, 1].sum())
             plan = None if skipped else Factors(float(np.min(factors)) if len(factors) else 1.0, factors)
             count = (size if acting else 0) if together else acting
-            return {"_sums": found, "_plan": plan, "_clipped_count": count, "_skipped": skipped, "_size": size}
+            return found, size, plan, count, skipped
 
         return self._pending(fill, shown, norms)
 
@@ -118,23 +119,23 @@ class Decided:
         """The report of a clamp, which speaks of elements."""
         sums = self.sums
 
-        def fill() -> dict[str, Any]:
+        def fill() -> Filling:
             found = sums.host()
-            return {"_sums": found, "_plan": None, "_clipped_count": None, "_skipped": False, "_size": found.size}
+            return found, found.size, None, None, False
 
         return self._pending(fill, shown, None)
 
-    def _pending(self, fill: Callable[[], dict[str, Any]], shown: Any, norms: Floats | None) -> ClipReport:
+    def _pending(self, fill: Callable[[], Filling], shown: Any, norms: Floats | None) -> ClipReport:
         """The report that `fill` fills, whoever reads it; its events are marked after all launches."""
         ends = self.ends = [(stream, stream.end()) for stream in self.sums.streams]
 
-        def read() -> dict[str, Any]:
+        def read() -> Filling:
             for stream, event in ends:
                 if event is not None:
                     stream.follow(event)
             return fill()
 
-        return ClipReport.pending(read, shown, norms)
+        return pending(read, shown, norms)
 
 
 def decide(request: Request, sums: DeviceSums) -> Decided:

@@ -16,12 +16,13 @@ typedef struct {
 } gc_fpenv;
 
 /* What main() starts with: all exceptions masked, nearest, gradual underflow, 64-bit long double. */
-enum { GC_MXCSR = 0x1f80, GC_X87_CONTROL = 0x037f, GC_X87_FLAGS = 0x3f };
+enum { GC_MXCSR = 0x1f80, GC_X87_CONTROL = 0x037f, GC_X87_FLAGS = 0x3f, GC_SSE_FLAGS = 0x3f };
 
 static inline gc_fpenv gc_fp_enter(void)
 {
     gc_fpenv saved = {_mm_getcsr(), GC_X87_CONTROL, 0};
-    _mm_setcsr(GC_MXCSR);
+    if ((saved.mxcsr & ~(unsigned)GC_SSE_FLAGS) != GC_MXCSR) /* to set it takes longer than to look */
+        _mm_setcsr(GC_MXCSR);
 #ifdef __GNUC__ /* long double lives in the x87 unit, which has a mode of its own */
     const uint16_t standard = GC_X87_CONTROL;
     __asm__ volatile("fnstcw %0" : "=m"(saved.x87_control));
@@ -34,7 +35,8 @@ static inline gc_fpenv gc_fp_enter(void)
 
 static inline void gc_fp_leave(gc_fpenv saved)
 {
-    _mm_setcsr(saved.mxcsr);
+    if (_mm_getcsr() != saved.mxcsr)
+        _mm_setcsr(saved.mxcsr);
 #ifdef __GNUC__
     uint16_t status;
     __asm__ volatile("fnstsw %0" : "=m"(status));

@@ -1,0 +1,11 @@
+cdef class ClipReport:
+    cdef object _sums, _max_norm, _size, _norms     # _norms: None where they are those of the sums
+    cdef object _plan               # None: every factor is 1
+    cdef object _clipped_count      # None: elements were clipped, as many as the sums have outside
+    cdef object _groups, _sensitivity
+    cdef object _fill
+    cdef bint _skipped
+    cdef ClipReport filled(self)
+
+
+cdef ClipReport unclipped(sums, max_norm, Py_ssize_t size, norms)

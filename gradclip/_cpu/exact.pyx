@@ -12,6 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_Realloc
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport uint64_t
+from numpy cimport import_array
 
 from fractions import Fraction
 
@@ -20,6 +21,7 @@ import numpy as np
 from gradclip._cpu.fold cimport ldexpl
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, gc_kernels, kernels, share_out, team_size
+from gradclip._cpu.memory cimport doubles, flags, indices
 from gradclip._cpu.middle cimport Precision, precision_of, take_for_middle, tells_norm
 from gradclip._cpu.plan cimport Plan, Write
 from gradclip._cpu.scalar cimport gc_bin_width, gc_measured
@@ -27,6 +29,8 @@ from gradclip._cpu.sums cimport ALL, Sums
 from gradclip._cpu.watch cimport Watch, gc_raise, interrupted
 from gradclip._leaves.layout cimport gc_leaf, gc_unit
 from gradclip._leaves.leaves cimport Leaves
+
+import_array()
 
 cdef extern from "exact.h" nogil:
     enum:
@@ -179,9 +183,8 @@ cdef class Exact:
 
     cdef int set_owners(self, object numbers) except -1:
         """Say which units belong to which owner."""
-        cdef const Py_ssize_t[::1] owner = numbers
-        if numbers is not None and len(owner):
-            self.numbers, self.owner = numbers, &owner[0]
+        if numbers is not None and len(numbers):
+            self.numbers, self.owner = numbers, indices(numbers)
         return 0
 
     cdef int add(self, Leaves leaves) except -1:
@@ -350,13 +353,13 @@ cdef Exact total_of(Leaves leaves, Sums sums, Py_ssize_t limit, gc_measured *all
     return exact
 
 
-cdef int sum_units(Leaves leaves, Sums sums, const Py_ssize_t[::1] which, const double[::1] thresholds,
-                   unsigned char[::1] above) except -1:
+cdef int sum_units(Leaves leaves, Sums sums, object units, const double *thresholds, unsigned char *above) except -1:
     """Sum some units or owners exactly, in rising order: they are settled or, where there are thresholds, compared with
     these."""
+    cdef const Py_ssize_t *which = indices(units)
     cdef const gc_leaf *leaf = leaves.leaf if leaves.source == NULL else leaves.source
     cdef bint by_owner = sums.by_unit is not None, short
-    cdef Py_ssize_t start = 0, end, k = 0, n = len(which)
+    cdef Py_ssize_t start = 0, end, k = 0, n = len(units)
     cdef Exact exact
     while start < n:        # as many as are alike: short units, or others that are not too many to be held
         end, short = start, False
@@ -371,7 +374,7 @@ cdef int sum_units(Leaves leaves, Sums sums, const Py_ssize_t[::1] which, const 
         exact = Exact(end - start, sums.order, sums.grad_scale, by_owner, short)
         exact.set_owners(sums.owner)
         exact.task.which = &which[start]
-        if thresholds is None:
+        if thresholds == NULL:
             exact.task.unit = sums.unit
         else:
             exact.task.threshold, exact.task.above = &thresholds[start], &above[start]
@@ -386,14 +389,14 @@ cdef object uncertain(Sums sums, Leaves leaves, Py_ssize_t first, const Precisio
     cdef bint by_owner = sums.by_unit is not None
     cdef Py_ssize_t i, k = 0
     cdef const gc_measured *u
-    cdef const Py_ssize_t[::1] owner
-    cdef unsigned char[::1] flag
+    cdef const Py_ssize_t *owner
+    cdef unsigned char *flag
     while first < sums.count and tells_norm(&sums.unit[first], p):
         first += 1
     if first == sums.count or (by_owner and sums.owner is None and not all_rational(leaves, sums.order, leaves.units)):
         return ()
     found = np.zeros(sums.count, np.uint8)
-    flag = found
+    flag = flags(found)
     for i in range(first, sums.count):
         u = &sums.unit[i]
         if tells_norm(u, p) or (not sums.finite_only and u.nans + u.infs):
@@ -402,7 +405,7 @@ cdef object uncertain(Sums sums, Leaves leaves, Py_ssize_t first, const Precisio
             k += 1
         flag[i] = by_owner or is_rational(&leaf[k], sums.order)
     if sums.owner is not None:
-        owner = sums.owner
+        owner = indices(sums.owner)
         for k in range(leaves.count):
             for i in range(0 if is_rational(&leaf[k], sums.order) else leaf[k].units):
                 if owner[leaf[k].first_unit + i] >= 0:
@@ -442,7 +445,7 @@ cpdef settle(Sums sums, Leaves leaves, Py_ssize_t first=0, bint total=True):
     finally:
         gc_fp_leave(saved)
     if len(which):
-        sum_units(leaves, sums, which, None, None)
+        sum_units(leaves, sums, which, NULL, NULL)
     if total and (sums.finite_only or not sums.nonfinite_of(ALL)) and all_rational(leaves, order, limit):
         exact = total_of(leaves, sums, limit, &all)
         sums.total.high, sums.total.low, sums.total.bin = all.high, all.low, all.bin
@@ -490,16 +493,15 @@ def exceed(Leaves leaves, Sums sums, units, thresholds):
     leaves: those that were measured
     units: in rising order; None: all together, one threshold
     thresholds: of these units, finite"""
-    cdef const double[::1] threshold = thresholds
-    cdef unsigned char[::1] above
+    cdef const double *threshold = doubles(thresholds)
     cdef Exact exact
     found = np.empty(len(thresholds), np.uint8)
-    above = found
+    cdef unsigned char *above = flags(found)
     if units is not None:
         sum_units(leaves, sums, units, threshold, above)
     else:
         exact = Exact(1, sums.order, sums.grad_scale)
-        exact.limit, exact.task.threshold, exact.task.above = leaves.units, &threshold[0], &above[0]
+        exact.limit, exact.task.threshold, exact.task.above = leaves.units, threshold, above
         exact.add(leaves)
     return found
 

@@ -3,7 +3,8 @@
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport NAN, frexp, isfinite, isnan, ldexp, rint
 from libc.stdint cimport int64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
+from numpy cimport import_array
 
 from fractions import Fraction
 
@@ -11,10 +12,13 @@ import numpy as np
 
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport GC_F16, GC_F32, GC_F64, kernels
+from gradclip._cpu.memory cimport doubles, flags, indices, words
 from gradclip._cpu.scalar cimport (
     GC_CLAMP, GC_KEEP, GC_SCALE, GC_STEP, gc_exceeds, gc_keep_finite, gc_limited_factor, gc_measured, gc_multiply,
     gc_plain_factor, gc_question, gc_rounding_bound, gc_safe_threshold, gc_decide, gc_shrink)
 from gradclip._cpu.sums cimport ALL, index_of
+
+import_array()
 
 
 cdef class StandardState:
@@ -95,8 +99,8 @@ cdef class Plan:
         held: a factor that rounds to 1 is still to be enforced.
         clips: whether each unit is to be brought to its threshold, where that was decided before."""
         cdef bint together = isinstance(thresholds, float)
-        cdef double[::1] threshold = None if together else thresholds
-        cdef const unsigned char[::1] decided = clips
+        cdef const double *threshold = NULL if together else doubles(thresholds)
+        cdef const unsigned char *decided = flags(clips)
         cdef gc_question ask = question(sums, eps, normalize, held)
         cdef Py_ssize_t i
         cdef gc_measured unit
@@ -137,9 +141,9 @@ cdef class Plan:
         """Shrink factors of samples until no element leaves the range of what it is rounded to: `most`, of each leaf.
 
         units: what was measured of the samples, leaf by leaf; owner: as `spread` takes it."""
-        cdef const double[::1] largest = most
-        cdef const Py_ssize_t[::1] number = owner
-        cdef Py_ssize_t i, k, batch = units.count // max(len(largest), 1)
+        cdef const double *largest = doubles(most)
+        cdef const Py_ssize_t *number = indices(owner)
+        cdef Py_ssize_t i, k, batch = units.count // max(len(most), 1)
         cdef Write *w
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(units.count):
@@ -154,7 +158,7 @@ cdef class Plan:
     def zero_nonfinite(self, Sums sums, owner=None):
         """Bring elements that are not finite to 0, in units that have any or were measured elsewhere; not in those without an
         owner."""
-        cdef const Py_ssize_t[::1] number = owner
+        cdef const Py_ssize_t *number = indices(owner)
         cdef Py_ssize_t i
         for i in range(self.count):
             if owner is None or number[i] >= 0:
@@ -169,7 +173,7 @@ cdef class Plan:
 
     def leave_alone(self, units):
         """Write nothing to some units: `units` has a bool for each."""
-        cdef const unsigned char[::1] alone = units.view(np.uint8)
+        cdef const unsigned char *alone = flags(units.view(np.uint8))
         cdef Py_ssize_t i
         for i in range(self.count):
             if alone[i]:
@@ -193,7 +197,7 @@ cdef class Plan:
         owner: for each unit the number of its owner; -1: it has none, and is left alone. None: units belong to owners in turn
         drops: a unit without owner becomes 0 instead"""
         cdef Plan plan = Plan(count)
-        cdef const Py_ssize_t[::1] number = owner
+        cdef const Py_ssize_t *number = indices(owner)
         cdef Py_ssize_t i, k
         for i in range(count):
             k = i % self.count if owner is None else number[i]
@@ -220,14 +224,15 @@ cdef class Plan:
         """Return the plan as words for GPUs: for each unit kind, clips, zero and, of its factor, value, last and shift."""
         cdef Py_ssize_t i
         cdef const Write *w
-        words = np.empty((self.count, 6), np.int64)
-        cdef int64_t[:, ::1] word = words
-        cdef double[:, ::1] number = words.view(np.float64)
+        rows = np.empty((self.count, 6), np.int64)
+        cdef int64_t *word = words(rows)
+        cdef double *number = <double *>word
         for i in range(self.count):
             w = &self.write[i]
-            word[i, 0], word[i, 1], word[i, 2], word[i, 5] = w.kind, w.clips, w.zero, w.factor.shift
-            number[i, 3], number[i, 4] = w.factor.value, w.factor.last
-        return words
+            word[0], word[1], word[2], word[5] = w.kind, w.clips, w.zero, w.factor.shift
+            number[3], number[4] = w.factor.value, w.factor.last
+            word, number = word + 6, number + 6
+        return rows
 
     def bounds(self):
         """Return the bounds of a plan that clamps, (low, high) by dtype: a row for each unit, or one if all have the same; None
@@ -243,9 +248,14 @@ cdef class Plan:
                     memcmp(first.high, self.write[i].high, sizeof(first.high)) == 0
         if first == NULL:
             return None
-        if alike:
-            return np.array([[<double[:4]>first.low, <double[:4]>first.high]])
-        return np.array([[<double[:4]>self.write[i].low, <double[:4]>self.write[i].high] for i in range(self.count)])
+        found = np.empty((1 if alike else self.count, 2, 4))
+        cdef double *bound = doubles(found)
+        for i in range(len(found)):
+            first = first if alike else &self.write[i]
+            memcpy(bound, first.low, sizeof(first.low))
+            memcpy(bound + 4, first.high, sizeof(first.high))
+            bound += 8
+        return found
 
     def where_outside(self, Sums sums):
         """Return the Plan that clamps, of the leaves that this one clamps, those in which elements were counted as outside."""

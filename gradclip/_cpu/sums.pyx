@@ -4,6 +4,7 @@ cimport cython
 from cpython.mem cimport PyMem_Malloc, PyMem_Free
 from libc.math cimport INFINITY, ldexp
 from libc.stdint cimport int64_t
+from numpy cimport import_array
 
 from fractions import Fraction
 
@@ -11,8 +12,11 @@ import numpy as np
 
 from gradclip._cpu.fold cimport Sum, frexpl, ldexpl, clear, complete, merge, reopen
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
+from gradclip._cpu.memory cimport doubles, indices, words
 from gradclip._cpu.middle cimport sum_error
 from gradclip._cpu.scalar cimport gc_adaptive_threshold, gc_bin_width, gc_narrow, gc_norm_of, gc_shown_norm, gc_measured
+
+import_array()
 
 
 cdef double order_of(double ord) noexcept:
@@ -78,7 +82,7 @@ cdef class Sums:
         owner: for each unit the number of its owner; -1: it has none, and does not count in the sum of all either. None: units
         belong to the owners in turn, as those of samples do"""
         cdef Sums sums = Sums(owners, self.size, self.ord, self.grad_scale, self.finite_only)
-        cdef const Py_ssize_t[::1] number = owner
+        cdef const Py_ssize_t *number = indices(owner)
         cdef Py_ssize_t i, k, out = 0
         cdef Sum part
         cdef Sum *owned = <Sum *>PyMem_Malloc(max(owners, 1) * sizeof(Sum))
@@ -129,10 +133,10 @@ cdef class Sums:
 
         clip_factor: a float, or float64 of one per unit; inf leaves a unit alone."""
         cdef bint alike = isinstance(clip_factor, float)
-        cdef const double[::1] each = None if alike else clip_factor
+        cdef const double *each = NULL if alike else doubles(clip_factor)
         cdef double factor = clip_factor if alike else 0
         thresholds = np.empty(first)
-        cdef double[::1] threshold = thresholds
+        cdef double *threshold = doubles(thresholds)
         cdef Py_ssize_t i
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(first):
@@ -145,17 +149,18 @@ cdef class Sums:
 
         numbers: which units these are
         records: a row of words for each: high, low, bin, amax, its exponent, nans, infs, outside; more are not read"""
-        cdef const Py_ssize_t[::1] unit = numbers
-        cdef const int64_t[:, ::1] word = records
-        cdef const double[:, ::1] number = records.view(np.float64)
-        cdef Py_ssize_t i
+        cdef const Py_ssize_t *unit = indices(numbers)
+        cdef const int64_t *word = words(records)
+        cdef const double *number = <const double *>word
+        cdef Py_ssize_t i, count = len(numbers), width = records.shape[1]
         cdef Sum s
         cdef gc_fpenv saved = gc_fp_enter()
-        for i in range(number.shape[0]):
+        for i in range(count):
             clear(&s)
-            s.high, s.low, s.bin = number[i, 0], number[i, 1], word[i, 2]
-            s.amax = ldexpl(number[i, 3], <int>word[i, 4])
-            s.nans, s.infs, s.outside = word[i, 5], word[i, 6], word[i, 7]
+            s.high, s.low, s.bin = number[0], number[1], word[2]
+            s.amax = ldexpl(number[3], <int>word[4])
+            s.nans, s.infs, s.outside = word[5], word[6], word[7]
+            word, number = word + width, number + width
             complete(&self.unit[unit[i]], &s)
             merge(&self.total, &s, self.order)
         gc_fp_leave(saved)
@@ -217,11 +222,11 @@ cdef class Sums:
     def norms(self):
         """The norms of the units, float64."""
         result = np.empty(self.count)
-        cdef double[::1] view = result
+        cdef double *norm = doubles(result)
         cdef Py_ssize_t i
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(self.count):
-            view[i] = self.norm_of(i)
+            norm[i] = self.norm_of(i)
         gc_fp_leave(saved)
         return result
 

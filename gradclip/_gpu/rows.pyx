@@ -2,11 +2,15 @@
 """Rows of the table of leaves that kernels read: where the elements of each leaf on a device are. How the work is cut is
 filled in by table.py."""
 from libc.stdint cimport int64_t, uintptr_t
+from numpy cimport import_array
 
 import numpy as np
 
+from gradclip._cpu.memory cimport words
 from gradclip._leaves.layout cimport gc_leaf
 from gradclip._leaves.units cimport Units
+
+import_array()
 
 cdef enum:
     WORDS = 21      # of Leaf in leaves.cu
@@ -26,23 +30,24 @@ def rows_of(Units leaves, int device):
     """
     cdef Py_ssize_t i, n = 0
     cdef const gc_leaf *leaf
-    cdef int64_t[:, ::1] row
+    cdef int64_t *row
     cdef list pool = [], which = []
     for i in range(leaves.count):
         if leaves.leaf[i].device == device + 1:
             which.append(i)
     rows = np.zeros((len(which), WORDS), np.int64)
-    row = rows
+    row = words(rows)
     for n in range(len(which)):
         i = which[n]
         leaf = &leaves.leaf[i]
-        put_view(&row[n, 0], leaf, pool)
+        put_view(row, leaf, pool)
         if leaves.source != NULL:
-            put_view(&row[n, 4], &leaves.source[i], pool)
+            put_view(row + 4, &leaves.source[i], pool)
         else:
-            row[n, 4], row[n, 5], row[n, 6], row[n, 7] = row[n, 0], row[n, 1], row[n, 2], row[n, 3]
-        row[n, 8], row[n, 9], row[n, 10], row[n, 11] = leaf.size, leaf.units, leaf.first_unit, leaf.unit_ndim
-        row[n, 12], row[n, 13] = leaf.is_complex, leaf.panel
+            row[4], row[5], row[6], row[7] = row[0], row[1], row[2], row[3]
+        row[8], row[9], row[10], row[11] = leaf.size, leaf.units, leaf.first_unit, leaf.unit_ndim
+        row[12], row[13] = leaf.is_complex, leaf.panel
+        row += WORDS
     return which, rows, pool
 
 

@@ -70,7 +70,8 @@ class Build(build_ext):
             self.extensions,
             build_dir=f"{self.build_temp}/cython",
             nthreads=processes,
-            compiler_directives={"binding": False},  # functions of C: the others bring a type of their own to every module
+            # functions of C: the others bring a type of their own to every module
+            compiler_directives={"binding": False, "embedsignature": True, "embedsignature.format": "clinic"},
         )
         for extension, made in zip(self.extensions, translated, strict=True):
             extension.sources = made.sources  # here alone: an sdist holds no generated C

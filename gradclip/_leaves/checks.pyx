@@ -74,7 +74,7 @@ cdef int describe_on_device(gc_leaf *leaf, object array, bint write) except -1:
         refuse_dtype(dtype)
     if not dtype.isnative:
         raise TypeError(f"byte order of {dtype!r} is not this machine's")
-    if start % size or not contiguous and any(n > 1 and stride % size for n, stride in zip(array.shape, array.strides)):
+    if start % size or not contiguous and any([n > 1 and stride % size for n, stride in zip(array.shape, array.strides)]):
         raise ValueError("elements are not aligned, which a GPU cannot read")
     leaf.device = 0
     if contiguous:

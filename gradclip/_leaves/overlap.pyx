@@ -32,7 +32,7 @@ def overlaps_itself(cnp.ndarray a):
     enumerated, which only as_strided makes necessary."""
     cdef ptrdiff_t reach = cnp.PyArray_ITEMSIZE(a)
     cdef bint nested = True
-    for stride, n in sorted((abs(s), n) for s, n in zip((<object>a).strides, (<object>a).shape) if n > 1):
+    for stride, n in sorted([(abs(s), n) for s, n in zip((<object>a).strides, (<object>a).shape) if n > 1]):
         if stride == 0:
             return True
         nested = nested and stride >= reach

@@ -104,7 +104,7 @@ def clip_adaptive_(
     >>> gradclip.clip_adaptive_(model, {"body/w": np.ones((2, 2)), "head/w": np.ones((3, 2))}, {"body/*": 0.5}).scales
     array([0.5, 0.5, 1. , 1. , 1. ])
     """
-    return in_place(grads, _adaptive(params, clip_factor, eps, unit_axis, norm))
+    return in_place(grads, norm, _adaptive, params, clip_factor, eps, unit_axis)
 
 
 @overload
@@ -193,11 +193,11 @@ def clip_adaptive(
     >>> clipped
     array([0.6, 0.8])
     """
-    return functional(grads, _adaptive(params, clip_factor, eps, unit_axis, norm), out)
+    return functional(grads, out, norm, _adaptive, params, clip_factor, eps, unit_axis)
 
 
 def _adaptive(
-    params: Any, clip_factor: ByLeaf, eps: float, unit_axis: int | tuple[int, ...], norm: UnitOptionsWithoutEps
+    norm: UnitOptionsWithoutEps, params: Any, clip_factor: ByLeaf, eps: float, unit_axis: int | tuple[int, ...]
 ) -> _Adaptive:
     """The request of `clip_adaptive_` and `clip_adaptive`, after a check of the arguments."""
     if not is_by_leaf(clip_factor):

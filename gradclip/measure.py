@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from ._core.arguments import Floats, Grads, Number, flag, number
-from ._core.call import Request, functional, in_place, measured, options_of, told, total_threshold
+from ._core.call import Request, functional, in_place, measured, options_of, total_threshold
 from ._core.dyadic import KEPT, dyadic, root
 from ._core.options import NormOptions, Options, Owned, Unpack, spelled_out
 from ._cpu.exact import sums_of
@@ -314,11 +314,7 @@ def apply_clip_(
     >>> gradclip.apply_clip_(here, both, 1.0).scale, here
     (0.2, array([0.6]))
     """
-    try:
-        return in_place(grads, _application(measure, max_norm, norm))
-    except BaseException as error:
-        told(norm, error)
-        raise
+    return in_place(grads, norm, _application, measure, max_norm)
 
 
 @overload
@@ -387,14 +383,10 @@ def apply_clip(
     >>> gradclip.apply_clip(grad, gradclip.measure(grad), 1.0)[0]
     array([0.6, 0.8])
     """
-    try:
-        return functional(grads, _application(measure, max_norm, norm), out)
-    except BaseException as error:
-        told(norm, error)
-        raise
+    return functional(grads, out, norm, _application, measure, max_norm)
 
 
-def _application(measure: Measure | Literal[0], max_norm: Number | Threshold, norm: Any) -> _Application:
+def _application(norm: Any, measure: Measure | Literal[0], max_norm: Number | Threshold) -> _Application:
     """The request of `apply_clip_` and `apply_clip`, after a check of the arguments."""
     if not isinstance(measure, Measure):
         raise TypeError(f"measure must be a Measure, not {type(measure).__name__}")
@@ -417,7 +409,7 @@ class _Application(Request):
 
     def measure(self, engine: Engine, read: Leaves) -> Sums:
         options, whole = self.options, self.whole
-        if type(options) is not Options:
+        if self.shared:
             shared: Any = options  # whose module is not imported for a name
             sums: Sums = shared.apply(self, engine, read, whole)
             return sums

@@ -11,7 +11,7 @@ import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Names, Number, whole
 from ._core.by_leaf import axes_of, thresholds_by_leaf
-from ._core.call import Request, functional, in_place, measured, options_of, told, total_threshold
+from ._core.call import Request, functional, in_place, measured, total
 from ._core.groups import Groups
 from ._core.options import NormOptions, Options, UnitOptions, Unpack, spelled_out, spelled_out_for_units
 from .report import ClipReport, complete
@@ -99,11 +99,7 @@ def clip_by_global_norm_(grads: Any, max_norm: Number | Threshold, **norm: Unpac
     >>> grads["b"]
     array([0.8])
     """
-    try:
-        return in_place(grads, Request(options_of(norm), total_threshold(max_norm)))
-    except BaseException as error:
-        told(norm, error)
-        raise
+    return in_place(grads, norm, total, max_norm)
 
 
 @overload
@@ -173,11 +169,7 @@ def clip_by_global_norm(
     >>> clipped, report.norm
     ([array([0.6, 0.8])], 5.0)
     """
-    try:
-        return functional(grads, Request(options_of(norm), total_threshold(max_norm)), out)
-    except BaseException as error:
-        told(norm, error)
-        raise
+    return functional(grads, out, norm, total, max_norm)
 
 
 @spelled_out_for_units
@@ -259,7 +251,7 @@ def clip_by_norm_(
     >>> report.groups, report.norms, report.scales
     (('experts', 'dense'), array([5. , 0.5]), array([0.2, 1. ]))
     """
-    return in_place(grads, _by_norm(norm, max_norm, axis, groups))
+    return in_place(grads, norm, _by_norm, max_norm, axis, groups)
 
 
 @overload
@@ -343,7 +335,7 @@ def clip_by_norm(
     >>> clipped
     array([0.6, 0.8])
     """
-    return functional(grads, _by_norm(norm, max_norm, axis, groups), out)
+    return functional(grads, out, norm, _by_norm, max_norm, axis, groups)
 
 
 def _by_norm(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ._core.arguments import Grads, number
-from ._core.call import Request, functional, in_place, options_of, told
+from ._core.call import Request, functional, in_place, options_of
 from ._core.mode import NORMALIZE
 from ._core.options import Options, OptionsWithoutEps, Unpack, spelled_out
 from .report import ClipReport
@@ -72,11 +72,7 @@ def normalize_(
     >>> grad
     array([0.6, 0.8])
     """
-    try:
-        return in_place(grads, _normalization(target, eps, per_leaf, norm))
-    except BaseException as error:
-        told(norm, error)
-        raise
+    return in_place(grads, norm, _normalization, target, eps, per_leaf)
 
 
 @overload
@@ -164,14 +160,10 @@ def normalize(
     >>> unit
     array([0., 1.])
     """
-    try:
-        return functional(grads, _normalization(target, eps, per_leaf, norm), out)
-    except BaseException as error:
-        told(norm, error)
-        raise
+    return functional(grads, out, norm, _normalization, target, eps, per_leaf)
 
 
-def _normalization(target: float, eps: float, per_leaf: bool, norm: Any) -> Request:
+def _normalization(norm: Any, target: float, eps: float, per_leaf: bool) -> Request:
     """The request of `normalize_` and `normalize`, after a check of the arguments."""
     if not isinstance(per_leaf, bool | np.bool_):
         raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")

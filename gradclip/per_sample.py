@@ -90,7 +90,7 @@ def clip_per_sample_(
     >>> grads["b"]
     array([0.8, 0.4])
     """
-    return in_place(grads, _PerSample(max_norm, normalize, groups, mask, norm))
+    return in_place(grads, norm, _PerSample, max_norm, normalize, groups, mask)
 
 
 @overload
@@ -180,7 +180,7 @@ def clip_per_sample(
     array([[0.6, 0.8],
            [0.3, 0.4]])
     """
-    return functional(grads, _PerSample(max_norm, normalize, groups, mask, norm), out)
+    return functional(grads, out, norm, _PerSample, max_norm, normalize, groups, mask)
 
 
 @spelled_out_for_units
@@ -267,7 +267,7 @@ def per_sample_clip_sum(
     >>> report.clipped_count, report.size
     (1, 2)
     """
-    return functional(grads, _SampleSum(max_norm, normalize, groups, mask, norm), out)
+    return functional(grads, out, norm, _SampleSum, max_norm, normalize, groups, mask)
 
 
 class _BySample(Request):
@@ -280,7 +280,7 @@ class _BySample(Request):
     parts: Sequence[Sequence[int]]  # indices of the leaves that share a norm
     limits: Sequence[float]  # the threshold of each part
 
-    def __init__(self, max_norm: Any, normalize: bool, names: Any, mask: Any, norm: UnitOptions) -> None:
+    def __init__(self, norm: UnitOptions, max_norm: Any, normalize: bool, names: Any, mask: Any) -> None:
         normalize, self.rule = flag("normalize", normalize), None
         if isinstance(max_norm, PrivateQuantile):
             if normalize or names is not None:

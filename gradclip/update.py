@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ._core.arguments import Number, number
-from ._core.call import Request, onto, options_of, told, total_threshold
+from ._core.call import Request, onto, options_of, total_threshold
 from ._core.mode import STEP
 from ._core.options import NormOptions, Unpack, spelled_out
 from .report import ClipReport
@@ -81,13 +81,14 @@ def sgd_step_(
     >>> params
     [array([0.7, 1.6])]
     """
-    try:
-        options, lr = options_of(norm), number("lr", lr)
-        if math.isinf(lr):
-            raise ValueError(f"lr must be finite, not {lr!r}")
-        request = Request(options, total_threshold(max_norm), mode=STEP)
-        request.lr = lr
-        return onto(params, grads, request)
-    except BaseException as error:
-        told(norm, error)
-        raise
+    return onto(params, grads, norm, _step, lr, max_norm)
+
+
+def _step(norm: Any, lr: float, max_norm: Number | Threshold) -> Request:
+    """The request of `sgd_step_`, after a check of the arguments."""
+    options, lr = options_of(norm), number("lr", lr)
+    if math.isinf(lr):
+        raise ValueError(f"lr must be finite, not {lr!r}")
+    request = Request(options, total_threshold(max_norm), mode=STEP)
+    request.lr = lr
+    return request

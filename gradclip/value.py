@@ -9,7 +9,7 @@ import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, number
 from ._core.by_leaf import by_leaf, is_by_leaf
-from ._core.call import ByValue, functional, in_place
+from ._core.call import ByValue, serve_functional, serve_in_place
 from ._core.options import DEFAULT
 from .report import ClipReport
 
@@ -62,7 +62,7 @@ def clip_by_value_(grads: Any, clip_min: ByLeaf, clip_max: ByLeaf | None = None)
     >>> grads
     {'embed': array([-0.1,  0.1]), 'head': array([1.]), 'bias': array([9.])}
     """
-    return in_place(grads, _by_value(clip_min, clip_max))
+    return serve_in_place(grads, _by_value(clip_min, clip_max))
 
 
 @overload
@@ -106,7 +106,7 @@ def clip_by_value(grads: Any, clip_min: ByLeaf, clip_max: ByLeaf | None = None, 
     >>> clipped
     [array([-2.,  0.])]
     """
-    return functional(grads, _by_value(clip_min, clip_max), out)
+    return serve_functional(grads, _by_value(clip_min, clip_max), out)
 
 
 def _by_value(clip_min: ByLeaf, clip_max: ByLeaf | None) -> ByValue:

@@ -30,12 +30,16 @@ class BySize(Request):
         return leaves
 
 
+def _by_size(norm, max_norm):
+    return BySize(Options.of(norm), max_norm)
+
+
 def clip_by_size_(grads, max_norm, **norm):
-    return in_place(grads, BySize(Options.of(norm), max_norm))
+    return in_place(grads, norm, _by_size, max_norm)
 
 
 def clip_by_size(grads, max_norm, *, out=None, **norm):
-    return functional(grads, BySize(Options.of(norm), max_norm), out)
+    return functional(grads, out, norm, _by_size, max_norm)
 
 
 def test_a_technique_is_what_its_thresholds_are():

@@ -5,6 +5,8 @@ cdef class Request:
     cdef public object options, threshold, shown, mode, lr, share, norms, owner, counted
     cdef public Leaves to
     cdef public bint fresh, by_owner, elsewhere, skips
+    cdef readonly bint shared
+    cdef int ask(self, options, threshold, shown, mode) except -1
     cpdef Leaves prepare(self, Leaves leaves)
     cpdef Leaves target(self, Leaves leaves, out)
     cdef bint is_left_out(self, sums) except -1

@@ -61,14 +61,22 @@ cdef class Request:
         of any kind.
     skips : bool
         Whether the step is left out because its norm is above ``skip_above``: nothing is written, whatever the threshold.
+    shared : bool
+        Whether the options are SharedOptions: there is a `comm` or `owned`.
     """
 
     def __init__(self, options, threshold, shown=None, mode=CLIP):
+        self.ask(options, threshold, shown, mode)
+
+    cdef int ask(self, options, threshold, shown, mode) except -1:
+        """Say what is to be decided, when this is made."""
         self.options = options
+        self.shared = type(options) is not Options
         self.threshold = threshold
         self.shown = threshold if shown is None else shown
         self.mode = mode
         self.lr = self.share = ONE
+        return 0
 
     # ---- the steps, in order ----------------------------------------------------------------------
 
@@ -108,7 +116,7 @@ cdef class Request:
     cpdef measure(self, engine, Leaves read):
         """Return the sums that a read pass over the leaves finds; with `comm` or `owned`, those that the norm runs over."""
         options = self.options
-        if type(options) is not Options:
+        if self.shared:
             return options.measure(self, engine, read)
         if engine is HOST:
             return measure_on_host(read, options.ord, options.grad_scale, options.finite_only)      # sooner than by HOST
@@ -143,11 +151,11 @@ cdef object asked(str name, rule, sums, options):
     return number(f"{name}: {type(rule).__name__}.next_threshold", rule.next_threshold(sums.norm()), 0.0)
 
 
-def options_of(dict norm):
+cpdef options_of(dict norm):
     """The Options of a call in which one norm rules. With `comm` or `owned` they are SharedOptions, whose module is imported
     then.
 
-    norm : the keywords of this call, a dict that nobody else has. `told` finds in it how far the ranks came"""
+    norm : the keywords of this call, a dict that nobody else has. `tell_ranks` finds in it how far the ranks came"""
     if not norm:
         return DEFAULT
     if (norm.get("comm") is None and norm.get("owned") is None):
@@ -160,28 +168,79 @@ def options_of(dict norm):
     return options
 
 
-def told(dict norm, error):
+cdef int tell_ranks(dict norm, error) except -1:
     """Let the other ranks of a call know of an error before it is raised here, so that none of them waits for this one."""
-    if norm.get("comm") is not None:
+    if norm and norm.get("comm") is not None:
         from gradclip._ranks.exchange import tell
 
         tell(norm, error)
+    return 0
 
 
-def total_threshold(max_norm):
+cpdef total_threshold(max_norm):
     """Return a threshold of the norm of all leaves, checked: a float, or the rule itself."""
     if type(max_norm) is float and <double>max_norm > 0:
         return max_norm
     return number_or_rule("max_norm", max_norm)
 
 
-def in_place(grads, Request request):
+def total(dict norm, max_norm):
+    """The Request that brings the norm of all leaves to a threshold, after a check of both: sooner made than by a call of the
+    class."""
+    cdef Request request = Request.__new__(Request)
+    options = options_of(norm)
+    request.ask(options, total_threshold(max_norm), None, CLIP)
+    return request
+
+
+# ---- the bodies of public functions --------------------------------------------------------------
+#
+# norm is the ``**norm`` of the call, and make(norm, *args) returns the Request that the call stands for, after a check of both.
+
+def in_place(grads, dict norm, make, *args):
+    """Serve a call on `grads` themselves; returns the report."""
+    try:
+        return serve_in_place(grads, made(norm, make, args))
+    except BaseException as error:
+        tell_ranks(norm, error)
+        raise
+
+
+def functional(grads, out, dict norm, make, *args):
+    """Serve a call that leaves `grads` untouched; returns (results, report), the results in new leaves or those of `out`."""
+    try:
+        return serve_functional(grads, made(norm, make, args), out)
+    except BaseException as error:
+        tell_ranks(norm, error)
+        raise
+
+
+def onto(params, grads, dict norm, make, *args):
+    """Serve a call that changes `params` by `grads`; returns the report."""
+    cdef Leaves leaves
+    cdef Request request
+    try:
+        request = made(norm, make, args)
+        leaves = Leaves(grads)
+        request.to = leaves.onto(params)
+        return served(request, request.prepare(leaves), None)
+    except BaseException as error:
+        tell_ranks(norm, error)
+        raise
+
+
+cdef Request made(dict norm, make, tuple args):
+    """The Request of a call."""
+    return make(norm, args[0]) if len(args) == 1 else make(norm, *args)
+
+
+cpdef serve_in_place(grads, Request request):
     """Serve a request on `grads` themselves; returns the report."""
-    request.to = Leaves(grads, True)
+    request.to = Leaves.__new__(Leaves, grads, True)      # sooner than by a call of the class
     return served(request, request.prepare(request.to), None)
 
 
-def functional(grads, Request request, out):
+cpdef serve_functional(grads, Request request, out):
     """Serve a request that leaves `grads` untouched; returns (results, report), the results in new leaves or those of `out`."""
     cdef Leaves leaves = Leaves(grads, anew=out is None)
     cdef Leaves read = request.prepare(leaves)
@@ -191,13 +250,6 @@ def functional(grads, Request request, out):
     request.fresh = True
     report = served(request, read, None)
     return leaves.rebuild(request.to.arrays), report
-
-
-def onto(params, grads, Request request):
-    """Serve a request that changes `params` by `grads`; returns the report."""
-    cdef Leaves leaves = Leaves(grads)
-    request.to = leaves.onto(params)
-    return served(request, request.prepare(leaves), None)
 
 
 def measured(grads, options):
@@ -218,10 +270,9 @@ cdef object served(Request request, Leaves read, out):
     """Measure, decide and write, after everything was checked; returns the report, or (out, report).
 
     Nothing that may fail comes after the write pass."""
-    cdef bint shared = type(request.options) is not Options
-    engine = engine_of(read, request.elsewhere or shared)
+    engine = engine_of(read, request.elsewhere or request.shared)
     report, plan = request.decide(engine, read)
-    if shared:
+    if request.shared:
         request.options.conclude(request)
     found = report if out is None else (out, report)
     if plan is not None:

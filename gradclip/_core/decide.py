@@ -39,7 +39,7 @@ def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Pl
             report = ClipReport(sums, request.shown, size, None, 0, True, request.norms)
             return report, Plan(1) if request.fresh else None
         plan = _decided(request, sums, together)
-        if options.strict and type(options) is not Options:
+        if options.strict and request.shared:
             shared: Any = options  # whose module is not imported for a name
             shared.hold(engine, request, plan, sums)
         elif options.strict and step:
@@ -50,7 +50,7 @@ def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Pl
         if step:
             written.step(request.lr)
         acting = plan.acting()
-    clipped = (max(size, type(options) is not Options) if acting else 0) if together else acting  # on a rank without leaves too
+    clipped = (max(size, request.shared) if acting else 0) if together else acting  # on a rank without leaves too
     report = ClipReport(sums, request.shown, size, plan, clipped, False, request.norms)
     return report, written if to.is_target or not written.idle() else None
 

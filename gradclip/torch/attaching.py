@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from .._core.arguments import Number, flag
-from .._core.call import Request, in_place, total_threshold
+from .._core.call import Request, serve_in_place, total_threshold
 from .._core.engine import Engine
 from .._core.options import SHARED, NormOptions, Options, Unpack, spelled_out_for_one_process
 from ..report import ClipReport
@@ -205,9 +205,9 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
 
     def serve(grads: list[Any], changes: dict[str, Any]) -> ClipReport:
         if not changes:
-            return in_place(grads, kind(options, threshold))
+            return serve_in_place(grads, kind(options, threshold))
         scale = options.grad_scale * changes.get("grad_scale", 1.0)
-        return in_place(grads, kind(Options.of({**norm, **changes, "grad_scale": scale}), threshold))
+        return serve_in_place(grads, kind(Options.of({**norm, **changes, "grad_scale": scale}), threshold))
 
     return Attached(optimizer, serve, fold)
 

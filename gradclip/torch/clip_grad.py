@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad as _pytorchs
 
-from .._core.call import Request, in_place, measured
+from .._core.call import Request, measured, serve_in_place
 from .._core.engine import Engine
 from .._core.options import Options
 from .._cpu.plan import Plan
@@ -101,7 +101,7 @@ def clip_grad_norm_(
         return torch.tensor(0.0)
     report = None
     if max_norm >= 0 and order > 0:
-        report = _served(lambda leaves: in_place(leaves, _Clipping(max_norm, order, error_if_nonfinite)), grads, True)
+        report = _served(lambda leaves: serve_in_place(leaves, _Clipping(max_norm, order, error_if_nonfinite)), grads, True)
     return _left(theirs[0], parameters, *theirs[2:]) if report is None else _as_tensor(report.norm, grads)
 
 
@@ -228,7 +228,7 @@ def clip_grads_with_norm_(parameters: Tensors, max_norm: float, total_norm: Tens
         return
     if norm is not None:
         factor = max_norm / (norm + EPS)
-        if factor >= 1 or _served(lambda leaves: in_place(leaves, _Scaling(factor)), grads, True) is not None:
+        if factor >= 1 or _served(lambda leaves: serve_in_place(leaves, _Scaling(factor)), grads, True) is not None:
             return
     _left(_their_clip_grads_with_norm_, parameters, max_norm, total_norm, foreach)
 

@@ -54,7 +54,7 @@ static double exactly(const float *p, ptrdiff_t n)
     gc_start(2.0 * 64, sum, error);
     ptrdiff_t i = 0;
 #if defined(GC_AVX512)
-    i = gc_pairs_of_rows(p, n, sum, error, largest);
+    i = gc_pairs_of_rows(p, n, sum, error, largest, 0);
 #endif
     for (; i + GC_LANES <= n; i += GC_LANES) {
         track_f32(p + i, largest);

@@ -26,7 +26,7 @@ from gradclip._cpu.columns cimport complete_columns, measure_panel, write_panel
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.fold cimport Sum, clear, complete, merge
 from gradclip._cpu.machine cimport (
-    ROOM, SERIAL_BYTES, Scratch, gc_sum, give_scratch, kernels, share_out, take_scratch, team_size)
+    ROOM, SERIAL_BYTES, Scratch, gc_kernels, gc_sum, give_scratch, kernels, share_out, take_scratch, team_size)
 from gradclip._cpu.middle cimport precision_of, tells_norm
 from gradclip._cpu.plan cimport Write
 from gradclip._cpu.scalar cimport gc_measured
@@ -36,6 +36,8 @@ from gradclip._cpu.work cimport BITS_OF_BYTES, COLUMNS, WHOLE, Group, gc_cut, gc
 
 cdef enum:
     ABREAST = 64            # sums that are looked at together
+    FAR_BYTES = 1 << 22     # of a pass that is likely to wait for memory: then long units are looked at a page ahead,
+    LONG = 4 * BLOCK        # those of so many elements
 
 
 cdef int cut(Work *work, const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t count, bint columns) except -1:
@@ -51,6 +53,7 @@ cdef int cut(Work *work, const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t 
         raise MemoryError
     gc_cut(&found, work.group, leaf, source, count, columns)
     work.count, work.slots, work.elements, work.elsewhere = found.groups, found.slots, found.elements, found.elsewhere
+    work.far = found.bytes >= FAR_BYTES
     work.team = 1
     if found.bytes >= SERIAL_BYTES:
         try:
@@ -70,6 +73,11 @@ cdef void discard(Work *work) noexcept:
 
 
 # ---- the region that does it ---------------------------------------------------------------------
+
+cdef inline const gc_kernels *kernels_for(const Task *t, ptrdiff_t size) noexcept nogil:
+    """Return the kernels for units of so many elements: those that look ahead for long ones in a pass over much."""
+    return kernels.far if t.far and size >= LONG else kernels
+
 
 cdef struct Some:           # sums of usual units, put aside to be looked at together
     double high[ABREAST]
@@ -134,7 +142,7 @@ cdef void measure_units(Task *t, const Group *g, char *room, Sum *total) noexcep
         else:
             one = gc_unit(leaf, unit)
             how.made = t.write + j if t.per_unit else t.write
-            measure_segment(kernels, &one, 0, leaf.size, &how, room, &sum)
+            measure_segment(kernels_for(t, leaf.size), &one, 0, leaf.size, &how, room, &sum)
             complete(&t.unit[j], &sum)
             merge(total, &sum, t.ord)
             if t.norms != NULL and not tells_norm(&t.unit[j], t.norms):
@@ -182,7 +190,7 @@ cdef void measure_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noe
                 how.bounds = t.bounds + t.apart * g.leaf
                 if t.to != NULL:
                     how.to = &t.to[g.leaf]
-            measure_segment(kernels, &one, g.first, g.first + g.rows, &how, room, &t.part[i])
+            measure_segment(kernels_for(t, one.size), &one, g.first, g.first + g.rows, &how, room, &t.part[i])
             t.slot[g.slot] = t.part[i]
             if t.stage == UNTIL_OUTSIDE and t.part[i].outside:
                 t.unit[one.first_unit].outside = 1
@@ -216,7 +224,7 @@ cdef void write_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexc
             if to.units > 1:
                 one[0], one[1] = gc_unit(to, unit), gc_unit(source, unit)
                 to, source = &one[0], &one[1]
-            write_segment(kernels, to, source, g.first, to.size if g.part == WHOLE else g.first + g.rows, w, room)
+            write_segment(kernels_for(t, to.size), to, source, g.first, to.size if g.part == WHOLE else g.first + g.rows, w, room)
             unit += 1
             left -= 1
     gc_fp_leave(saved)
@@ -288,6 +296,7 @@ cdef int begin(Task *task, Work *work, Scratch *scratch, const gc_leaf *leaf, Le
     sums.size = work.elements
     task.leaf, task.source, task.to, task.group, task.stage, task.ord = leaf, NULL, NULL, work.group, ALL_GROUPS, sums.order
     task.bounds, task.apart, task.write, task.per_unit, task.unit = NULL, 0, NULL, False, sums.unit
+    task.far = work.far
     task.norm, task.norms, task.uncertain = NULL, NULL, False
     task.watch.due, task.watch.stopped = 0, False
     cdef Py_ssize_t totals = work.count + work.slots + 1

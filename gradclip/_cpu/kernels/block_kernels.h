@@ -9,7 +9,7 @@
  *   WIDE         1 where a square is not exact in float64 (float64 itself)
  *   PRODUCT      what x * factor is computed in: float for halves, else double
  *   ROUND(v)     a vector of float64 rounded to the dtype, where squares are not short
- *   PAIRS_OF_ROWS, ADDED_PLAINLY  a faster start of sum_squares, and of adding rows; 0 where there is none
+ *   PAIRS_OF_ROWS, ADDED_PLAINLY, STEP_FIRST  a faster start of sum_squares, of adding rows, and of step; 0 where there is none
  *   SHORT        bits of the significand where squares are short (float16, bfloat16), else 0
  */
 
@@ -62,7 +62,11 @@ static inline void NAME(add_squares)(const ELEMENT *p, vd sum[], vd error[])
 {
     for (int j = 0; j < GC_LANES / GC_W; j++) {
         vd x = LOAD(p + j * GC_W);
-#if WIDE
+#if WIDE && GC_FMA /* square - (t - sum) is exact, so that the square's own rest joins it in the one rounding */
+        vd t = sum[j] + x * x;
+        error[j] += vd_fma(x, x, sum[j] - t);
+        sum[j] = t;
+#elif WIDE
         vd square = x * x;
         vd t = sum[j] + square;
         error[j] += (square - (t - sum[j])) + gc_square_rest(x, square);
@@ -176,7 +180,7 @@ static inline void NAME(add_fours)(const ELEMENT *p, vd sum[], vd error[])
 }
 
 /* Most groups have normal numbers alone; others are looked at twice. */
-static inline void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS largest[], vd sum[], vd error[])
+GC_INLINE void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS largest[], vd sum[], vd error[])
 {
     const int lower = SHORT != 11 || low > 1; /* of bfloat16 as good as always */
     if (GC_LIKELY(low > 1 && !NAME(leaves_window)(p, low, high, largest, 1, 0))) {
@@ -195,7 +199,7 @@ static inline void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS l
  * multiples of 2**(c - 25): those from 2**(c + SHORT - 26) on are. So groups of such elements, with c two binades below
  * the bound, are added in eights, others one by one; of standard normal numbers about one group in forty. A block that
  * chose for all its groups, by what it spans, took 1.5 times as long. low: 1 where that bound is not normal. */
-static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
+GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, const int far)
 {
     const ELEMENT *p = x;
     if (n <= GC_LANES)
@@ -208,9 +212,12 @@ static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
     vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
     gc_start(start, sum, error);
     ptrdiff_t i = 0;
-    for (; i + NAME(GROUP) <= n; i += NAME(GROUP))
+    for (; i + NAME(GROUP) <= n; i += NAME(GROUP)) {
+        if (far)
+            gc_look_ahead(p + i, NAME(GROUP) * sizeof *p);
         NAME(add_group)(p + i, low, high, largest, sum, error);
-    if (i < n) {
+    }
+    if (!far && i < n) { /* one place less that all this is inlined into: 5 KB */
         ELEMENT padded[NAME(GROUP)] = {0};
         memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
         NAME(add_group)(padded, low, high, largest, sum, error);
@@ -219,7 +226,7 @@ static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
 }
 #else
 /* One pass: the running sums, and the largest magnitude of each lane as bits. */
-static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
+GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, const int far)
 {
     const ELEMENT *p = x;
     if (n <= GC_LANES)
@@ -228,8 +235,10 @@ static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
     double start = 2 * bound * bound; /* above every square */
     vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
     gc_start(start, sum, error);
-    ptrdiff_t i = PAIRS_OF_ROWS(p, n, sum, error, largest);
+    ptrdiff_t i = PAIRS_OF_ROWS(p, n, sum, error, largest, far);
     for (; i + GC_LANES <= n; i += GC_LANES) {
+        if (far)
+            gc_look_ahead(p + i, GC_LANES * sizeof *p);
         NAME(track)(p + i, largest);
         NAME(add_squares)(p + i, sum, error);
     }
@@ -242,6 +251,12 @@ static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound)
     return gc_fold_lanes(start, sum, error, NAME(amax)(largest, GC_LANES));
 }
 #endif
+
+static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound) { return NAME(sum_squares_of)(x, n, bound, 0); }
+static gc_sum NAME(sum_squares_far)(const void *x, ptrdiff_t n, double bound)
+{
+    return n % GC_BLOCK ? NAME(sum_squares)(x, n, bound) : NAME(sum_squares_of)(x, n, bound, 1);
+}
 
 /* Seldom asked for: two passes over the block do. */
 static gc_sum NAME(sum_abs)(const void *x, ptrdiff_t n, double bound)
@@ -302,6 +317,14 @@ static inline ELEMENT NAME(held)(ELEMENT e, NAME(bounds) b)
     e = above ? b.most : e;
     return below ? b.least : e;
 }
+
+/* How far the bits of a magnitude lie above those of the bound c of [-c, c]: what is taken off the element. Both are moved up so
+ * far that NaN becomes negative, and stays. */
+static inline ELEMENT NAME(excess)(ELEMENT e, BITS moved_bound)
+{
+    const BITS moved = (BITS)((e & ABS_MASK) + (ABS_MASK - INF_BITS));
+    return (ELEMENT)(moved - GC_LEAST(moved, moved_bound));
+}
 #else
 static inline NAME(bounds) NAME(bounds_of)(double low, double high)
 {
@@ -317,13 +340,13 @@ static inline ELEMENT NAME(held)(ELEMENT e, NAME(bounds) b)
 }
 #endif
 
-/* Whether two elements differ: told by their bits, as NaN differs from itself. */
-static inline int NAME(differs)(ELEMENT a, ELEMENT b)
+/* Whether two elements are the same: told by their bits, as NaN differs from itself. */
+static inline int NAME(same)(ELEMENT a, ELEMENT b)
 {
     BITS u, v;
     memcpy(&u, &a, sizeof u);
     memcpy(&v, &b, sizeof v);
-    return u != v;
+    return u == v;
 }
 
 static ptrdiff_t NAME(clamp)(void *y, const void *x, ptrdiff_t n, double low, double high)
@@ -331,24 +354,44 @@ static ptrdiff_t NAME(clamp)(void *y, const void *x, ptrdiff_t n, double low, do
     const ELEMENT *p = x;
     ELEMENT *q = y;
     const NAME(bounds) b = NAME(bounds_of)(low, high);
-    BITS count = 0; /* of a block: as wide as an element, so that both fill a vector alike */
+    BITS kept = 0; /* of a block: as wide as an element, so that both fill a vector alike; a comparison gives -1 or 0 */
+#if SHORT
+    if (low == -high && high > 0) { /* half as many operations; a bound of 0 has a sign of its own */
+        const BITS moved_bound = (BITS)((b.most & ABS_MASK) + (ABS_MASK - INF_BITS));
+        GC_IVDEP
+        for (ptrdiff_t i = 0; i < n; i++) {
+            const ELEMENT excess = NAME(excess)(p[i], moved_bound);
+            kept = (BITS)(kept + (excess == 0));
+            q[i] = (ELEMENT)(p[i] - excess);
+        }
+        return n - kept;
+    }
+#endif
     GC_IVDEP
     for (ptrdiff_t i = 0; i < n; i++) {
         const ELEMENT e = p[i], held = NAME(held)(e, b);
-        count = (BITS)(count + NAME(differs)(e, held));
+        kept = (BITS)(kept + NAME(same)(e, held));
         q[i] = held;
     }
-    return count;
+    return n - kept;
 }
 
 static ptrdiff_t NAME(count_outside)(const void *x, ptrdiff_t n, double low, double high)
 {
     const ELEMENT *p = x;
     const NAME(bounds) b = NAME(bounds_of)(low, high);
-    BITS count = 0;
+    BITS kept = 0;
+#if SHORT
+    if (low == -high && high > 0) {
+        const BITS moved_bound = (BITS)((b.most & ABS_MASK) + (ABS_MASK - INF_BITS));
+        for (ptrdiff_t i = 0; i < n; i++)
+            kept = (BITS)(kept + (NAME(excess)(p[i], moved_bound) == 0));
+        return n - kept;
+    }
+#endif
     for (ptrdiff_t i = 0; i < n; i++)
-        count = (BITS)(count + NAME(differs)(p[i], NAME(held)(p[i], b)));
-    return count;
+        kept = (BITS)(kept + NAME(same)(p[i], NAME(held)(p[i], b)));
+    return n - kept;
 }
 
 static ptrdiff_t NAME(count_nan)(const void *x, ptrdiff_t n)
@@ -380,14 +423,30 @@ static void NAME(step)(void *y, const void *x, ptrdiff_t n, double factor)
             q[i] = PUT(GET(q[i]) - GET(p[i]) * factor);
         return;
     }
+    ptrdiff_t i = STEP_FIRST(q, p, n, factor);
     GC_IVDEP
-    for (ptrdiff_t i = 0; i < n; i++)
+    for (; i < n; i++)
         q[i] = PUT((float)GET(q[i]) - (float)GET(p[i]) * f);
 #else
+    ptrdiff_t i = STEP_FIRST(q, p, n, factor);
     GC_IVDEP
-    for (ptrdiff_t i = 0; i < n; i++)
+    for (; i < n; i++)
         q[i] = PUT(GET(q[i]) - GET(p[i]) * factor);
 #endif
+}
+
+/* scale for memory beyond the caches: piece by piece, each time asking for what comes a page later. That of float64, which
+ * converts nothing, is no faster so. */
+static void NAME(scale_far)(void *y, const void *x, ptrdiff_t n, double factor)
+{
+    const ptrdiff_t piece = WIDE ? n : GC_PIECE / (ptrdiff_t)sizeof(ELEMENT);
+    const ELEMENT *p = x;
+    ELEMENT *q = y;
+    for (; n > 0; n -= piece, p += piece, q += piece) {
+        if (!WIDE)
+            gc_look_ahead(p, GC_PIECE);
+        NAME(scale)(q, p, GC_LEAST(piece, n), factor);
+    }
 }
 
 static void NAME(widen)(double *y, const void *x, ptrdiff_t n)

@@ -8,6 +8,7 @@
 #ifndef GRADCLIP_SIMD_H
 #define GRADCLIP_SIMD_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -43,6 +44,7 @@ typedef uint64_t vq __attribute__((vector_size(8 * GC_W)));
 #define GC_TO_FLOAT(v) __builtin_convertvector(v, vf)
 #define GC_LIKELY(x) __builtin_expect(x, 1)
 #define GC_PREFETCH(p) __builtin_prefetch(p, 0, 2) /* into the second cache: the first has no room for rows to come */
+#define GC_INLINE static inline __attribute__((always_inline))
 #else
 enum { GC_W = 1 };
 typedef double vd;
@@ -52,6 +54,7 @@ typedef uint64_t vq;
 #define GC_TO_DOUBLE(v) ((double)(v))
 #define GC_TO_FLOAT(v) ((float)(v))
 #define GC_PREFETCH(p) ((void)(p))
+#define GC_INLINE static inline
 #define GC_LIKELY(x) (x)
 #endif
 
@@ -65,6 +68,15 @@ typedef uint64_t vq;
 #else
 #define GC_IVDEP
 #endif
+
+/* Ask for some bytes that come a page after p, line by line: the processor's own prefetchers stop at the end of each page, and
+ * arithmetic leaves them less to see than a plain read does. */
+enum { GC_PAGE = 4096, GC_PIECE = 1024 /* bytes asked for at once */ };
+static inline void gc_look_ahead(const void *p, ptrdiff_t bytes)
+{
+    for (ptrdiff_t i = 0; i < bytes; i += 64)
+        GC_PREFETCH((const char *)p + GC_PAGE + i);
+}
 
 static inline vd vd_all(double x)
 {

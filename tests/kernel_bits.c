@@ -99,7 +99,7 @@ int main(void)
             memset(total, 0, sizeof total);
             memset(rest, 0, sizeof rest);
             const ptrdiff_t samples = 1 + round % GC_TOGETHER, strip = n / samples < GC_STRIP ? n / samples : GC_STRIP;
-            k->add_samples[t](total, rest, &x, strip * (ptrdiff_t)size[t], samples, strip, factor);
+            k->add_samples[t](total, rest, &x, &x, strip * (ptrdiff_t)size[t], samples, strip, factor);
             mix(total, (size_t)strip * sizeof *total);
             mix(rest, (size_t)strip * sizeof *rest);
         }

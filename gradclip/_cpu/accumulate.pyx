@@ -72,7 +72,7 @@ cdef void contribute(const Batch *b, const Write *w, const char *x, ptrdiff_t n,
                 shift(kernels, GC_F64, wide, wide, n, <int>w.factor.shift)
             kernels.scale[GC_F64](wide, wide, n, w.factor.last)
         kernels.narrow[b.sum.dtype](buffer, wide, n)
-    kernels.add_samples[b.sum.dtype](sums, d.errors, buffer, 0, 1, n, &unit)
+    kernels.add_samples[b.sum.dtype](sums, d.errors, buffer, buffer, 0, 1, n, &unit)
 
 
 cdef bint sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdiff_t n, double unit, Desk *d,
@@ -83,6 +83,8 @@ cdef bint sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdi
     cdef ptrdiff_t asked = 0
     cdef gc_leaf sample = b.sample
     cdef const Write *w
+    cdef const char *x
+    cdef const char *next   # the next samples of this strip, or the first of the next strip
     cdef ptrdiff_t i = 0, together
     memset(sums, 0, STRIP * sizeof(double))
     memset(errors, 0, STRIP * sizeof(double))
@@ -100,8 +102,9 @@ cdef bint sum_samples_of(const Batch *b, ptrdiff_t batch, ptrdiff_t first, ptrdi
             together += 1
             i += 1
         if together:
-            kernels.add_samples[sample.dtype](sums, errors, b.sample.data + (i - together) * b.stride + first * sample.itemsize,
-                                              b.stride, together, n, factor)
+            x = b.sample.data + (i - together) * b.stride + first * sample.itemsize
+            next = b.sample.data + (i * b.stride + first * sample.itemsize if i < batch else (first + n) * sample.itemsize)
+            kernels.add_samples[sample.dtype](sums, errors, x, next, b.stride, together, n, factor)
             continue
         w = b.write + i
         if not (w.zero and w.factor.last == 0):     # else left out, whatever it holds

@@ -224,7 +224,8 @@ cdef void write_chunk(Task *t, ptrdiff_t begin, ptrdiff_t end, int thread) noexc
             if to.units > 1:
                 one[0], one[1] = gc_unit(to, unit), gc_unit(source, unit)
                 to, source = &one[0], &one[1]
-            write_segment(kernels_for(t, to.size), to, source, g.first, to.size if g.part == WHOLE else g.first + g.rows, w, room)
+            write_segment(kernels_for(t, to.size), to, source, g.first, to.size if g.part == WHOLE else g.first + g.rows, w,
+                          room)
             unit += 1
             left -= 1
     gc_fp_leave(saved)

@@ -318,8 +318,8 @@ static inline ELEMENT NAME(held)(ELEMENT e, NAME(bounds) b)
     return below ? b.least : e;
 }
 
-/* How far the bits of a magnitude lie above those of the bound c of [-c, c]: what is taken off the element. Both are moved up so
- * far that NaN becomes negative, and stays. */
+/* How far the bits of a magnitude lie above those of the bound c of [-c, c]: what is taken off the element. Both are moved up
+ * so far that NaN becomes negative, and stays. */
 static inline ELEMENT NAME(excess)(ELEMENT e, BITS moved_bound)
 {
     const BITS moved = (BITS)((e & ABS_MASK) + (ABS_MASK - INF_BITS));

@@ -2,14 +2,14 @@
  * names. */
 
 /* Where `width` columns of some rows begin, and how far apart the rows are: in memory, or, where only `left` columns are left,
- * in a copy whose rest is 0. The next `most` rows are prefetched, line by line: these are too short for the processor to see
- * them coming. j: the number of the first column. */
-static inline const char *NAME(whole_columns)(const char *p, ptrdiff_t *stride, ptrdiff_t rows, ptrdiff_t most, ptrdiff_t j,
-                                              ptrdiff_t left, ptrdiff_t width, ELEMENT padded[])
+ * in a copy whose rest is 0. What is worked on next, the same columns of `most` rows from `next` on, is prefetched line by
+ * line: rows are too short for the processor to see them coming. j: the number of the first column. */
+static inline const char *NAME(whole_columns)(const char *p, ptrdiff_t *stride, ptrdiff_t rows, const char *next,
+                                              ptrdiff_t most, ptrdiff_t j, ptrdiff_t left, ptrdiff_t width, ELEMENT padded[])
 {
     if (j % (64 / (ptrdiff_t)sizeof(ELEMENT)) == 0)
         for (ptrdiff_t i = 0; i < most; i++)
-            GC_PREFETCH(p + (most + i) * *stride);
+            GC_PREFETCH(next + i * *stride);
     if (left >= width)
         return p;
     for (ptrdiff_t i = 0; i < rows; i++)
@@ -90,8 +90,8 @@ static inline void NAME(add_panel)(const char *p, ptrdiff_t stride, ptrdiff_t ro
     ELEMENT padded[NAME(ROWS) * GC_W] = {0};
     for (ptrdiff_t j = 0; j < n; j += GC_W) {
         ptrdiff_t step = stride;
-        const char *q =
-            NAME(whole_columns)(p + j * (ptrdiff_t)sizeof(ELEMENT), &step, rows, NAME(ROWS), j, n - j, GC_W, padded);
+        const char *at = p + j * (ptrdiff_t)sizeof(ELEMENT);
+        const char *q = NAME(whole_columns)(at, &step, rows, at + NAME(ROWS) * stride, NAME(ROWS), j, n - j, GC_W, padded);
         if (rows == NAME(ROWS))
             NAME(add_rows)(q, step, NAME(ROWS), ord, sum + j, error + j, largest + j);
         else
@@ -143,11 +143,12 @@ static inline void NAME(add_eight_columns)(const char *p, ptrdiff_t stride, ptrd
 }
 #endif
 
-static void NAME(add_samples)(double *sum, double *error, const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n,
-                              const double *factor)
+static void NAME(add_samples)(double *sum, double *error, const void *x, const void *next, ptrdiff_t stride, ptrdiff_t rows,
+                              ptrdiff_t n, const double *factor)
 {
     const char *p = x;
 #if SHORT
+    (void)next;
     ELEMENT scaled[GC_STRIP + GC_W] = {0};
     for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
         NAME(scale)(scaled, p, n, factor[i]);
@@ -159,9 +160,10 @@ static void NAME(add_samples)(double *sum, double *error, const void *x, ptrdiff
     vd factors[GC_TOGETHER];
     for (ptrdiff_t i = 0; i < rows; i++)
         factors[i] = vd_all(factor[i]);
+    const ptrdiff_t ahead = (const char *)next - p;
     for (ptrdiff_t j = 0; j < n; j += GC_EIGHT, p += GC_EIGHT * sizeof(ELEMENT)) {
         ptrdiff_t step = stride;
-        const char *q = NAME(whole_columns)(p, &step, rows, GC_TOGETHER, j, n - j, GC_EIGHT, padded);
+        const char *q = NAME(whole_columns)(p, &step, rows, p + ahead, GC_TOGETHER, j, n - j, GC_EIGHT, padded);
         if (rows == GC_TOGETHER) /* a constant, for the compiler */
             NAME(add_eight_columns)(q, step, GC_TOGETHER, factors, sum + j, error + j);
         else

@@ -303,6 +303,30 @@ static inline ptrdiff_t gc_step_f32(float *q, const float *p, ptrdiff_t n, doubl
 /* sum + error += some rows of GC_EIGHT columns, times their factors and rounded to float32: plainly, where the products of
  * each column span less than 2**26. Eight such, multiples of 2**-23 of the power of two at or below the least, add exactly in
  * float64. Returns 0, and adds nothing, where they span more. From 0.36 to 0.25 ns per element. */
+#if defined(GC_AVX2) /* magnitudes eight at a time, where the vectors above hold four: from 0.41 to 0.31 ns with all else */
+static inline int gc_added_plainly(const char *p, ptrdiff_t stride, ptrdiff_t rows, const vd factor[], double *sum,
+                                   double *error)
+{
+    const __m256i mask = _mm256_set1_epi32(0x7fffffff), minus = _mm256_set1_epi32(-1);
+    __m256i most = _mm256_setzero_si256(), least = minus; /* least is one less, so that 0 becomes the largest */
+    vd plain[2] = {vd_all(0.0), vd_all(0.0)};
+    for (ptrdiff_t i = 0; i < rows; i++, p += stride) {
+        const vf y = gc_narrow_f32(gc_load_f32((const float *)p) * factor[i]);
+        const vf z = gc_narrow_f32(gc_load_f32((const float *)p + 4) * factor[i]);
+        plain[0] += gc_widen_f32(y);
+        plain[1] += gc_widen_f32(z);
+        const __m256i a = _mm256_and_si256(_mm256_castps_si256(_mm256_set_m128((__m128)z, (__m128)y)), mask);
+        most = _mm256_max_epi32(most, a);
+        least = _mm256_min_epu32(least, _mm256_add_epi32(a, minus));
+    }
+    const __m256i apart = _mm256_add_epi32(_mm256_sub_epi32(least, most), _mm256_set1_epi32(26 << 23));
+    if (_mm256_movemask_ps(_mm256_castsi256_ps(apart)))
+        return 0;
+    gc_add_to(sum, error, plain[0]);
+    gc_add_to(sum + 4, error + 4, plain[1]);
+    return 1;
+}
+#else
 static inline int gc_added_plainly(const char *p, ptrdiff_t stride, ptrdiff_t rows, const vd factor[], double *sum,
                                    double *error)
 {
@@ -327,6 +351,7 @@ static inline int gc_added_plainly(const char *p, ptrdiff_t stride, ptrdiff_t ro
         gc_add_to(sum + k * GC_W, error + k * GC_W, plain[k]);
     return 1;
 }
+#endif
 #define ADDED_PLAINLY gc_added_plainly
 
 #if defined(GC_AVX512)

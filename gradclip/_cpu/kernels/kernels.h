@@ -60,9 +60,9 @@ struct gc_kernels {
     void (*narrow[GC_DTYPES])(void *y, const double *x, ptrdiff_t n);
     /* sum + error += x * factor, element by element, over `rows` rows of n <= GC_STRIP elements that lie `stride` bytes
      * apart, each with a factor; the product is rounded to the dtype. Sums are float64, with what their additions
-     * lost in `error`. Both have room for whole vectors. */
-    void (*add_samples[GC_DTYPES])(double *sum, double *error, const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n,
-                                   const double *factor);
+     * lost in `error`. Both have room for whole vectors. next: rows to be added next, which need not exist. */
+    void (*add_samples[GC_DTYPES])(double *sum, double *error, const void *x, const void *next, ptrdiff_t stride,
+                                   ptrdiff_t rows, ptrdiff_t n, const double *factor);
     /* Columns of a panel, `rows` rows of n <= GC_PANEL elements that lie `stride` bytes apart: each column's sum of squares
      * (ord 2) or magnitudes (ord 1) as sum + error, and its largest magnitude, not finite if some element is not.
      * Sums of columns whose largest magnitude is outside GC_TINY .. GC_HUGE mean nothing. All three have room for n rounded
@@ -80,8 +80,8 @@ struct gc_kernels {
     /* What memory allows, for limits.pyx: the sum of n words; x += add. */
     uint64_t (*read_words)(const uint64_t *x, ptrdiff_t n);
     void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add);
-    /* The same kernels, for long units in a pass over more than the caches hold: they ask for memory a page ahead, which takes up
-     * to a tenth more time in cache. */
+    /* The same kernels, for long units in a pass over more than the caches hold: they ask for memory a page ahead, which takes
+     * up to a tenth more time in cache. */
     const gc_kernels *far;
 };
 

@@ -47,6 +47,25 @@ def test_blocks_far_above_and_below_the_first(isa, dtype):
             assert norm_error(gradclip.global_norm(a, ord), power_sum([a], ord), ord) <= 0.501, (exponents, ord)
 
 
+@pytest.mark.parametrize("dtype", REAL, ids=ids)
+def test_a_long_leaf_gives_the_bits_of_its_pieces(isa, dtype):
+    """Long units in a pass over more than 4 MiB have kernels of their own, which ask for memory ahead; short ones have not."""
+    size = (1 << 22) // dtype.itemsize + 4099
+    a = np.random.default_rng(3).standard_normal(size, np.float32).astype(dtype)
+    pieces = np.split(a, range(10_000, size, 10_000))
+    for clip in (lambda x: gradclip.clip_by_global_norm(x, 3.0), lambda x: gradclip.clip_by_value(x, -0.5, 0.0)):
+        (whole, report), (parts, other) = clip(a), clip(pieces)
+        assert whole.tobytes() == np.concatenate(parts).tobytes()
+        assert (report.norm, report.max_abs) == (other.norm, other.max_abs)
+    b = a.copy()
+    count = gradclip.clip_by_value_(b, -0.5, 0.0).clipped_count
+    assert (b.tobytes(), count) == (whole.tobytes(), other.clipped_count)
+    a[size // 2] = np.nan
+    report = gradclip.clip_by_value_(a, 1.0)
+    assert math.isnan(report.norm)
+    assert report.first_nonfinite == ("grads", size // 2)
+
+
 @pytest.mark.parametrize("zeros", [0.0, *slow([0.002]), 0.1])
 @pytest.mark.parametrize(
     ("dtype", "top"), [(np.dtype(np.float16), -3), (np.dtype(np.float16), 12), (BFLOAT16, 40), (BFLOAT16, -90)], ids=str

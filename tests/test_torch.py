@@ -426,8 +426,8 @@ def test_fake_tensors_and_tracing_are_left_to_pytorch():
 
 
 @pytest.mark.slow
-def test_a_dtensor_is_left_to_pytorch(tmp_path):
-    """Its norm is one over all ranks, here a single one."""
+def test_a_dtensor_of_one_rank(tmp_path):
+    """`test_torch_dtensors.py` has more of them."""
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch has no torch.distributed")
     program = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from .._core.arguments import Words
@@ -68,10 +68,34 @@ class TorchPeers:
         return wait
 
 
+class MeshPeers:
+    """The ranks of a mesh, each of whose dimensions has a process group for every line along it.
+
+    Words are reduced along one dimension after another: integers may be added in any order."""
+
+    def __init__(self, lines: Sequence[Peers], rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self._lines = lines
+
+    def start(self, words: Words, op: str) -> Callable[[], Words]:
+        first, *others = self._lines
+        pending = first.start(words, op)
+
+        def wait() -> Words:
+            result = pending()
+            for line in others:
+                result = line.start(result, op)()
+            return result
+
+        return wait
+
+
 def peers_of(comm: Any) -> Peers:
     """The ranks of a communicator or process group; None stands for this rank alone."""
     if comm is None:
         return Alone()
+    if isinstance(comm, MeshPeers):
+        return comm
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and isinstance(comm, mpi.Comm):
         if comm == mpi.COMM_NULL:

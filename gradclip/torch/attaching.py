@@ -17,7 +17,8 @@ from .._core.engine import Engine
 from .._core.options import SHARED, NormOptions, Options, Unpack, spelled_out_for_one_process
 from ..report import ClipReport
 from ..thresholds import Threshold
-from .clip_grad import plain
+from .clip_grad import dtensors_module
+from .tensors import plain
 
 _SCALING = "grad_scale", "found_inf"  # what fused optimizers look for: GradScaler sets them for the time of a step
 
@@ -145,7 +146,8 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
         ``torch.amp.GradScaler`` leaves the unscaling to the optimizer, as it does with fused ones, norms and thresholds are
         those of the unscaled gradient.
     max_norm : float or Threshold
-        The threshold >= 0, or a rule of `gradclip.thresholds` that gives each step its threshold.
+        The threshold >= 0, or a rule of `gradclip.thresholds` that gives each step its threshold. Where parameters are DTensors
+        the norm runs over the ranks of their meshes, and so do the report and what happens to NaN and Inf.
     fold : bool, default False
         Write no gradient: have a fused optimizer (``fused=True``) multiply by the factor, which is rounded to float32, while it
         reads the gradient anyway. PyTorch's fused optimizers store the product in the gradient.
@@ -204,10 +206,14 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
     kind = _Folded if fold else Request
 
     def serve(grads: list[Any], changes: dict[str, Any]) -> ClipReport:
-        if not changes:
-            return serve_in_place(grads, kind(options, threshold))
-        scale = options.grad_scale * changes.get("grad_scale", 1.0)
-        return serve_in_place(grads, kind(Options.of({**norm, **changes, "grad_scale": scale}), threshold))
+        asked: dict[str, Any] = {**norm, **changes}
+        if "grad_scale" in changes:
+            asked["grad_scale"] *= options.grad_scale
+        shared = _as_dtensors(optimizer)
+        if shared is None:
+            return serve_in_place(grads, kind(Options.of(asked) if changes else options, threshold))
+        report: ClipReport = shared.clip(grads, asked, lambda leaves, found: serve_in_place(leaves, kind(found, threshold)), not fold)
+        return report
 
     return Attached(optimizer, serve, fold)
 
@@ -217,6 +223,13 @@ class _Folded(Request):
 
     def write(self, engine: Engine, plan: Any) -> None:
         """Write nothing."""
+
+
+def _as_dtensors(optimizer: Optimizer) -> Any:
+    """How ranks share the parameters of an optimizer, a Sharing; None if none of them is a DTensor."""
+    tensors = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+    dtensors = dtensors_module([*tensors, *(tensor.grad for tensor in tensors if tensor.grad is not None)])
+    return None if dtensors is None else dtensors.Sharing(tensors)
 
 
 def _check_foldable(optimizer: Optimizer, options: Options) -> None:

@@ -8,8 +8,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable, Iterable
-from functools import cache, lru_cache, reduce
-from importlib.util import find_spec
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -25,12 +24,13 @@ from .._cpu.sums import Sums
 from .._leaves import Leaves
 from ..report import ClipReport
 from ..value import clip_by_value_
+from .tensors import PLAIN, as_tensor, has_cupy, plain
 
 Tensors: TypeAlias = "Tensor | Iterable[Tensor]"
 Result = TypeVar("Result")
 
 EPS = 1e-6  # PyTorch's factor is max_norm / (norm + EPS)
-PLAIN = {Tensor, torch.nn.Parameter}
+_HOMES = {"torch.distributed.tensor", "torch.distributed._tensor"}  # of DTensor; the second in PyTorch 2.4
 _YES = np.ones(1, np.uint8)  # every unit of a plan is brought to its threshold
 _UNSEEN = TypeError, ValueError, ImportError  # what the gate says of tensors that it does not take, before it reads or writes
 
@@ -70,12 +70,15 @@ def clip_grad_norm_(
     -------
     torch.Tensor
         The norm of all gradients before clipping: of no dimension, on the device of the first gradient, of the widest dtype
-        among the gradients.
+        among the gradients. If these are DTensors, it is the norm over the ranks of their meshes; if all are on one mesh, it
+        is a DTensor too, replicated.
 
     Raises
     ------
     RuntimeError
         A gradient holds NaN or Inf, and this is to be an error. Nothing was written.
+    TypeError
+        A DTensor is a partial sum.
 
     See Also
     --------
@@ -97,12 +100,21 @@ def clip_grad_norm_(
     parameters = _listed(parameters)
     grads = _gradients(parameters)
     max_norm, order = float(max_norm), float(norm_type)
+
+    def serve(leaves: list[Tensor], options: Options) -> ClipReport:
+        return serve_in_place(leaves, _Clipping(options, max_norm, error_if_nonfinite))
+
+    usual = max_norm >= 0 and order > 0
+    dtensors = dtensors_module([*parameters, *grads]) if usual else None
+    if dtensors is not None:  # also on a rank without gradients: others may have some
+        norm: Tensor = dtensors.clip(serve, parameters, grads, order)
+        return norm
     if not grads:
         return torch.tensor(0.0)
     report = None
-    if max_norm >= 0 and order > 0:
-        report = _served(lambda leaves: serve_in_place(leaves, _Clipping(max_norm, order, error_if_nonfinite)), grads, True)
-    return _left(theirs[0], parameters, *theirs[2:]) if report is None else _as_tensor(report.norm, grads)
+    if usual:
+        report = _served(lambda leaves: serve(leaves, _options(order)), grads, True)
+    return _left(theirs[0], parameters, *theirs[2:]) if report is None else as_tensor(report.norm, grads)
 
 
 def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
@@ -158,12 +170,15 @@ def get_total_norm(
     Returns
     -------
     torch.Tensor
-        The norm: of no dimension, on the device of the first tensor, of the widest dtype among the tensors.
+        The norm: of no dimension, on the device of the first tensor, of the widest dtype among the tensors. Of DTensors as
+        `clip_grad_norm_` returns it.
 
     Raises
     ------
     RuntimeError
         A tensor holds NaN or Inf, and this is to be an error.
+    TypeError
+        A DTensor is a partial sum.
 
     See Also
     --------
@@ -182,6 +197,13 @@ def get_total_norm(
     order = float(norm_type)
     if not tensors:
         return torch.tensor(0.0)
+    dtensors = dtensors_module(tensors) if order > 0 else None
+    if dtensors is not None:
+        sums, norm = dtensors.measure(tensors, order)
+        if error_if_nonfinite:
+            _check_finite(sums, order)
+        shared: Tensor = norm
+        return shared
     sums = None
     if order > 0:
         sums = _served(lambda leaves: measured(leaves, _options(order))[0], tensors, False)
@@ -189,7 +211,7 @@ def get_total_norm(
         return _left(theirs[0], tensors, *theirs[2:])
     if error_if_nonfinite:
         _check_finite(sums, order)
-    return _as_tensor(sums.norm(), tensors)
+    return as_tensor(sums.norm(), tensors)
 
 
 def clip_grads_with_norm_(parameters: Tensors, max_norm: float, total_norm: Tensor, foreach: bool | None = None) -> None:
@@ -223,12 +245,14 @@ def clip_grads_with_norm_(parameters: Tensors, max_norm: float, total_norm: Tens
         _left(_their_clip_grads_with_norm_, parameters, max_norm, total_norm, foreach)
         return
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    grads, norm, max_norm = _gradients(parameters), _number(total_norm), float(max_norm)
+    grads, max_norm = _gradients(parameters), float(max_norm)
     if not grads:
         return
+    dtensors = dtensors_module([total_norm])
+    norm = _number(total_norm if dtensors is None else dtensors.whole(total_norm))
     if norm is not None:
         factor = max_norm / (norm + EPS)
-        if factor >= 1 or _served(lambda leaves: serve_in_place(leaves, _Scaling(factor)), grads, True) is not None:
+        if factor >= 1 or _served(lambda leaves: serve_in_place(leaves, _Scaling(factor)), grads, True, True) is not None:
             return
     _left(_their_clip_grads_with_norm_, parameters, max_norm, total_norm, foreach)
 
@@ -260,21 +284,6 @@ def _check_finite(sums: Any, order: float) -> None:
         )
 
 
-def _as_tensor(norm: float, tensors: list[Tensor]) -> Tensor:
-    """A norm as PyTorch returns it: on the device of the first tensor, of the widest dtype."""
-    dtype, device = _widest(frozenset([tensor.dtype for tensor in tensors])), tensors[0].device
-    try:
-        return torch.scalar_tensor(norm, dtype=dtype, device=device)
-    except RuntimeError:  # beyond the range of the dtype
-        return torch.scalar_tensor(norm, dtype=torch.float64, device=device).to(dtype)
-
-
-@lru_cache(64)
-def _widest(dtypes: frozenset[torch.dtype]) -> torch.dtype:
-    """The dtype of a norm over tensors of these dtypes."""
-    return reduce(torch.promote_types, dtypes).to_real()
-
-
 def _number(norm: Any) -> float | None:
     """A norm as a float; None if it is no plain tensor of one number on the host, and not below 0."""
     if type(norm) is not Tensor or norm.dim() or not norm.is_cpu or not norm.is_floating_point():
@@ -293,11 +302,34 @@ def _left(function: Callable[..., Result] | None, *args: Any) -> Result:
     return function(*args)
 
 
-def _served(serve: Callable[[list[Tensor]], Result], tensors: list[Tensor], write: bool) -> Result | None:
-    """What a call of the library returns for tensors; None, and nothing was written, if the library cannot view them."""
-    if not set(map(type, tensors)) <= PLAIN:  # subclasses have arithmetic of their own: DTensor, fake tensors
+def dtensors_module(tensors: list[Tensor]) -> Any:
+    """The module that serves DTensors, if there are some among tensors, and it can; else None."""
+    if PLAIN.issuperset(map(type, tensors)) or not _HOMES & sys.modules.keys():
         return None
-    if tensors[0].is_cuda and not _has_cupy():
+    from . import dtensors
+
+    return dtensors if dtensors.viewable(tensors) else None
+
+
+def _served_parts(serve: Callable[[list[Tensor]], Result], tensors: list[Tensor], terms: bool) -> Result | None:
+    """What a call returns, a report, that clips the parts of DTensors that this rank holds; None as for `_served`."""
+    dtensors = dtensors_module(tensors)
+    if dtensors is None:
+        return None
+    report: Any = _served(serve, dtensors.parts(tensors, True, terms), True)
+    if report is not None and report.clipped:
+        dtensors.announce(tensors)
+    found: Result | None = report
+    return found
+
+
+def _served(serve: Callable[[list[Tensor]], Result], tensors: list[Tensor], write: bool, terms: bool = False) -> Result | None:
+    """What a call of the library returns for tensors; None, and nothing was written, if the library cannot view them.
+
+    terms : whether parts of DTensors may be terms of a sum, which a factor may multiply"""
+    if not set(map(type, tensors)) <= PLAIN:  # subclasses have arithmetic of their own, such as fake tensors
+        return _served_parts(serve, tensors, terms)
+    if tensors[0].is_cuda and not has_cupy():
         return None
     try:
         return serve(tensors)
@@ -313,26 +345,6 @@ def _served(serve: Callable[[list[Tensor]], Result], tensors: list[Tensor], writ
         return None
 
 
-@cache
-def _has_cupy() -> bool:
-    """Whether the library can view memory on a GPU. To find out that it cannot takes longer than a call."""
-    return "cupy" in sys.modules or find_spec("cupy") is not None
-
-
-def plain(tensor: Tensor, write: bool) -> Tensor:
-    """A tensor of the same memory that the library takes: without its graph, or the values of a sparse one.
-
-    A sparse tensor that is to be written, and stores an element in parts, gets their sum first."""
-    with torch.no_grad():
-        if tensor.layout is not torch.sparse_coo:
-            tensor = tensor.detach()
-            return tensor.conj() if tensor.is_conj() else tensor  # a factor, and a norm, is that of the conjugate too
-        if tensor.is_coalesced():
-            return tensor.values().detach()
-        whole = tensor.coalesce()
-        return (tensor.copy_(whole) if write else whole).values().detach()
-
-
 @lru_cache(64)
 def _options(order: float) -> Options:
     """The options of a call: NaN and Inf are followed as IEEE arithmetic has it."""
@@ -342,8 +354,8 @@ def _options(order: float) -> Options:
 class _Clipping(Request):
     """All gradients by PyTorch's factor."""
 
-    def __init__(self, max_norm: float, order: float, error_if_nonfinite: bool) -> None:
-        super().__init__(_options(order), max_norm)
+    def __init__(self, options: Options, max_norm: float, error_if_nonfinite: bool) -> None:
+        super().__init__(options, max_norm)
         self.elsewhere = True  # decided on the host, wherever the gradients lie
         self.error_if_nonfinite = error_if_nonfinite
 

@@ -154,8 +154,32 @@ def test_an_empty_generator_is_a_warning_that_names_the_line():
         assert ours.clip_grad_norm_([], 1.0).item() == 0.0
         assert ours.clip_grad_norm_((p for p in parameters(None)), 1.0).item() == 0.0
         assert ours.get_total_norm([]).item() == 0.0
-        assert ours.clip_grad_value_([], 1.0) is None
         assert ours.clip_grads_with_norm_([], 1.0, torch.tensor(1.0)) is None
+
+
+def outcome(call):
+    """What a call returns, or its error."""
+    try:
+        return call()
+    except RuntimeError as error:
+        return str(error)
+
+
+def test_nothing_to_clip_is_what_it_is_in_pytorch():
+    """Depending on its version, an error or a result."""
+    empty = torch.ones(0), torch.ones(3)
+    for call in (
+        lambda module: module.clip_grad_value_([], 1.0),
+        lambda module: module.clip_grad_value_(parameters(None), 1.0),
+        lambda module: module.clip_grad_norm_([], 1.0, math.inf),
+        lambda module: module.get_total_norm([], math.inf),
+        lambda module: module.get_total_norm(empty, math.inf),
+        lambda module: module.get_total_norm(empty[:1], math.inf, foreach=False),
+        lambda module: module.clip_grad_norm_(parameters(*map(torch.clone, empty)), 1.0, math.inf),
+        lambda module: module.clip_grad_norm_(parameters(*map(torch.clone, empty)), 1.0, 2.0),
+        lambda module: module.get_total_norm(empty[:1], 1.0),
+    ):
+        assert outcome(lambda call=call: call(ours)) == outcome(lambda call=call: call(theirs))
 
 
 def test_signatures_are_those_of_pytorch():

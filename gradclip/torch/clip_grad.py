@@ -4,6 +4,7 @@ Whatever the library cannot view is left to PyTorch's own functions: so the resu
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 import warnings
@@ -112,7 +113,7 @@ def clip_grad_norm_(
     if not grads:
         return torch.tensor(0.0)
     report = None
-    if usual:
+    if usual and not _without_norm(grads, order):
         report = _served(lambda leaves: serve(leaves, _options(order)), grads, True)
     return _left(theirs[0], parameters, *theirs[2:]) if report is None else as_tensor(report.norm, grads)
 
@@ -147,7 +148,7 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
         return
     parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     grads, bound = _gradients(parameters), float(clip_value)
-    if grads and _served(lambda leaves: clip_by_value_(leaves, bound), grads, True) is None:
+    if not grads or _served(lambda leaves: clip_by_value_(leaves, bound), grads, True) is None:  # an error of PyTorch's
         _left(_their_clip_grad_value_, parameters, clip_value, foreach)
 
 
@@ -205,7 +206,7 @@ def get_total_norm(
         shared: Tensor = norm
         return shared
     sums = None
-    if order > 0:
+    if order > 0 and not _without_norm(tensors, order):
         sums = _served(lambda leaves: measured(leaves, _options(order))[0], tensors, False)
     if sums is None:
         return _left(theirs[0], tensors, *theirs[2:])
@@ -309,6 +310,11 @@ def dtensors_module(tensors: list[Tensor]) -> Any:
     from . import dtensors
 
     return dtensors if dtensors.viewable(tensors) else None
+
+
+def _without_norm(tensors: list[Tensor], order: float) -> bool:
+    """Whether a norm of order inf is asked of a tensor without elements: an error of PyTorch's."""
+    return order == math.inf and not all(map(torch.numel, tensors))
 
 
 def _served_parts(serve: Callable[[list[Tensor]], Result], tensors: list[Tensor], terms: bool) -> Result | None:

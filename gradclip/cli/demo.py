@@ -9,17 +9,21 @@ Mikolov, Bengio, "On the difficulty of training recurrent neural networks", ICML
 Nothing is staged: both networks start from the same weights, read the same text in the same order and take plain SGD steps
 with the same learning rate. Nor is that rate too large in itself: if `d_later` is kept at 0, so that no gradient flows through
 time, the network learns without clipping too, but less.
+
+Under mpiexec, ranks share out the batch and the rows of the weights. A rank finds the gradients of some parts of the batch. The
+parts are the same for any number of ranks, and are added up in the same order: so gradients have the same bits. Each rank clips
+its rows by the norm of all rows, which has the same bits too, and makes its step with these.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import operator
 import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ import gradclip
 from .._core.arguments import number
 from .._saving import Figure, Name, check_picture, need_matplotlib, new_figure, save_picture
 from .npy import Array
+from .sharing import Ranks, started_together
 from .terminal import show_table, shown
 
 # Real text that comes with Python: some 450,000 characters of its standard library.
@@ -39,6 +44,7 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 # At 16 x 128 the products of one time step are too small for OpenBLAS to use several threads, which would wait for each other
 # longer than they work, and on a busy machine much longer.
 BATCH, UNITS, LENGTH = 16, 128, 100
+PARTS = 4  # of a batch
 LEARNING_RATE = 1.0
 AVERAGED = 50  # the final loss is the mean of so many steps
 
@@ -138,40 +144,50 @@ class Training:
 
 @np.errstate(over="ignore", invalid="ignore")  # a diverging network may overflow: that is its result
 def train(
-    text: Array, steps: int, max_norm: float | None, seed: int, watch: Callable[[float], None] = lambda loss: None
+    text: Array,
+    steps: int,
+    max_norm: float | None,
+    seed: int,
+    watch: Callable[[float], None] = lambda loss: None,
+    ranks: Ranks | None = None,
 ) -> Training:
     """Return a training by plain SGD on random stretches of `text`, without clipping if `max_norm` is None.
 
-    `watch` is called with the loss of each step.
+    `watch` is called with the loss of each step. `ranks` share out the work, by default this process has it alone.
     """
+    ranks = ranks or Ranks()
     rng = np.random.default_rng(seed)
     run = Training(Network(rng))
     started = time.perf_counter()
     for _ in range(steps):
-        stretches = text[rng.integers(len(text) - LENGTH, size=BATCH) + np.arange(LENGTH + 1)[:, None]]
-        loss, gradients = run.network.loss_and_gradients(stretches[:-1], stretches[1:])
+        batch = text[rng.integers(len(text) - LENGTH, size=BATCH) + np.arange(LENGTH + 1)[:, None]]
+        own = [run.network.loss_and_gradients(x[:-1], x[1:]) for x in ranks.share(np.split(batch, PARTS, axis=1))]
+        found = ranks.together(own)  # in the order of the parts: what is added up does not depend on the ranks
+        loss = sum(loss for loss, _ in found) / PARTS
+        weights = run.network.weights
+        gradients = {name: reduce(np.add, [ranks.rows(part[name]) for _, part in found]) / PARTS for name in weights}
         before = time.perf_counter()
-        norm, clipped = _clip(gradients, max_norm)
+        report = _clip(gradients, max_norm, ranks)
         run.clipping_seconds += time.perf_counter() - before
         run.losses.append(loss)
-        run.norms.append(norm)
-        run.clipped.append(clipped)
+        run.norms.append(report.norm)
+        run.clipped.append(report.clipped)
         watch(loss)
-        if not math.isfinite(norm):
+        if not math.isfinite(report.norm):
             break  # this step would make all weights NaN
         for name, gradient in gradients.items():
-            run.network.weights[name] -= LEARNING_RATE * gradient
+            stepped = ranks.rows(weights[name]) - LEARNING_RATE * gradient
+            weights[name] = np.concatenate(ranks.together([stepped]))
     run.seconds = time.perf_counter() - started
     return run
 
 
-def _clip(gradients: dict[str, Array], max_norm: float | None) -> tuple[float, bool]:
-    """Clip, which is the one difference between the two trainings; return the norm and whether it was above `max_norm`."""
-    if max_norm is not None:
-        with contextlib.suppress(gradclip.NonFiniteGradientError):  # no threshold helps: train() ends
-            report = gradclip.clip_by_global_norm_(gradients, max_norm)
-            return report.norm, report.clipped
-    return gradclip.global_norm(gradients), False
+def _clip(gradients: dict[str, Array], max_norm: float | None, ranks: Ranks) -> gradclip.ClipReport:
+    """Clip this rank's gradients by the norm of all, which is the one difference between the two trainings: None only measures.
+
+    NaN and Inf are let through, since no threshold helps: train() ends."""
+    threshold = math.inf if max_norm is None else max_norm
+    return gradclip.clip_by_global_norm_(gradients, threshold, nonfinite="propagate", comm=ranks.comm)
 
 
 def standard_library() -> Array:
@@ -189,6 +205,8 @@ def run(
     plot: Name = "gradclip_demo.png", *, steps: int = 1500, max_norm: float = 0.75, seed: int = 0
 ) -> tuple[Training, Training]:
     """Train the network without and with clipping, print a table and save a picture.
+
+    Under mpiexec all ranks train together, with the same numbers as one process. The first rank prints and saves.
 
     Parameters
     ----------
@@ -209,7 +227,7 @@ def run(
     Raises
     ------
     ImportError, OSError, ValueError
-        Matplotlib, rich or Python's own sources are missing, or an argument cannot be used.
+        Matplotlib, rich, mpi4py under mpiexec or Python's own sources are missing, or an argument cannot be used.
     """
     need_matplotlib("the demo", extra="demo")
     try:
@@ -221,12 +239,15 @@ def run(
         if operator.index(value) < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
     max_norm = number("max_norm", max_norm, 0.0)
-    text = standard_library()
+    text, ranks = standard_library(), started_together()
 
-    show = rich.console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    show = rich.console.Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=ranks.rank > 0)
     network = f"{UNITS} tanh units, SGD with learning rate {LEARNING_RATE}, seed {seed}"
-    show.print(f"A recurrent network ({network})\nreads {len(text):,} characters of Python's standard library.\n")
-    without, clipped = _train_both(show, text, steps, max_norm, seed)
+    together = f": {ranks.size} ranks share each batch" if ranks.size > 1 else ""
+    show.print(f"A recurrent network ({network})\nreads {len(text):,} characters of Python's standard library{together}.\n")
+    without, clipped = _train_both(show, text, steps, max_norm, seed, ranks)
+    if ranks.rank > 0:
+        return without, clipped
     show_table(("", "without clipping", f"clipped at {max_norm:g}"), _rows(without, clipped))
     save_picture(_draw(without, clipped, max_norm, network), plot)
     show.print(f"\nPicture saved as {shown(plot)}\n\nThe network trained with clipping writes:")
@@ -234,13 +255,13 @@ def run(
     return without, clipped
 
 
-def _train_both(console: Any, text: Array, steps: int, max_norm: float, seed: int) -> tuple[Training, Training]:
+def _train_both(console: Any, text: Array, steps: int, max_norm: float, seed: int, ranks: Ranks) -> tuple[Training, Training]:
     """Return the two trainings, without and with clipping, and show progress bars on a terminal."""
     from rich.progress import Progress, TextColumn
 
     columns = *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.2f}")
     runs = []
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=console.quiet or not console.is_terminal) as progress:
         for name, threshold in ("without clipping", None), ("with clipping", max_norm):
             task = progress.add_task(name, total=steps, loss=math.nan)
 
@@ -248,7 +269,7 @@ def _train_both(console: Any, text: Array, steps: int, max_norm: float, seed: in
                 """Move the progress bar of this training by one step."""
                 progress.update(task, advance=1, loss=loss)
 
-            runs.append(train(text, steps, threshold, seed, watch))
+            runs.append(train(text, steps, threshold, seed, watch, ranks))
     without, clipped = runs
     return without, clipped
 

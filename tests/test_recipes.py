@@ -209,6 +209,40 @@ def test_flower(change):
     np.testing.assert_allclose([first[0], second], want, rtol=1e-6)
 
 
+def shards(count=3):
+    """The gradients of one model in several nestings, their norm, and what they are when they are clipped together."""
+    rng = np.random.default_rng(1)
+    made = [{f"layer{i}": rng.standard_normal((4, i + 1)), "bias": rng.standard_normal(3)} for i in range(count)]
+    clipped, report = gradclip.clip_by_global_norm(made, 1.0)
+    return made, report, clipped
+
+
+def test_dask():
+    distributed = optional("distributed")
+    made, report, expected = shards()
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**settings) as cluster, distributed.Client(cluster) as client:
+        found = run("Dask", client=client, shards=made, gradients_of=lambda shard: shard)
+        results = [future.result(timeout=60) for future in found["clipped"]]
+        norm = found["total"].result(timeout=60).norm
+    assert norm == report.norm
+    for (grads, told), want in zip(results, expected, strict=True):
+        assert (told.norm, told.scale) == (report.norm, report.scale)
+        assert all((grads[name] == want[name]).all() for name in want)
+
+
+def test_ray():
+    ray = optional("ray")
+    made, report, _ = shards()
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = run("Ray", ray=ray, shards=made)
+    finally:
+        ray.shutdown()
+    assert found["total"].norm == report.norm
+    assert found["scales"] == [report.scale] * len(made)
+
+
 def test_hips_autograd():
     anp = optional("autograd.numpy")
     rng = np.random.default_rng(0)

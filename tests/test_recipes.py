@@ -2,10 +2,13 @@
 
 import importlib
 import math
+import os
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import child_process
 import numpy as np
 import pytest
 
@@ -164,6 +167,45 @@ def test_leaving_spikes_out_from_some_step_on():
     monitor = run("Leaving spikes out, from some step on", gradients=gradients, update=taken.append)["monitor"]
     assert monitor.summary()["skipped"] == 1
     assert [np.array_equal(a, b) for a, b in zip(taken, gradients[:150] + gradients[151:], strict=True)] == [True] * 199
+
+
+KERAS = """
+import keras
+import numpy as np
+from test_recipes import run
+
+import gradclip
+
+modules = {}
+if keras.backend.backend() == "jax":
+    import gradclip.jax
+elif keras.backend.backend() == "tensorflow":
+    import tensorflow
+
+    modules["tensorflow"] = tensorflow
+keras.utils.set_random_seed(0)
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(1)])
+model.compile(optimizer=run("Keras", keras=keras, **modules)["ClippedSGD"](0.1), loss="mse")
+data = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
+for _ in range(2):
+    before = [w.copy() for w in model.get_weights()]
+    model.fit(data[:, :4], 100 * data[:, 4:], batch_size=6, epochs=1, verbose=0)
+    moved = gradclip.global_norm([w - was for w, was in zip(model.get_weights(), before)])
+    assert abs(moved - 0.1) < 1e-5, moved
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "jax", "tensorflow"])
+def test_keras(backend):
+    """A step of SGD goes as far as the learning rate, where the gradient is larger than 1. Keras has one backend a process."""
+    for name in ("keras", backend, *(["optax"] if backend == "jax" else [])):
+        if find_spec(name) is None:  # to import Keras here would choose a backend
+            pytest.skip(f"{name} is not installed")
+    folders = os.pathsep.join(map(str, (Path(__file__).parent, Path(gradclip.__file__).parents[1])))
+    path = os.pathsep.join(filter(None, (folders, os.environ.get("PYTHONPATH"))))
+    done = child_process.run(KERAS, KERAS_BACKEND=backend, PYTHONPATH=path, JAX_PLATFORMS="cpu")
+    assert done.returncode == 0, done.stderr
 
 
 def test_skorch(torch):

@@ -409,6 +409,7 @@ class _Application(Request):
 
     def measure(self, engine: Engine, read: Leaves) -> Sums:
         options, whole = self.options, self.whole
+        read.measured = False  # leaf by leaf
         if self.shared:
             shared: Any = options  # whose module is not imported for a name
             sums: Sums = shared.apply(self, engine, read, whole)

@@ -3,9 +3,11 @@ cdef class ClipReport:
     cdef object _plan               # None: every factor is 1
     cdef object _clipped_count      # None: elements were clipped, as many as the sums have outside
     cdef object _groups, _sensitivity
+    cdef object _leaves             # what leaves were like; of a pickled report, the rows of its table
     cdef object _fill
     cdef bint _skipped
     cdef ClipReport filled(self)
+    cdef object rows(self)
 
 
 cdef ClipReport unclipped(sums, max_norm, Py_ssize_t size, norms)

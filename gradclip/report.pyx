@@ -7,6 +7,8 @@ cimport cython
 
 import numpy as np
 
+from gradclip._core.arguments import whole
+
 
 @cython.freelist(8)
 cdef class ClipReport:
@@ -147,6 +149,52 @@ cdef class ClipReport:
         """
         return self._sensitivity
 
+    def table(self, top=None):
+        """Return a table of what was measured and done by leaf: leaves with NaN or Inf first, then the largest norms.
+
+        It is made when it is asked for. No gradient is read or kept for it.
+
+        Parameters
+        ----------
+        top : int, optional
+            How many leaves it has at most. Without it, all.
+
+        Returns
+        -------
+        LeafTable
+            A sequence of named tuples: ``path``, ``shape``, ``dtype``, ``norm``, ``factor`` (the smallest, if a leaf has several),
+            ``clipped`` (elements that were outside, of `clip_by_value` alone, which has no factor), ``max_abs``, ``nan`` and
+            ``inf`` (how many elements are). None is what the call did not find out: all but the norms, after `apply_clip_`.
+            ``str()`` of it is plain text, and rich draws it.
+
+        Examples
+        --------
+        >>> import numpy as np, gradclip
+        >>> grads = {"w": np.full((2, 3), 0.5), "b": np.array([3.0, 4.0], np.float32), "gain": np.array(0.1)}
+        >>> report = gradclip.clip_by_global_norm_(grads, 1.0)
+        >>> print(report.table(top=2))
+        leaf  shape   dtype       norm    factor  largest  NaN  Inf
+        b     (2,)    float32        5  0.194221        4    0    0
+        w     (2, 3)  float64  1.22474  0.194221      0.5    0    0
+        and 1 more leaf
+        >>> report.table()[0].path
+        'b'
+        """
+        from gradclip._core.leaf_table import LeafTable
+
+        most = None if top is None else whole("top", top, 0)
+        return LeafTable(self.rows(), most)
+
+    cdef object rows(self):
+        """The rows of the table, in the order of leaves."""
+        from gradclip._core.leaf_table import rows_of
+
+        if self.filled()._leaves is None:
+            raise ValueError("no call made this report, so it has no leaves to tell of")
+        if type(self._leaves) is tuple:     # of a pickled report
+            return self._leaves
+        return rows_of(self._leaves, self._sums, self._plan, self._norms, self._clipped_count is None)
+
     def __float__(self):
         """Return the norm."""
         return self.norm
@@ -161,7 +209,8 @@ cdef class ClipReport:
         found = Found(self.norm, self.norms, self.nonfinite, self.first_nonfinite, self.max_abs, outside)
         plan = None if self._plan is None else Factors(self.scale, self.scales)
         made_of = found, self._max_norm, self._size, plan, self._clipped_count, self._skipped
-        return restored, (made_of, self._groups, self._sensitivity)
+        rows = None if self._leaves is None else tuple(self.rows())
+        return restored, (made_of, self._groups, self._sensitivity, rows)
 
     def __repr__(self):
         """Return the norm, the threshold and the factor, or the elements clipped by value, and NaN or Inf if there were any."""
@@ -201,9 +250,11 @@ def complete(ClipReport report, groups, sensitivity=None):
     return report
 
 
-def restored(made_of, groups, sensitivity):
-    """Return the report that `ClipReport.__reduce__` took apart."""
-    return complete(ClipReport(*made_of), groups, sensitivity)
+def restored(made_of, groups, sensitivity, rows=None):
+    """Return the report that `ClipReport.__reduce__` took apart. rows: those of its table, if it has one."""
+    cdef ClipReport report = complete(ClipReport(*made_of), groups, sensitivity)
+    report._leaves = rows
+    return report
 
 
 class Found:

@@ -18,7 +18,7 @@ from gradclip._core.rounding import exact_order
 from gradclip._cpu.passes cimport measure as measure_on_host
 from gradclip._cpu.sums cimport Sums
 from gradclip._leaves.leaves cimport Leaves
-from gradclip.report cimport unclipped
+from gradclip.report cimport ClipReport, unclipped
 from gradclip.thresholds import Threshold
 from gradclip.thresholds.base import number_or_rule
 
@@ -223,7 +223,9 @@ def onto(params, grads, dict norm, make, *args):
         request = made(norm, make, args)
         leaves = Leaves(grads)
         request.to = leaves.onto(params)
-        return served(request, request.prepare(leaves), None)
+        report = served(request, request.prepare(leaves), leaves, None)
+        leaves.release()
+        return report
     except BaseException as error:
         tell_ranks(norm, error)
         raise
@@ -236,8 +238,11 @@ cdef Request made(dict norm, make, tuple args):
 
 cpdef serve_in_place(grads, Request request):
     """Serve a request on `grads` themselves; returns the report."""
-    request.to = Leaves.__new__(Leaves, grads, True)      # sooner than by a call of the class
-    return served(request, request.prepare(request.to), None)
+    cdef Leaves leaves = Leaves.__new__(Leaves, grads, True)    # sooner than by a call of the class
+    request.to = leaves
+    report = served(request, request.prepare(leaves), leaves, None)
+    leaves.release()
+    return report
 
 
 cpdef serve_functional(grads, Request request, out):
@@ -245,11 +250,12 @@ cpdef serve_functional(grads, Request request, out):
     cdef Leaves leaves = Leaves(grads, anew=out is None)
     cdef Leaves read = request.prepare(leaves)
     request.to = request.target(leaves, out)
-    if out is not None:
-        return served(request, read, out)
-    request.fresh = True
-    report = served(request, read, None)
-    return leaves.rebuild(request.to.arrays), report
+    request.fresh = out is None
+    found = served(request, read, leaves, out)
+    if out is None:
+        found = leaves.rebuild(request.to.arrays), found
+    leaves.release()
+    return found
 
 
 def measured(grads, options):
@@ -266,12 +272,15 @@ cdef object engine_of(Leaves read, bint elsewhere):
     return on_devices(read.on_device == read.count and not elsewhere) if read.on_device else HOST
 
 
-cdef object served(Request request, Leaves read, out):
+cdef object served(Request request, Leaves read, Leaves leaves, out):
     """Measure, decide and write, after everything was checked; returns the report, or (out, report).
+
+    leaves : those of the gradients, of which the report tells once they are released
 
     Nothing that may fail comes after the write pass."""
     engine = engine_of(read, request.elsewhere or request.shared)
     report, plan = request.decide(engine, read)
+    (<ClipReport?>report)._leaves = leaves
     if request.shared:
         request.options.conclude(request)
     found = report if out is None else (out, report)

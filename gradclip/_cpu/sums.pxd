@@ -9,7 +9,7 @@ cdef class Sums:
     cdef readonly bint finite_only      # whether norms leave NaN and Inf out
     cdef public Py_ssize_t size         # elements
     cdef Sums by_unit                   # what those of owners were added up from,
-    cdef object owner                   # and the number of the owner of each unit; None: they take turns
+    cdef readonly object owner          # and the number of the owner of each unit; None: they take turns
     cdef object named                   # (path, flat index) of the first element that is not finite
     cdef public Py_ssize_t first_leaf
     cdef public object first_value      # the element there, where it was seen here

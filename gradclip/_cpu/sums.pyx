@@ -230,14 +230,18 @@ cdef class Sums:
         gc_fp_leave(saved)
         return result
 
-    def parts(self):
+    def parts(self, unit=None):
         """How many elements are NaN, and how many Inf."""
-        return self.total.nans, self.total.infs
+        cdef Py_ssize_t index = index_of(unit)
+        if index < 0:
+            return self.total.nans, self.total.infs
+        return self.unit[index].nans, self.unit[index].infs
 
-    def max_abs(self):
+    def max_abs(self, unit=None):
         """The largest finite magnitude of the true gradient."""
+        cdef Py_ssize_t index = index_of(unit)
         cdef gc_fpenv saved = gc_fp_enter()
-        cdef gc_measured all = self.at(ALL)
+        cdef gc_measured all = self.at(index)
         cdef double result = gc_narrow(gc_norm_of(&all, 0, self.grad_scale))
         gc_fp_leave(saved)
         return result if self.true_max is None else self.true_max

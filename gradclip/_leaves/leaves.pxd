@@ -1,9 +1,10 @@
 from gradclip._leaves.tree cimport Tree
 from gradclip._leaves.units cimport Units
 
-
 cdef class Leaves(Units):
     cdef object _nesting                # as it was given
+    cdef list _keys                     # of a flat dict
+    cdef public object measured         # the Sums by leaf, if the report's are others; False: there are none
     cdef Tree _walked                   # where these leaves stand; None: to be made of a flat nesting
     cdef readonly str name              # "grads", "out", ...: stands in messages
     cdef public object tables           # what the GPU engine made of them
@@ -14,6 +15,9 @@ cdef class Leaves(Units):
     cdef list _replaced                 # of sparse leaves that are written as copies: see `foreign.replaced`
     cdef bint write                     # whether the leaves are going to be written
 
+    cdef int note_shapes(self) except -1
+    cdef int make_room_for_shapes(self, Py_ssize_t used, Py_ssize_t room) except -1
+    cdef void release(self) noexcept
     cdef int take(self, list given, bint anew) except -1
     cdef int take_unusual(self, object given, bint anew) except -1
     cdef object take_foreign(self, object given, bint anew)

@@ -5,9 +5,14 @@ Everything that can be wrong with an input is found here, before the first read,
 are only pointers, sizes and strides. Where a leaf stands is the business of the tree that was walked (tree.pyx); which arrays
 can be leaves, of checks.pyx; how their memory is cut, of units.pyx. What remains is to bring these together: for leaves that
 are read or written, for those of other nestings that go with them, and for results."""
-from cpython.dict cimport PyDict_Next, PyDict_SetItem
-from cpython.mem cimport PyMem_Free
+from cpython.dict cimport PyDict_CheckExact, PyDict_Keys, PyDict_Next, PyDict_SetItem
+from cpython.list cimport PyList_CheckExact
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.ref cimport PyObject
+from cpython.tuple cimport PyTuple_CheckExact
+from libc.string cimport memcpy
+
+import math
 
 import numpy as np
 cimport numpy as cnp
@@ -16,10 +21,23 @@ from . import foreign, pytorch
 from gradclip._leaves.checks cimport describe, describe_on_device, describe_usual
 from gradclip._leaves.overlap cimport find_overlap
 from gradclip._leaves.tensors cimport array_of, is_plain_tensor
+from gradclip._leaves.layout cimport GC_BF16, GC_F16, GC_F32, GC_F64
 from gradclip._leaves.tree cimport Tree, flat_leaves, flat_tree, is_cupy
-from gradclip._leaves.units cimport Units
+from gradclip._leaves.units cimport FEW_WORDS, Units
 
 cnp.import_array()
+
+cdef extern from "Python.h":
+    PyObject **PySequence_Fast_ITEMS(object)
+cdef extern from "numpy/arrayobject.h":     # of what is borrowed
+    int PyArray_NDIM(const void *array)
+    cnp.npy_intp *PyArray_DIMS(const void *array)
+
+cdef enum:
+    MAX_NDIM = 64       # of NumPy's arrays
+
+cdef dict DTYPES = {GC_F16: "float16", GC_BF16: "bfloat16", GC_F32: "float32", GC_F64: "float64",
+                    GC_F32 | 4: "complex64", GC_F64 | 4: "complex128"}
 
 
 cdef object named(object error, str path):
@@ -41,10 +59,13 @@ cdef class Leaves(Units):
     """
 
     def __cinit__(self, object tree, bint write=False, str name="grads", bint anew=False, Tree walked=None):
+        cdef bint first = walked is None
         self.name, self.write = name, write
         self._nesting, self._walked = tree, walked
         cdef list given = flat_leaves(tree) if walked is None else tree
         if given is not None:
+            if first and PyDict_CheckExact(tree):
+                self._keys = PyDict_Keys(tree)
             self.take(given, anew)
         else:
             walked = self._walked = Tree.__new__(Tree)
@@ -56,6 +77,8 @@ cdef class Leaves(Units):
             self.check_apart(None, False)
         if self._foreign is not None:
             self.sum_duplicates()
+        if first:
+            self.note_shapes()
 
     # ---- taking what the walk found ---------------------------------------------------------
 
@@ -149,6 +172,73 @@ cdef class Leaves(Units):
                                 "use .toarray()")
         Units.cut(self, unit_axes)
 
+    # ---- what is told of leaves after the call ----------------------------------------------
+
+    cdef int note_shapes(self) except -1:
+        """Note the shape and the dtype of each leaf. A call that is over keeps no array that could be asked for them, and few
+        reports are: so they are copied in C, in some nanoseconds for each leaf."""
+        cdef Py_ssize_t i, d, ndim, at = 0, room = FEW_WORDS
+        cdef bint usual = self.on_device == 0 and self._foreign is None
+        cdef PyObject **array = PySequence_Fast_ITEMS(self.arrays)
+        cdef Py_ssize_t *word = self._few_words
+        cdef const cnp.npy_intp *length
+        self._shapes = word
+        for i in range(self.count):
+            if usual:
+                ndim, length = PyArray_NDIM(array[i]), PyArray_DIMS(array[i])
+            else:
+                shape = self._foreign[i].shape if self.is_sparse(i) else self.arrays[i].shape
+                ndim = len(shape)
+            if at + 1 + ndim > room:
+                room = max(2 * room, 3 * self.count) + MAX_NDIM
+                self.make_room_for_shapes(at, room)
+                word = self._shapes
+            word[at] = self.leaf[i].dtype | self.leaf[i].is_complex << 2 | ndim << 8
+            at += 1
+            for d in range(ndim):
+                word[at + d] = length[d] if usual else <Py_ssize_t>shape[d]
+            at += ndim
+        return 0
+
+    cdef int make_room_for_shapes(self, Py_ssize_t used, Py_ssize_t room) except -1:
+        """Make room for some words about shapes; keep those that are used."""
+        cdef Py_ssize_t *words = <Py_ssize_t *>PyMem_Realloc(
+            NULL if self._shapes == self._few_words else self._shapes, room * sizeof(Py_ssize_t))
+        if words == NULL:
+            raise MemoryError
+        if self._shapes == self._few_words:
+            memcpy(words, self._few_words, used * sizeof(Py_ssize_t))
+        self._shapes = words
+        return 0
+
+    cdef void release(self) noexcept:
+        """Let go of all arrays at the end of a call, and keep what `described` tells. This needs no memory, because leaves are
+        written by then."""
+        cdef object nesting = self._nesting
+        if self.leaf != self.few:
+            self.free_tables()
+        if self._walked is not None:
+            self._walked.release()
+        self._nesting = () if PyList_CheckExact(nesting) or PyDict_CheckExact(nesting) or PyTuple_CheckExact(nesting) else True
+        self.arrays = self._given = None
+        if self._foreign is not None:
+            self._foreign = self._replaced = None
+        if self.on_device:
+            self._streams = self.tables = None
+
+    def described(self):
+        """Return (path, shape, dtype, number of units) of each leaf, also after the call."""
+        cdef Py_ssize_t i, d, at = 0, ndim
+        cdef list paths = self.walked().all_paths(), found = []
+        for i in range(self.count):
+            ndim = self._shapes[at] >> 8
+            shape = tuple([self._shapes[at + 1 + d] for d in range(ndim)])
+            axes = () if self._unit_axes is None else self._unit_axes[i]
+            units = math.prod([shape[d] for d in axes])
+            found.append((paths[i], shape, DTYPES[self._shapes[at] & 255], units))
+            at += 1 + ndim
+        return found
+
     # ---- around a write pass ----------------------------------------------------------------
 
     cdef bint has_tensors(self):
@@ -184,7 +274,8 @@ cdef class Leaves(Units):
     cdef Tree walked(self):
         """The tree in which these leaves stand. That of a flat list is made when it is asked for."""
         if self._walked is None:
-            self._walked = flat_tree(self._nesting, self._given, self.name)
+            given = [True] * self.count if self._given is None else self._given
+            self._walked = flat_tree(self._nesting, given, self._keys, self.name)
         return self._walked
 
     @property
@@ -194,7 +285,7 @@ cdef class Leaves(Units):
 
     cpdef str path(self, Py_ssize_t index):
         """Where the leaf of this index stands: ``layers/3/weight``; a single array: the name."""
-        cdef Py_ssize_t n = len(self.walked().leaves)
+        cdef Py_ssize_t n = self.walked().size()
         return self.walked().path(index % n if self.count > n else index, self.name)  # of `beside`, where gradients stand too
 
     def paths(self, bint nones=False):
@@ -203,7 +294,7 @@ cdef class Leaves(Units):
 
     def naming(self):
         """A function from an index to where this leaf stands, which does not keep any leaf alive."""
-        cdef Py_ssize_t n = max(len(self.walked().leaves), 1)
+        cdef Py_ssize_t n = max(self.walked().size(), 1)
         name = self.walked().naming()
         return lambda index: name(index % n)
 

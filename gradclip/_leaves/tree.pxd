@@ -2,7 +2,7 @@ cdef class Node:
     cdef object container       # as it was given
     cdef object kind            # how such a container is opened and made: of `containers`; None: a plain list, tuple or dict
     cdef list items             # what it held: leaves, None, and a Node for each container
-    cdef list keys              # of its items; None: by number, or to be asked
+    cdef list keys              # of its items; None: by number
 
 
 cdef class Sought:
@@ -16,6 +16,7 @@ cdef class Tree:
     cdef readonly object nesting    # as it was given
     cdef readonly str name          # "grads", "params", ...: stands in paths and messages
     cdef readonly list leaves       # as they were given, in order, None left out
+    cdef Py_ssize_t count           # of leaves, once these have been let go of
     cdef object error               # what ended the walk early, or None
     cdef object root                # a Node, a lone leaf, or None
     cdef bint write                 # whether leaves are going to be written
@@ -31,12 +32,14 @@ cdef class Tree:
     cdef int match_by_number(self, Node mine, Node theirs, tuple parts, Sought sought) except -1
     cdef int match_by_key(self, Node mine, Node theirs, tuple parts, Sought sought) except -1
     cdef str joined(self, tuple parts)
+    cdef void release(self) noexcept
+    cdef Py_ssize_t size(self) noexcept
     cdef object made_anew(self, object item, list leaves, Py_ssize_t *position)
 
 
 cdef bint is_cupy(object node)
 cdef list flat_leaves(object nesting)
-cdef Tree flat_tree(object nesting, list leaves, str name)
+cdef Tree flat_tree(object nesting, list leaves, list keys, str name)
 
 
 cdef int frames_of_gradclip() except -1

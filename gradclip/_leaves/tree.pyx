@@ -4,7 +4,7 @@
 The walk keeps a Node for each container and nothing for each leaf. A flat list of arrays, the usual case, needs no walk, and
 gets its tree when somebody asks for it. Paths are worked out when a message or a report asks for one. Matching and rebuilding
 go through the same nodes: they speak of the nesting as it was walked, and notice where it has changed since."""
-from cpython.dict cimport PyDict_CheckExact
+from cpython.dict cimport PyDict_CheckExact, PyDict_Keys, PyDict_Values
 from cpython.list cimport PyList_Check, PyList_CheckExact, PyList_GET_ITEM
 from cpython.tuple cimport PyTuple_Check, PyTuple_CheckExact
 
@@ -77,17 +77,12 @@ cdef Node node_of(object container, str name):
 
 cdef list items_of(Node node):
     """What a plain list, tuple or dict holds now."""
-    return list(node.container.values()) if PyDict_CheckExact(node.container) else list(node.container)
+    return PyDict_Values(node.container) if PyDict_CheckExact(node.container) else list(node.container)
 
 
 cdef list keys_of(Node node):
-    """Return the keys of a container's items; None if they are numbered, or if it holds others by now."""
-    cdef list keys = node.keys
-    if keys is None and node.kind is None and PyDict_CheckExact(node.container):
-        keys = list(node.container)
-    if node.items is None or keys is None or len(keys) != len(node.items):
-        return None
-    return keys
+    """Return the keys of a container's items; None if they are numbered, or if it changed while it was asked."""
+    return None if node.items is None or node.keys is None or len(node.keys) != len(node.items) else node.keys
 
 
 cdef bint is_by_key(Node node):
@@ -113,7 +108,7 @@ cdef list flat_leaves(object nesting):
     if cnp.PyArray_CheckExact(nesting):
         return [nesting]
     if PyDict_CheckExact(nesting):
-        items = list(nesting.values())
+        items = PyDict_Values(nesting)
     elif PyList_CheckExact(nesting) or PyTuple_CheckExact(nesting):
         items = list(nesting)
     else:
@@ -124,15 +119,28 @@ cdef list flat_leaves(object nesting):
     return items
 
 
-cdef Tree flat_tree(object nesting, list leaves, str name):
-    """The tree of a nesting that has `flat_leaves`."""
+cdef Tree flat_tree(object nesting, list leaves, list keys, str name):
+    """The tree of a nesting that has `flat_leaves`. keys : those of a dict"""
     cdef Tree tree = Tree.__new__(Tree)
     cdef Node node
     tree.nesting, tree.name, tree.leaves, tree.root = nesting, name, leaves, nesting
     if PyList_CheckExact(nesting) or PyTuple_CheckExact(nesting) or PyDict_CheckExact(nesting):
         node = Node.__new__(Node)
-        node.container, node.items, tree.root = nesting, leaves, node
+        node.container, node.items, node.keys, tree.root = nesting, leaves, keys, node
     return tree
+
+
+cdef void let_go(Node node) noexcept:
+    """Let a node keep only which places there were, and no container and no leaf: no memory is needed for that."""
+    cdef Py_ssize_t i
+    cdef list items = node.items
+    node.container = None
+    for i in range(len(items)):
+        item = <object>PyList_GET_ITEM(items, i)
+        if type(item) is Node:
+            let_go(<Node>item)
+        elif item is not None:
+            items[i] = True
 
 
 def places(item, parts=()):
@@ -186,6 +194,8 @@ cdef class Tree:
         cdef Node child
         if node.kind is None:
             node.items = items_of(node)     # of which no other thread can take one away
+            if PyDict_CheckExact(node.container):
+                node.keys = PyDict_Keys(node.container)
         else:
             self.open(node, None)
             self.check_kind(node)
@@ -262,6 +272,23 @@ cdef class Tree:
         """A function from the index of a leaf to its path, which keeps no leaf alive."""
         root, name = outlined(self.root), self.name
         return lambda index: leaf_path(root, name, index)
+
+    cdef void release(self) noexcept:
+        """Let go of the nesting and its leaves, after the last use of this but for paths."""
+        if type(self.root) is Node:
+            let_go(<Node>self.root)
+        elif self.root is not None:
+            self.root = True
+        self.count = self.size()
+        self.nesting = self.leaves = self.opened_once = None
+
+    cdef Py_ssize_t size(self) noexcept:
+        """How many leaves there are."""
+        return self.count if self.leaves is None else len(self.leaves)
+
+    def all_paths(self):
+        """The paths of all leaves, also when these have been let go of."""
+        return [self.joined(parts) for parts, item in places(self.root) if item is not None and type(item) is not Node]
 
     # ---- a nesting that changes -------------------------------------------------------------
 

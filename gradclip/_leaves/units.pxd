@@ -1,7 +1,8 @@
 from gradclip._leaves.layout cimport gc_leaf
 
 cdef enum:
-    FEW = 3     # leaves for which there is room in the object itself
+    FEW = 3             # leaves for which there is room in the object itself
+    FEW_WORDS = 12      # and words about their shapes
 
 
 cdef class Units:
@@ -13,10 +14,13 @@ cdef class Units:
     cdef readonly Py_ssize_t on_device  # how many leaves lie in the memory of a GPU
     cdef Py_ssize_t _capacity
     cdef gc_leaf few[FEW]
+    cdef Py_ssize_t *_shapes            # of each leaf: 256 * dimensions + its dtype, and the length of each; NULL: not noted
+    cdef Py_ssize_t _few_words[FEW_WORDS]
     cdef list _unit_axes                # of each leaf, once they are cut
     cdef Units _pair                    # keeps the arrays behind `source` alive
 
     cpdef str path(self, Py_ssize_t index)
+    cdef void free_tables(self) noexcept
     cdef int reserve(self, Py_ssize_t more) except -1
     cdef int append(self, object array) except -1
     cdef int make_room_for_sources(self) except -1

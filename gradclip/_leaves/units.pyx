@@ -15,7 +15,15 @@ cdef class Units:
     """A table of leaves, each cut into units: what shares one norm and one factor."""
 
     def __dealloc__(self):
+        self.free_tables()
+        if self._shapes != self._few_words:
+            PyMem_Free(self._shapes)
+
+    cdef void free_tables(self) noexcept:
+        """Free the memory of the tables, of which only the number of leaves remains."""
         cdef Py_ssize_t i
+        if self.leaf == NULL:
+            return
         for i in range(self.count):
             if self.leaf[i].axes != NULL:
                 PyMem_Free(self.leaf[i].axes)
@@ -25,6 +33,7 @@ cdef class Units:
             PyMem_Free(self.source)
         if self.leaf != self.few:
             PyMem_Free(self.leaf)
+        self.leaf = self.source = NULL
 
     def __len__(self):
         return self.count

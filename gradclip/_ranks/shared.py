@@ -68,7 +68,7 @@ class SharedOptions(Options):
             sums.exact_total = merged.total, merged.exponent
         self.half, self.elements = merged.half, merged.size
         engine.settle(found, read, 0, False)
-        request.norms = found.norms()
+        request.norms, read.measured = found.norms(), found
         if self.session.alone:
             sums.first_value = found.first_value
         self._close(request)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._core.arguments import flag, number, whole
+from .._core.leaf_table import LeafRow, LeafTable
 from .._core.options import NormOptions, Options, Unpack
 from .._saving import check_writable, replacing
 from ..errors import NonFiniteGradientError
@@ -75,7 +76,7 @@ def run(
         Read an archive even if it expands to more than 256 MiB and more than a hundred times its size, or if its
         compression is none of NumPy's.
     top : int, default 20
-        How many arrays the table shows at most. If there are more, those with the largest norms are shown, largest first.
+        How many arrays the table shows at most. Those with NaN or Inf come first, then the largest norms.
 
     Raises
     ------
@@ -219,27 +220,22 @@ def _write(file: Input, target: Path, clip: Callable[[Array], Any] | None, conte
 
 
 def _show_table(leaves: list[Leaf], report: ClipReport, clipping: bool, top: int) -> None:
-    """Print a table of the arrays that were measured: all of them, or the `top` ones with the largest norms."""
-    shown = leaves
-    if len(leaves) > top:
-        shown = sorted(leaves, key=lambda leaf: (leaf.measure.nonfinite > 0, leaf.measure.norm), reverse=True)[:top]
-    header = ["leaf", "shape", "dtype", "norm"]
-    rows = [[leaf.name, str(leaf.shape), leaf.dtype, f"{leaf.measure.norm:.6g}"] for leaf in shown]
-    if clipping:
-        header.append("factor")
-        for row in rows:
-            row.append(f"{report.scale:.6g}")
-    if report.nonfinite:
-        header.append("NaN or Inf")
-        for row, leaf in zip(rows, shown, strict=True):
-            row.append(f"{leaf.measure.nonfinite:,}" if leaf.measure.nonfinite else "")
-    if shown:
-        if len(shown) < len(leaves):
-            largest = f"{len(shown):,} largest norms" if len(shown) > 1 else "largest norm"
-            say(f"The {largest} of {len(leaves):,} leaves:")
-            say()
-        show_table(header, rows)
+    """Print a table of the arrays that were measured: all of them, or the `top` ones that `LeafTable` has first."""
+    table = LeafTable((_row(leaf, report.scale if clipping else None) for leaf in leaves), top)
+    if not len(table):
+        return
+    if len(table) < len(leaves):
+        largest = f"{len(table):,} largest norms" if len(table) > 1 else "largest norm"
+        say(f"The {largest} of {len(leaves):,} leaves:")
         say()
+    show_table(*table.cells())
+    say()
+
+
+def _row(leaf: Leaf, factor: float | None) -> LeafRow:
+    """Return the row of one array, which is to be multiplied by a factor, if it is to be clipped."""
+    found = leaf.measure
+    return LeafRow(leaf.name, leaf.shape, leaf.dtype, found.norm, factor, None, found.max_abs, found._nans, found._infs)
 
 
 def _show_rest(kept: list[tuple[str, str]], report: ClipReport, options: Options) -> None:

@@ -146,7 +146,7 @@ def _parser() -> Parser:
     clip.add_argument(
         "--nonfinite", metavar="DO", default="raise", help="about NaN and Inf: raise, skip, zero or propagate (%(default)s)"
     )
-    _add_number(clip, "--top", "N", int, 20, "leaves in the table, at most: those with the largest norms")
+    _add_number(clip, "--top", "N", int, 20, "leaves in the table, at most: NaN and Inf first, then the largest norms")
     clip.set_defaults(run=_clip, parser=clip)
 
     suggest = commands.add_parser("suggest", help="thresholds from a file of logged norms")

@@ -10,15 +10,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .._core.leaf_table import printable
+
 _bars: list[Any] = []  # the progress bars on the screen
 
 
 def shown(text: object) -> str:
     """Return text with escapes for all that cannot be seen: control characters, reversed writing, bytes that are no text."""
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return printable(str(text))
 
 
 def say(text: str = "") -> None:

@@ -50,7 +50,9 @@ def in_place() -> None:
         counts: tuple[int, int, int] = (report.nonfinite, report.clipped_count, report.size)
         flags: tuple[bool, bool] = (report.clipped, report.skipped)
         arrays: tuple[NDArray[np.float64], NDArray[np.float64]] = (report.norms, report.scales)
-        assert len(numbers) + len(counts) + len(flags) + len(arrays) == 10
+        worst: list[tuple[str, tuple[int, ...], float | None]] = [(r.path, r.shape, r.norm) for r in report.table(top=3)]
+        texts: tuple[str, str] = (report.table()[0].dtype, str(report.table()) + worst[0][0])
+        assert len(numbers) + len(counts) + len(flags) + len(arrays) + len(texts) == 12
         if report.first_nonfinite is not None:
             path, index = report.first_nonfinite
             print(path.upper(), index + 1)

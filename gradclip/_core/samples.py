@@ -92,11 +92,15 @@ def safe_norms(request: SampleRequest) -> Floats:
     """Return for each part a norm that samples may be brought to: each keeps the threshold however its elements are rounded."""
     pairs = list(_pairs(request))
     ord, grad_scale = request.options.ord, request.options.grad_scale
-    found = np.empty(len(request.parts))
-    for k, (part, limit) in enumerate(zip(request.parts, request.limits, strict=True)):
-        sizes = [(a[:1].size, a.dtype, b.dtype) for a, b in (pairs[i] for i in part)]
-        found[k] = limit if limit == math.inf else RoundingBound.of(sizes, ord, grad_scale).threshold(limit)
-    return found
+    found: dict[Any, float] = {}  # by limit, sizes and dtypes: those of layers are often alike
+    safe = np.array(request.limits, np.float64)
+    for k in np.flatnonzero(safe < math.inf).tolist():
+        sizes = [(a[:1].size, a.dtype, b.dtype) for a, b in (pairs[i] for i in request.parts[k])]
+        like = request.limits[k], *sizes
+        if like not in found:
+            found[like] = RoundingBound.of(sizes, ord, grad_scale).threshold(request.limits[k])
+        safe[k] = found[like]
+    return safe
 
 
 def kept(request: SampleRequest) -> bool:

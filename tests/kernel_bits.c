@@ -58,16 +58,16 @@ int main(void)
             while (round % 4 && bound < amax)
                 bound *= 2;
             gc_sum squares = k->sum_squares[t](&x, n, bound), sum = k->sum_abs[t](&x, n, bound);
-            gc_sum far = k->far->sum_squares[t](&x, n, bound);
+            gc_sum ahead = k->ahead->sum_squares[t](&x, n, bound);
             if (amax > bound && n > GC_LANES) /* the sums mean nothing */
-                squares.high = squares.low = sum.high = sum.low = far.high = far.low = 0;
+                squares.high = squares.low = sum.high = sum.low = ahead.high = ahead.low = 0;
             mix(&squares, sizeof squares);
             mix(&sum, sizeof sum);
-            if (memcmp(&squares, &far, sizeof far))
+            if (memcmp(&squares, &ahead, sizeof ahead))
                 return 1;
             k->scale[t](&y, &x, n, 0.37e-3);
             mix(&y, (size_t)n * size[t]);
-            k->far->scale[t](&y, &x, n, 0.37e-3);
+            k->ahead->scale[t](&y, &x, n, 0.37e-3);
             mix(&y, (size_t)n * size[t]);
             for (int other = 0; other < 3; other++) { /* bounds that differ, are alike, and are 0 */
                 const double low = other == 2 ? 0 : -0.125, high = other == 2 ? 0 : other ? 0.125 : 0.25;

@@ -32,7 +32,7 @@ cdef extern from "kernels.h" nogil:
         bint (*any_near_middle)(const double *high, const double *low, ptrdiff_t n, bint squares, double error) noexcept nogil
         uint64_t (*read_words)(const uint64_t *x, ptrdiff_t n) noexcept nogil
         void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add) noexcept nogil
-        const gc_kernels *far
+        const gc_kernels *ahead
 
 # Below this many bytes, waking the team costs more than it saves.
 cdef enum:

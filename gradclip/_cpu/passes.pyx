@@ -126,7 +126,7 @@ def write(Leaves to, Plan plan):
         raise
     task.room = scratch.room
     task.leaf, task.source, task.group, task.write, task.per_unit = to.leaf, source, work.group, plan.write, plan.count > 1
-    task.stage, task.far = ALL_GROUPS, work.far
+    task.stage, task.ahead = ALL_GROUPS, work.ahead
     with nogil:
         run(&task, &work, True)
     give_scratch(&scratch)

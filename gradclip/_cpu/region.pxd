@@ -32,7 +32,7 @@ cdef struct Task:           # what the chunks of one pass share
     const gc_leaf *to       # of a pass that clamps as it reads, what it writes; else NULL
     const Group *group
     Stage stage
-    bint far                # whether there is more of it than caches hold
+    bint ahead              # whether there is more of it than caches hold
     double ord
     const Write *bounds     # of every leaf or, where leaves differ, of the first; else NULL
     ptrdiff_t apart         # how many bounds on those of the next leaf are: 1 if leaves differ, else 0
@@ -56,7 +56,7 @@ cdef struct Work:           # the list of it
     Py_ssize_t slots        # Sums that groups need beside those of whole units
     ptrdiff_t elements      # a complex number is one
     Py_ssize_t elsewhere    # leaves that do not lie on the host, of which nothing is done
-    bint far                # whether there is more of it than caches hold
+    bint ahead              # whether there is more of it than caches hold
     int team
     Group few[FEW_GROUPS]   # the room of a few groups
 

@@ -36,7 +36,7 @@ from gradclip._cpu.work cimport BITS_OF_BYTES, COLUMNS, WHOLE, Group, gc_cut, gc
 
 cdef enum:
     ABREAST = 64            # sums that are looked at together
-    FAR_BYTES = 1 << 22     # of a pass that is likely to wait for memory: then long units are looked at a page ahead,
+    AHEAD_BYTES = 1 << 22   # of a pass that is likely to wait for memory: then long units are looked at a page ahead,
     LONG = 4 * BLOCK        # those of so many elements
 
 
@@ -53,7 +53,7 @@ cdef int cut(Work *work, const gc_leaf *leaf, const gc_leaf *source, Py_ssize_t 
         raise MemoryError
     gc_cut(&found, work.group, leaf, source, count, columns)
     work.count, work.slots, work.elements, work.elsewhere = found.groups, found.slots, found.elements, found.elsewhere
-    work.far = found.bytes >= FAR_BYTES
+    work.ahead = found.bytes >= AHEAD_BYTES
     work.team = 1
     if found.bytes >= SERIAL_BYTES:
         try:
@@ -76,7 +76,7 @@ cdef void discard(Work *work) noexcept:
 
 cdef inline const gc_kernels *kernels_for(const Task *t, ptrdiff_t size) noexcept nogil:
     """Return the kernels for units of so many elements: those that look ahead for long ones in a pass over much."""
-    return kernels.far if t.far and size >= LONG else kernels
+    return kernels.ahead if t.ahead and size >= LONG else kernels
 
 
 cdef struct Some:           # sums of usual units, put aside to be looked at together
@@ -297,7 +297,7 @@ cdef int begin(Task *task, Work *work, Scratch *scratch, const gc_leaf *leaf, Le
     sums.size = work.elements
     task.leaf, task.source, task.to, task.group, task.stage, task.ord = leaf, NULL, NULL, work.group, ALL_GROUPS, sums.order
     task.bounds, task.apart, task.write, task.per_unit, task.unit = NULL, 0, NULL, False, sums.unit
-    task.far = work.far
+    task.ahead = work.ahead
     task.norm, task.norms, task.uncertain = NULL, NULL, False
     task.watch.due, task.watch.stopped = 0, False
     cdef Py_ssize_t totals = work.count + work.slots + 1

@@ -199,7 +199,7 @@ GC_INLINE void NAME(add_group)(const ELEMENT *p, BITS low, BITS high, BITS large
  * multiples of 2**(c - 25): those from 2**(c + SHORT - 26) on are. So groups of such elements, with c two binades below
  * the bound, are added in eights, others one by one; of standard normal numbers about one group in forty. A block that
  * chose for all its groups, by what it spans, took 1.5 times as long. low: 1 where that bound is not normal. */
-GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, const int far)
+GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, const int ahead)
 {
     const ELEMENT *p = x;
     if (n <= GC_LANES)
@@ -213,11 +213,11 @@ GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, 
     gc_start(start, sum, error);
     ptrdiff_t i = 0;
     for (; i + NAME(GROUP) <= n; i += NAME(GROUP)) {
-        if (far)
+        if (ahead)
             gc_look_ahead(p + i, NAME(GROUP) * sizeof *p);
         NAME(add_group)(p + i, low, high, largest, sum, error);
     }
-    if (!far && i < n) { /* one place less that all this is inlined into: 5 KB */
+    if (!ahead && i < n) { /* one place less that all this is inlined into: 5 KB */
         ELEMENT padded[NAME(GROUP)] = {0};
         memcpy(padded, p + i, (size_t)(n - i) * sizeof *p);
         NAME(add_group)(padded, low, high, largest, sum, error);
@@ -226,7 +226,7 @@ GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, 
 }
 #else
 /* One pass: the running sums, and the largest magnitude of each lane as bits. */
-GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, const int far)
+GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, const int ahead)
 {
     const ELEMENT *p = x;
     if (n <= GC_LANES)
@@ -235,9 +235,9 @@ GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, 
     double start = 2 * bound * bound; /* above every square */
     vd sum[GC_LANES / GC_W], error[GC_LANES / GC_W];
     gc_start(start, sum, error);
-    ptrdiff_t i = PAIRS_OF_ROWS(p, n, sum, error, largest, far);
+    ptrdiff_t i = PAIRS_OF_ROWS(p, n, sum, error, largest, ahead);
     for (; i + GC_LANES <= n; i += GC_LANES) {
-        if (far)
+        if (ahead)
             gc_look_ahead(p + i, GC_LANES * sizeof *p);
         NAME(track)(p + i, largest);
         NAME(add_squares)(p + i, sum, error);
@@ -253,7 +253,7 @@ GC_INLINE gc_sum NAME(sum_squares_of)(const void *x, ptrdiff_t n, double bound, 
 #endif
 
 static gc_sum NAME(sum_squares)(const void *x, ptrdiff_t n, double bound) { return NAME(sum_squares_of)(x, n, bound, 0); }
-static gc_sum NAME(sum_squares_far)(const void *x, ptrdiff_t n, double bound)
+static gc_sum NAME(sum_squares_ahead)(const void *x, ptrdiff_t n, double bound)
 {
     return n % GC_BLOCK ? NAME(sum_squares)(x, n, bound) : NAME(sum_squares_of)(x, n, bound, 1);
 }
@@ -437,14 +437,14 @@ static void NAME(step)(void *y, const void *x, ptrdiff_t n, double factor)
 
 /* scale for memory beyond the caches: piece by piece, each time asking for what comes a page later. That of float64, which
  * converts nothing, is no faster so. */
-static void NAME(scale_far)(void *y, const void *x, ptrdiff_t n, double factor)
+static void NAME(scale_ahead)(void *y, const void *x, ptrdiff_t n, double factor)
 {
-    const ptrdiff_t piece = WIDE ? n : GC_PIECE / (ptrdiff_t)sizeof(ELEMENT);
+    const ptrdiff_t piece = WIDE ? n : GC_AT_ONCE / (ptrdiff_t)sizeof(ELEMENT);
     const ELEMENT *p = x;
     ELEMENT *q = y;
     for (; n > 0; n -= piece, p += piece, q += piece) {
         if (!WIDE)
-            gc_look_ahead(p, GC_PIECE);
+            gc_look_ahead(p, GC_AT_ONCE);
         NAME(scale)(q, p, GC_LEAST(piece, n), factor);
     }
 }

@@ -358,7 +358,7 @@ static inline int gc_added_plainly(const char *p, ptrdiff_t stride, ptrdiff_t ro
 /* Pairs of rows, as track_f32 and add_squares_f32 take them one by one; returns how many elements. In vectors of 256 bits,
  * to which float32 from memory converts without a shuffle, and half of the differences in the fused units, which have less to
  * do: 0.11 ns per element for 0.135 (512 bits) and 0.12. */
-static inline ptrdiff_t gc_pairs_of_rows(const float *p, ptrdiff_t n, vd sum[], vd error[], int32_t largest[], int far)
+static inline ptrdiff_t gc_pairs_of_rows(const float *p, ptrdiff_t n, vd sum[], vd error[], int32_t largest[], int ahead)
 {
     __m256d s[4], e[4];
     __m256i top[2];
@@ -371,7 +371,7 @@ static inline ptrdiff_t gc_pairs_of_rows(const float *p, ptrdiff_t n, vd sum[], 
     for (; i + 32 <= n; i += 32)
         for (int k = 0; k < 32; k += 16) {
             const float *q = p + i + k;
-            if (far)
+            if (ahead)
                 gc_look_ahead(q, 16 * sizeof *q);
             for (int j = 0; j < 2; j++)
                 top[j] = _mm256_max_epi32(top[j], _mm256_and_si256(_mm256_loadu_si256((const __m256i *)(q + 8 * j)), mask));
@@ -389,7 +389,7 @@ static inline ptrdiff_t gc_pairs_of_rows(const float *p, ptrdiff_t n, vd sum[], 
 }
 #define PAIRS_OF_ROWS gc_pairs_of_rows
 #else
-#define PAIRS_OF_ROWS(p, n, sum, error, largest, far) 0
+#define PAIRS_OF_ROWS(p, n, sum, error, largest, ahead) 0
 #endif
 #include "block_kernels.h"
 #include "column_kernels.h"
@@ -403,7 +403,7 @@ static inline ptrdiff_t gc_pairs_of_rows(const float *p, ptrdiff_t n, vd sum[], 
 #undef PUT
 #undef PAIRS_OF_ROWS
 #undef ADDED_PLAINLY
-#define PAIRS_OF_ROWS(p, n, sum, error, largest, far) 0
+#define PAIRS_OF_ROWS(p, n, sum, error, largest, ahead) 0
 #define ADDED_PLAINLY(p, stride, rows, factor, sum, error) 0
 #undef WIDE
 
@@ -440,13 +440,13 @@ static inline void gc_add_row_of_doubles(const double *p, vd *sum, vd *error, vd
 /* Rows, as track_f64 and add_squares_f64 take them; returns how many elements. A maximum of numbers takes two operations, where
  * one of their bits takes three (there is no 64-bit maximum), and leaves registers for all sums. It passes over NaN, which
  * stays in the sums. From 0.27 to 0.185 ns per element. */
-static inline ptrdiff_t gc_rows_of_doubles(const double *p, ptrdiff_t n, vd sum[], vd error[], int64_t largest[], int far)
+static inline ptrdiff_t gc_rows_of_doubles(const double *p, ptrdiff_t n, vd sum[], vd error[], int64_t largest[], int ahead)
 {
     vd s0 = sum[0], s1 = sum[1], s2 = sum[2], s3 = sum[3]; /* names, as GCC keeps arrays in memory */
     vd e0 = error[0], e1 = error[1], e2 = error[2], e3 = error[3], top = vd_all(0);
     ptrdiff_t i = 0;
     for (; i + 16 <= n; i += 16) {
-        if (far)
+        if (ahead)
             gc_look_ahead(p + i, 16 * sizeof *p);
         gc_add_row_of_doubles(p + i, &s0, &e0, &top);
         gc_add_row_of_doubles(p + i + 4, &s1, &e1, &top);
@@ -571,27 +571,27 @@ static void rewrite_words(uint64_t *x, ptrdiff_t n, uint64_t add)
 #define GC_BY_DTYPE(f) {GC_PASTE(f, _f16), GC_PASTE(f, _bf16), GC_PASTE(f, _f32), GC_PASTE(f, _f64)}
 
 /* The kernels that differ for memory beyond the caches are given. */
-#define GC_TABLE(sum_squares, scale, far) \
-    {GC_TEXT(GC_SET),                     \
-     GC_BY_DTYPE(amax),                   \
-     GC_BY_DTYPE(sum_squares),            \
-     GC_BY_DTYPE(sum_abs),                \
-     GC_BY_DTYPE(scale),                  \
-     GC_BY_DTYPE(zero_nonfinite),         \
-     GC_BY_DTYPE(clamp),                  \
-     GC_BY_DTYPE(count_outside),          \
-     GC_BY_DTYPE(step),                   \
-     GC_BY_DTYPE(widen),                  \
-     GC_BY_DTYPE(narrow),                 \
-     GC_BY_DTYPE(add_samples),            \
-     GC_BY_DTYPE(sum_columns),            \
-     GC_BY_DTYPE(scale_columns),          \
-     GC_BY_DTYPE(count_nan),              \
-     GC_BY_DTYPE(count_inf),              \
-     any_near_middle,                     \
-     read_words,                          \
-     rewrite_words,                       \
-     far}
+#define GC_TABLE(sum_squares, scale, ahead) \
+    {GC_TEXT(GC_SET),                       \
+     GC_BY_DTYPE(amax),                     \
+     GC_BY_DTYPE(sum_squares),              \
+     GC_BY_DTYPE(sum_abs),                  \
+     GC_BY_DTYPE(scale),                    \
+     GC_BY_DTYPE(zero_nonfinite),           \
+     GC_BY_DTYPE(clamp),                    \
+     GC_BY_DTYPE(count_outside),            \
+     GC_BY_DTYPE(step),                     \
+     GC_BY_DTYPE(widen),                    \
+     GC_BY_DTYPE(narrow),                   \
+     GC_BY_DTYPE(add_samples),              \
+     GC_BY_DTYPE(sum_columns),              \
+     GC_BY_DTYPE(scale_columns),            \
+     GC_BY_DTYPE(count_nan),                \
+     GC_BY_DTYPE(count_inf),                \
+     any_near_middle,                       \
+     read_words,                            \
+     rewrite_words,                         \
+     ahead}
 
-static const gc_kernels gc_kernels_far = GC_TABLE(sum_squares_far, scale_far, &gc_kernels_far);
-const gc_kernels GC_PASTE(gc_kernels_, GC_SET) = GC_TABLE(sum_squares, scale, &gc_kernels_far);
+static const gc_kernels gc_kernels_ahead = GC_TABLE(sum_squares_ahead, scale_ahead, &gc_kernels_ahead);
+const gc_kernels GC_PASTE(gc_kernels_, GC_SET) = GC_TABLE(sum_squares, scale, &gc_kernels_ahead);

@@ -82,7 +82,7 @@ struct gc_kernels {
     void (*rewrite_words)(uint64_t *x, ptrdiff_t n, uint64_t add);
     /* The same kernels, for long units in a pass over more than the caches hold: they ask for memory a page ahead, which takes
      * up to a tenth more time in cache. */
-    const gc_kernels *far;
+    const gc_kernels *ahead;
 };
 
 /* The power of two some binades above a magnitude in GC_TINY .. GC_HUGE. */

@@ -71,7 +71,7 @@ typedef uint64_t vq;
 
 /* Ask for some bytes that come a page after p, line by line: the processor's own prefetchers stop at the end of each page, and
  * arithmetic leaves them less to see than a plain read does. */
-enum { GC_PAGE = 4096, GC_PIECE = 1024 /* bytes asked for at once */ };
+enum { GC_PAGE = 4096, GC_AT_ONCE = 1024 /* bytes asked for at once */ };
 static inline void gc_look_ahead(const void *p, ptrdiff_t bytes)
 {
     for (ptrdiff_t i = 0; i < bytes; i += 64)

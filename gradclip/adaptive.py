@@ -154,8 +154,9 @@ def clip_adaptive(
         The fraction, > 0 and finite: one for all leaves, a nesting like `grads`, or by patterns over paths, as for
         `clip_adaptive_`.
     out : nesting of arrays, optional
-        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
-        new leaves are made.
+        Where the results go: writable leaves of the same nesting and shapes; may be `grads` itself. A leaf of another real
+        dtype, which may share no memory with `grads`, gets every element rounded once to that dtype; a number beyond its
+        range becomes Inf, or with `strict` the factor is shrunk until none is. Without `out`, new leaves are made.
     eps : float, default 1e-3
         Least norm of parameters, so that units that start at zero can grow.
     unit_axis : int or tuple of int, default 0

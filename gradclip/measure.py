@@ -342,8 +342,9 @@ def apply_clip(
     max_norm : float or Threshold
         The threshold >= 0, or a rule of `gradclip.thresholds` that gives it.
     out : nesting of arrays, optional
-        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
-        new leaves are made.
+        Where the results go: writable leaves of the same nesting and shapes; may be `grads` itself. A leaf of another real
+        dtype, which may share no memory with `grads`, gets every element rounded once to that dtype; a number beyond its
+        range becomes Inf, or with `strict` the factor is shrunk until none is. Without `out`, new leaves are made.
     ord : float, optional
         That of the measure, which is taken without it; another is a ValueError.
     eps : float, default 0

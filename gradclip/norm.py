@@ -125,8 +125,9 @@ def clip_by_global_norm(
     max_norm : float or Threshold
         The threshold >= 0, or a rule of `gradclip.thresholds` that gives it.
     out : nesting of arrays, optional
-        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
-        new leaves are made.
+        Where the results go: writable leaves of the same nesting and shapes; may be `grads` itself. A leaf of another real
+        dtype, which may share no memory with `grads`, gets every element rounded once to that dtype; a number beyond its
+        range becomes Inf, or with `strict` the factor is shrunk until none is. Without `out`, new leaves are made.
     ord : float, default 2
         Which norm: any p > 0, or ``inf``.
     eps : float, default 0
@@ -300,8 +301,9 @@ def clip_by_norm(
     groups : nesting of str or dict of str to str, optional
         Names: leaves of one name share one norm and one factor. `clip_by_norm_` says how.
     out : nesting of arrays, optional
-        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
-        new leaves are made.
+        Where the results go: writable leaves of the same nesting and shapes; may be `grads` itself. A leaf of another real
+        dtype, which may share no memory with `grads`, gets every element rounded once to that dtype; a number beyond its
+        range becomes Inf, or with `strict` the factor is shrunk until none is. Without `out`, new leaves are made.
     ord : float, default 2
         Which norm: any p > 0, or ``inf``.
     eps : float, default 0

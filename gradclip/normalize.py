@@ -116,8 +116,9 @@ def normalize(
     target : float, default 1
         The norm to reach: >= 0 and finite.
     out : nesting of arrays, optional
-        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
-        new leaves are made.
+        Where the results go: writable leaves of the same nesting and shapes; may be `grads` itself. A leaf of another real
+        dtype, which may share no memory with `grads`, gets every element rounded once to that dtype; a number beyond its
+        range becomes Inf, or with `strict` the factor is shrunk until none is. Without `out`, new leaves are made.
     eps : float, default 1e-12
         Added to the norm.
     per_leaf : bool, default False

@@ -138,8 +138,9 @@ def clip_per_sample(
         The threshold >= 0 of each sample, or the rule of `gradclip.thresholds` that gives it. A nesting like `grads`, or
         patterns as for `clip_by_norm_`, give each sample a norm and a threshold in each leaf.
     out : nesting of arrays, optional
-        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
-        new leaves are made.
+        Where the results go: writable leaves of the same nesting and shapes; may be `grads` itself. A leaf of another real
+        dtype, which may share no memory with `grads`, gets every element rounded once to that dtype; a number beyond its
+        range becomes Inf, or with `strict` the factor is shrunk until none is. Without `out`, new leaves are made.
     normalize : bool, default False
         Bring every sample to `max_norm`, up or down: the factor is max_norm / (norm + eps), and a zero stays zero.
     groups : nesting of str or dict of str to str, optional

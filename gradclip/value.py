@@ -84,8 +84,9 @@ def clip_by_value(grads: Any, clip_min: ByLeaf, clip_max: ByLeaf | None = None, 
         The bounds, rounded to each leaf's dtype. One c >= 0 alone means [-c, c]. Each is one number for all leaves, a nesting
         like `grads`, or by patterns over paths, as for `clip_by_value_`.
     out : nesting of arrays, optional
-        Where the results go: writable leaves of the same nesting, shapes and dtypes; may be `grads` itself. Without it,
-        new leaves are made.
+        Where the results go: writable leaves of the same nesting and shapes; may be `grads` itself. A leaf of another real
+        dtype, which may share no memory with `grads`, gets every element rounded once to that dtype; a number beyond its
+        range becomes Inf. Without `out`, new leaves are made.
 
     Returns
     -------

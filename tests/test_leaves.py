@@ -483,7 +483,7 @@ def test_functional_input_may_alias():
         ({"a": np.zeros(2)}, "b: out has no such entry"),
         ({"a": np.zeros(2), "b": [np.zeros(3)], "c": np.zeros(1)}, "c: out has an entry"),
         ({"a": np.zeros(2), "b": [np.zeros(4)]}, "b/0: .*shape"),
-        ({"a": np.zeros(2), "b": [np.zeros(3, np.float32)]}, "b/0: .*dtype"),
+        ({"a": np.zeros(2), "b": [np.zeros(3, np.complex128)]}, "b/0: .*dtype"),
         ({"a": np.zeros(2), "b": [np.zeros(3), None]}, "b: grads has 1 entries, out has 2"),
         ({"a": np.zeros(2), "b": {"0": np.zeros(3)}}, "b: grads is a list, out a dict"),
         ({"a": np.zeros(2), "b": np.zeros(3)}, "b: grads and out are nested in different ways"),

@@ -50,6 +50,18 @@ class Passes(_Fused):
 
         return ratio(fused, separate, None)
 
+    def track_cast_over_clip_then_cast(self, name):
+        cast = np.empty(self.leaf.shape, np.float32 if name == "float16" else np.float16)
+
+        def fused():
+            gradclip.clip_by_global_norm(self.leaf, self.max_norm, out=cast)
+
+        def separate():
+            gradclip.clip_by_global_norm(self.leaf, self.max_norm, out=self.other)
+            cast[...] = self.other
+
+        return ratio(fused, separate, None)
+
     def track_unscale_fused_over_separate(self, name):
         max_norm = self.max_norm / SCALE
 

@@ -16,7 +16,7 @@ from ..report import ClipReport
 from .mode import NORMALIZE, STEP
 from .options import Options
 from .rounding import RATIONAL
-from .strict import by_unit, enforce, exceeding, shrink_step
+from .strict import by_unit, enforce, exceeding, hold_casts, shrink_step
 
 if TYPE_CHECKING:
     from .._cpu.sums import Sums
@@ -44,8 +44,10 @@ def decide(engine: Engine, request: Request, sums: Sums) -> tuple[ClipReport, Pl
             shared.hold(engine, request, plan, sums)
         elif options.strict and step:
             shrink_step(request, plan, sums)
-        elif options.strict and not plan.idle():
-            enforce(engine, request, plan, sums)
+        elif options.strict:
+            hold_casts(request, plan, sums)
+            if not plan.idle():
+                enforce(engine, request, plan, sums)
         written = by_unit(request, plan, sums)
         if step:
             written.step(request.lr)

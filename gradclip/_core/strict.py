@@ -101,6 +101,16 @@ def by_unit(request: Request, plan: Plan, sums: Sums) -> Plan:
     return plan
 
 
+def hold_casts(request: Request, plan: Plan, sums: Sums) -> None:
+    """Prepare a Plan for `enforce` where leaves are rounded to other dtypes.
+
+    A unit that keeps its threshold may leave it by such a rounding. So it gets a factor, at first 1, that can be shrunk. And
+    factors are shrunk until no element leaves the range of its new dtype."""
+    if request.to.casts:
+        threshold = np.array([request.threshold]) if type(request.threshold) is float else request.threshold
+        plan.hold_casts(request.to, sums.units, threshold, request.owner)
+
+
 def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
     """Shrink factors until what would be written keeps the thresholds in exact arithmetic.
 
@@ -132,7 +142,8 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
                 plan.shrink(i, ratio * (1.0 - max(slack, 2.0**-53)))
             else:
                 most = rounding.most if written.nonfinite(unit) else math.inf
-                plan.set_threshold(i, sums, unit, _safe(rounding, bound, options.ord, share), options.eps, most)
+                lower = request.to.casts  # a factor that keeps elements in range does not become larger again
+                plan.set_threshold(i, sums, unit, _safe(rounding, bound, options.ord, share), options.eps, most, lower)
         if not over:
             return
         slack *= 2.0

@@ -204,7 +204,7 @@ cdef class Exact:
                 if leaves.unit_axes is not None:
                     here.cut([leaves.unit_axes[i]])
                 brought = here.leaf[0]
-                brought.first_unit = leaf[i].first_unit
+                brought.first_unit, brought.becomes = leaf[i].first_unit, leaf[i].becomes
                 self.cut_leaf(&brought, 0)
                 self.run(&brought)
         if not self.short:

@@ -21,6 +21,7 @@ cdef extern from "kernels.h" nogil:
         void (*step[4])(void *y, const void *x, ptrdiff_t n, double factor) noexcept nogil
         void (*widen[4])(double *y, const void *x, ptrdiff_t n) noexcept nogil
         void (*narrow[4])(void *y, const double *x, ptrdiff_t n) noexcept nogil
+        void (*cast[4])(void *y, const double *x, const double *factor, ptrdiff_t n) noexcept nogil
         void (*add_samples[4])(double *sum, double *error, const void *x, const void *next, ptrdiff_t stride, ptrdiff_t rows,
                                ptrdiff_t n, const double *factor) noexcept nogil
         void (*sum_columns[4])(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t n, int ord, double *sum,

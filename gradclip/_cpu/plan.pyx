@@ -1,11 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Plan: what a write pass is to do to each leaf; and the floating-point state in which it is decided."""
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.math cimport NAN, frexp, isfinite, isnan, ldexp, rint
+from libc.math cimport INFINITY, NAN, frexp, isfinite, isnan, ldexp, rint
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy
 from numpy cimport import_array
 
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -15,8 +16,13 @@ from gradclip._cpu.machine cimport GC_F16, GC_F32, GC_F64, kernels
 from gradclip._cpu.memory cimport doubles, flags, indices, words
 from gradclip._cpu.scalar cimport (
     GC_CLAMP, GC_KEEP, GC_SCALE, GC_STEP, gc_exceeds, gc_keep_finite, gc_limited_factor, gc_measured, gc_multiply,
-    gc_plain_factor, gc_question, gc_rounding_bound, gc_safe_threshold, gc_decide, gc_shrink)
+    gc_plain_factor, gc_question, gc_rounding_bound, gc_safe_threshold, gc_decide, gc_factor, gc_shrink)
 from gradclip._cpu.sums cimport ALL, index_of
+from gradclip._leaves.units cimport Units
+
+
+cdef double[4] MOST     # the largest number of each kernel dtype
+MOST[0], MOST[1], MOST[2], MOST[3] = 65504.0, (2 - 2.0**-7) * 2.0**127, (2 - 2.0**-23) * 2.0**127, sys.float_info.max
 
 import_array()
 
@@ -117,6 +123,13 @@ cdef class Plan:
         for i in range(self.count):
             self.write[i].kind, self.write[i].clips, self.write[i].factor = GC_SCALE, True, gc_plain_factor(factor)
 
+    def multiply_kept(self):
+        """Let units that are left as they are be multiplied by 1, a factor that can be shrunk."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.write[i].kind == GC_KEEP:
+                self.write[i].kind = GC_SCALE
+
     def shrink(self, Py_ssize_t i, double ratio):
         """Multiply the factor by something below 1."""
         cdef gc_fpenv saved = gc_fp_enter()
@@ -124,8 +137,9 @@ cdef class Plan:
         gc_shrink(&self.write[i].factor, ratio)
         gc_fp_leave(saved)
 
-    def set_threshold(self, Py_ssize_t i, Sums sums, unit, double threshold, double eps, double most):
-        """Give entry i the factor that brings the norm of `unit` (None: of all together) to a threshold.
+    def set_threshold(self, Py_ssize_t i, Sums sums, unit, double threshold, double eps, double most, bint lower=False):
+        """Give entry i the factor that brings the norm of `unit` (None: of all together) to a threshold; or, with `lower`, only
+        if that is smaller than the one it has.
 
         No element gets above `most` by it that is not above it already."""
         cdef Py_ssize_t index = index_of(unit)
@@ -133,8 +147,34 @@ cdef class Plan:
         cdef gc_fpenv saved = gc_fp_enter()
         cdef gc_measured sum = sums.at(index)
         cdef gc_question ask = question(sums, eps, False, True)
+        cdef gc_factor factor = gc_limited_factor(&sum, threshold, &ask, most, largest)
         self.write[i].clips = True
-        self.write[i].factor = gc_limited_factor(&sum, threshold, &ask, most, largest)
+        if not (lower and factor.value > self.write[i].factor.value):
+            self.write[i].factor = factor
+        gc_fp_leave(saved)
+
+    def hold_casts(self, Units to, Sums units, thresholds, owner=None):
+        """Let every unit with a threshold have a factor, at first 1, and shrink factors until no element leaves the range of
+        another dtype to which it is rounded.
+
+        units: what was measured of the units of `to`, or only of all together; thresholds: of the entries; owner: as `spread`
+        takes it."""
+        cdef const double[::1] threshold = thresholds
+        cdef const Py_ssize_t[::1] number = owner
+        cdef Py_ssize_t i, j, k, which
+        cdef Write *w
+        cdef gc_fpenv saved = gc_fp_enter()
+        for i in range(to.count):
+            for j in range(to.leaf[i].first_unit, to.leaf[i].first_unit + to.leaf[i].units):
+                k = j % self.count if owner is None else number[j]
+                if k < 0 or threshold[k] == INFINITY:
+                    continue
+                w = &self.write[k]
+                if w.kind == GC_KEEP:
+                    w.kind = GC_SCALE
+                which = j if units.count == to.units else ALL
+                if to.source[i].dtype != to.leaf[i].dtype and (units.finite_only or units.nonfinite_of(which) == 0):
+                    w.clips |= gc_keep_finite(&w.factor, units.largest(which), MOST[to.leaf[i].dtype])
         gc_fp_leave(saved)
 
     def keep_finite(self, Sums units, most, owner=None):

@@ -108,6 +108,9 @@ class Devices:
 
     def decide(self, request: Request, sums: DeviceSums) -> tuple[ClipReport, decisions.Decided | Sent | None]:
         options = request.options
+        if options.strict and request.to.casts:  # a unit that keeps its threshold is rounded, too, and may have to be scaled
+            request.threshold = sums.on_host(request.threshold)
+            return _sent(*EVERYWHERE.decide(request, _settled(sums, request.to)))
         if request.skips:
             return _sent(*EVERYWHERE.decide(request, _settled(sums, request.to)))
         decided = decisions.decide(request, sums)

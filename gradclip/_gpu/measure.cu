@@ -220,6 +220,31 @@ RARE void note_bits(const typename T::bits *x, Sum *sum)
 template <class T>
 RARE void alter(typename T::bits *x, const Write *w, bool is_complex, const Bounds *bounds, i64 dtype);
 
+__device__ u64 cast_of(const Leaf *leaf, double x, const Write *w, const Bounds *bounds);
+__device__ bool is_finite(double x);
+
+/* A pack of elements as they would be rounded to another dtype, n of which are there. */
+template <int ORD>
+RARE void add_cast(Running *r, const Job *job, char *base, i64 i, int n, const Write *made, Sum *sum, double ord)
+{
+    const Leaf *leaf = job->leaf;
+    for (int k = 0; k < n; k++) {
+        const char *p = element(&leaf->from, job->pool, base, i + k);
+        const double x = fabs(wide_bits(leaf->to.dtype, cast_of(leaf, get(leaf->from.dtype, p), made, 0)));
+        if (is_finite(x)) {
+            raise_amax(sum, x, 0);
+            add<ORD, Double>(r, x, sum, ord);
+            continue;
+        }
+        if (x == GC_INF)
+            sum->infs++;
+        else
+            sum->nans++;
+        const i64 at = flat_index(leaf, job->pool, p);
+        sum->first = at < sum->first ? at : sum->first;
+    }
+}
+
 /* Any pack, n of whose elements are there: from wherever they lie, as they are or as `made` would make them. */
 template <int ORD, class T>
 RARE Running add_any(Running r, const Job *job, char *base, i64 i, int n, const Write *made, const Bounds *bounds, Sum *sum,
@@ -227,6 +252,10 @@ RARE Running add_any(Running r, const Job *job, char *base, i64 i, int n, const 
 {
     const Leaf *leaf = job->leaf;
     typename T::bits x[T::PACK];
+    if (made && leaf->to.dtype != leaf->from.dtype) {
+        add_cast<ORD>(&r, job, base, i, n, made, sum, ord);
+        return r;
+    }
     load<T>(x, &leaf->from, job->pool, base, i, n);
     if (made) {
         alter<T>(x, made, leaf->is_complex, 0, 0);

@@ -96,6 +96,64 @@ RARE void step_apart(const Job *job, const Write *w, char *from, char *to)
         }
 }
 
+/* x * factor, rounded once to another dtype: as cast_kernels.h does it, but each product that is not exact is rounded to odd twice,
+ * to 53 and to 24 bits. */
+__device__ u64 cast_product(i64 dtype, double x, double factor)
+{
+    const double product = x * factor, rest = fma(x, factor, -product);
+    u64 u = (u64)__double_as_longlong(product);
+    if (dtype == F64)
+        return u;
+    if (is_finite(product) && rest != 0 && !(u & 1))
+        u += (rest < 0) == (product < 0) ? 1 : -1;
+    const double exact = __longlong_as_double((i64)u);
+    if (dtype == F32)
+        return Single::narrow(exact);
+    const u64 sign = u & 1ULL << 63, behind = 0x1fffffff;
+    if (dtype == BF16 && fabs(exact) < 0x1p-126) /* subnormal in float32 too */
+        return Brain::narrow(__longlong_as_double((i64)((u64)__double_as_longlong((fabs(exact) + 0x1.8p-81) - 0x1.8p-81) | sign)));
+    const double odd = __longlong_as_double((i64)((u | ((u & behind) + behind)) & ~behind));
+    return dtype == F16 ? Half::narrow(odd) : Brain::narrow(odd);
+}
+
+/* The bits, in the dtype that is written, of what the plan makes of an element of another dtype; a step is left to `step_apart`. */
+__device__ u64 cast_of(const Leaf *leaf, double x, const Write *w, const Bounds *bounds)
+{
+    if (w->zero && !is_finite(x))
+        x = 0;
+    double factor = 1;
+    if (w->kind == GC_CLAMP) {
+        const double low = bounds->low[leaf->from.dtype], high = bounds->high[leaf->from.dtype];
+        x = x < low ? low : x > high ? high : x; /* NaN stays */
+    } else if (w->kind == GC_SCALE) {
+        factor = w->factor.last;
+        if (w->factor.shift) {
+            const int half = (int)(w->factor.shift / 2);
+            x = x * ldexp(1.0, half) * ldexp(1.0, (int)w->factor.shift - half);
+        }
+    }
+    return cast_product(leaf->to.dtype, x, factor);
+}
+
+/* This thread's part of a segment that is rounded to another dtype. */
+RARE void cast_run(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to)
+{
+    const Leaf *leaf = job->leaf;
+    const i64 dtype = leaf->to.dtype;
+    for (i64 tile = job->first; tile < job->end; tile += job->step)
+        for (i64 i = tile + job->lane; i < tile + job->tile && i < job->end; i += job->lanes) {
+            const double x = get(leaf->from.dtype, element(&leaf->from, job->pool, from, i));
+            const u64 bits = cast_of(leaf, x, w, bounds);
+            char *p = element(&leaf->to, job->pool, to, i);
+            if (dtype == F64)
+                *(u64 *)p = bits;
+            else if (dtype == F32)
+                *(u32 *)p = (u32)bits;
+            else
+                *(u16 *)p = (u16)bits;
+        }
+}
+
 /* Any pack, n of whose elements are there. */
 template <class T>
 RARE void write_any(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to, i64 i, int n)
@@ -276,6 +334,8 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void write_leaves(const Leaf
             step_mixed<Brain>(&job, w, from, to);
     } else if (w->kind == GC_STEP && (leaf->to.dtype != leaf->from.dtype || w->factor.shift))
         step_apart(&job, w, from, to);
+    else if (leaf->to.dtype != leaf->from.dtype)
+        cast_run(&job, w, bounds, from, to);
     else if (leaf->from.dtype == F16)
         write_run<Half>(&job, w, bounds, from, to);
     else if (leaf->from.dtype == BF16)

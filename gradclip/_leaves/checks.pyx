@@ -78,7 +78,8 @@ cdef int describe_on_device(gc_leaf *leaf, object array, bint write) except -1:
         raise ValueError("elements are not aligned, which a GPU cannot read")
     leaf.device = 0
     if contiguous:
-        leaf.dtype, leaf.itemsize, leaf.is_complex = number, size, is_complex
+        leaf.dtype = leaf.becomes = number
+        leaf.itemsize, leaf.is_complex = size, is_complex
         leaf.size = <ptrdiff_t>array.size << is_complex
         leaf.data = <char *>start
         leaf.ndim = leaf.unit_ndim = leaf.panel = 0

@@ -12,7 +12,7 @@ cdef extern from "_cpu/kernels/leaf.h" nogil:
         ptrdiff_t size
         ptrdiff_t units, first_unit
         ptrdiff_t *axes
-        unsigned char dtype, itemsize, is_complex, ndim, unit_ndim, device, panel
+        unsigned char dtype, itemsize, is_complex, ndim, unit_ndim, device, panel, becomes
     char *gc_unit_data(const gc_leaf *leaf, ptrdiff_t unit)
     gc_leaf gc_unit(const gc_leaf *leaf, ptrdiff_t unit)
     void gc_move(const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, char *buffer, int scatter)
@@ -22,7 +22,7 @@ cdef inline void fill(gc_leaf *leaf, cnp.ndarray a, int dtype, char *data) noexc
     """Describe an array as contiguous from `data`."""
     cdef int d
     leaf.is_complex = cnp.PyArray_ISCOMPLEX(a)
-    leaf.dtype = dtype
+    leaf.dtype = leaf.becomes = dtype
     leaf.itemsize = 8 if dtype == GC_F64 else 4 if dtype == GC_F32 else 2
     leaf.size = 1 << leaf.is_complex
     for d in range(cnp.PyArray_NDIM(a)):

@@ -398,7 +398,7 @@ cdef class Leaves(Units):
         return found
 
     def target(self, out=None):
-        """Leaves to write results of these into: new arrays like them, or those of `out`."""
+        """Leaves to write results of these into: new arrays like them, or those of `out`, which may have other real dtypes."""
         cdef Leaves to
         if out is None:
             to = Leaves(self.all_empty_like(), False, self.name, False, self.walked())
@@ -408,6 +408,8 @@ cdef class Leaves(Units):
         self.receive(to)
         if out is not None:
             to.check_overlap(self)
+            if to.casts:
+                self.check_casts(to)
         return to
 
     def onto(self, params):
@@ -437,19 +439,28 @@ cdef class Leaves(Units):
     # ---- checks of two nestings -------------------------------------------------------------
 
     def check_alike(self, Leaves to, bint dtypes=True):
-        """Shapes, sparsity and dtypes (or only real and complex) agree, or a ValueError that names the path."""
+        """Shapes, sparsity and whether numbers are complex agree, with `dtypes` complex dtypes too, or a ValueError that names
+        the path."""
         cdef Py_ssize_t i
         self.check_count(to.count)
         mine, theirs = self._foreign or {}, to._foreign or {}
         for i in range(self.count):
             a, b = self.arrays[i], to.arrays[i]
             if a.shape != b.shape or self.leaf[i].is_complex != to.leaf[i].is_complex or \
-                    (dtypes and self.leaf[i].dtype != to.leaf[i].dtype):
+                    (dtypes and self.leaf[i].is_complex and self.leaf[i].dtype != to.leaf[i].dtype):
                 raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {foreign.dtype_name(a.dtype)}, "
                                  f"{to.name} has {b.shape} and {foreign.dtype_name(b.dtype)}")
             if not foreign.same_pattern(mine.get(i, a), theirs.get(i, b)):
                 raise ValueError(
                     f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
+
+    def check_casts(self, Leaves to):
+        """No leaf is the memory of that which it is rounded to, or a ValueError that names the path: as float16 and bfloat16 the
+        same memory may pass for the same view."""
+        cdef Py_ssize_t i
+        for i in range(self.count):
+            if self.leaf[i].dtype != to.leaf[i].dtype and self.leaf[i].size and self.leaf[i].data == to.leaf[i].data:
+                raise ValueError(f"{self.path(i)}: {to.name} shares memory with {self.name}, and has another dtype")
 
     def check_devices(self, Leaves to):
         """Each leaf lies where that of `to` does, or a ValueError that names the path."""

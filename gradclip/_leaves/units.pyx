@@ -44,6 +44,15 @@ cdef class Units:
         return self.source != NULL
 
     @property
+    def casts(self):
+        """Whether some leaf receives what is made of one of another dtype."""
+        cdef Py_ssize_t i
+        for i in range(self.count if self.source != NULL else 0):
+            if self.source[i].dtype != self.leaf[i].dtype:
+                return True
+        return False
+
+    @property
     def size(self):
         """Elements of all leaves; a complex number is one."""
         cdef Py_ssize_t i, total = 0
@@ -147,6 +156,7 @@ cdef class Units:
                 lay_out(to.arrays[i], self.arrays[i], &to.leaf[i], &to.source[i], False,
                         () if self._unit_axes is None else self._unit_axes[i])
             to.leaf[i].first_unit = to.source[i].first_unit = self.leaf[i].first_unit
+            to.source[i].becomes = to.leaf[i].dtype
         return 0
 
     def summed_into(self, Units to):

@@ -24,8 +24,8 @@ TEXT = 1024  # bytes
 NONE = -(2**62)  # what has no part in a maximum
 
 FAILED, FIRST, ALIKE, UNLIKE, LARGEST, ERROR, NORM, TOP, COARSEST = range(9)  # words of MAX
-HEAD = 5
-FAILURES, NANS, INFS, ROUNDED, SIZE = range(HEAD)  # words of SUM, before the limbs
+HEAD = 6
+FAILURES, NANS, INFS, ROUNDED, SIZE, CASTS = range(HEAD)  # words of SUM, before the limbs
 
 
 class Part(NamedTuple):
@@ -41,6 +41,7 @@ class Part(NamedTuple):
     first: tuple[str, int] | None = None  # where the first NaN or Inf stands
     size: int = 0  # elements
     half: float = 0.0  # half an ulp of 1 in the coarsest dtype, for `strict`
+    casts: bool = False  # whether some leaf is written to one of another dtype
 
     def value(self) -> Fraction:
         """Return the sum as a Fraction."""
@@ -79,7 +80,7 @@ class Session:
             most, waiting = waiting(), None  # type: ignore[assignment]
             base = int(most[TOP]) - WINDOW
         words = np.zeros(HEAD + LIMBS, np.int64)
-        words[[NANS, INFS, ROUNDED, SIZE]] = part.nans, part.infs, part.rounded, part.size
+        words[[NANS, INFS, ROUNDED, SIZE, CASTS]] = part.nans, part.infs, part.rounded, part.size, part.casts
         if ord != np.inf:
             words[HEAD:] = _limbs(part, base)
         adding = self._peers.start(words, SUM)
@@ -123,6 +124,7 @@ class Session:
             first,
             int(words[SIZE]),
             _number(int(most[COARSEST])),
+            bool(words[CASTS]),
         )
 
     def fail(self, error: BaseException) -> None:

@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 class SharedOptions(Options):
     """The Options of a call with `comm` or `owned`, which measures, holds `strict` and ends in its own way."""
 
-    __slots__ = ("alike", "counted", "elements", "half", "owned", "rounded", "session", "share")
+    __slots__ = ("alike", "casts", "counted", "elements", "half", "owned", "rounded", "session", "share")
 
     session: Session
     counted: list[int] | None  # which leaves the norm runs over; None: all
     rounded: bool  # whether some rank cannot form the sum exactly
     alike: int
+    casts: bool  # whether some rank writes to leaves of another dtype
     elements: int
     half: float
     share: Fraction  # of the sum behind the norm, or of the norm where that is not RATIONAL, that belongs to what is written
@@ -107,8 +108,10 @@ class SharedOptions(Options):
         asked = (self.threshold_shown(request.threshold), self.threshold_shown(self.skip_above), request.mode.name)
         told = self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked
         self.alike = zlib.crc32(repr(told).encode())
+        if request.to.casts:
+            part = part._replace(casts=True, half=max(part.half, *(unit_of(a.dtype).half for a in request.to.arrays)))
         merged = self.session.merge(part, self.ord, self.alike)
-        self.rounded = merged.rounded
+        self.rounded, self.casts = merged.rounded, merged.casts
         return merged
 
     @staticmethod
@@ -133,8 +136,10 @@ class SharedOptions(Options):
         Each round exchanges the sum of what would be written, so that every rank shrinks alike. `slack` doubles from round to
         round, in the end to a factor of 0."""
         threshold, step = request.threshold, request.mode is STEP
-        if threshold == math.inf or sums.shows_nonfinite() or (plan.keeps(0) and not step):
+        if threshold == math.inf or sums.shows_nonfinite() or (plan.keeps(0) and not step and not self.casts):
             return
+        if plan.keeps(0) and not step:  # what is rounded to another dtype may exceed a threshold that it kept
+            plan.multiply_kept()
         slack = self.half / math.sqrt(max(self.elements, 1))
         while True:
             ratio = self._ratio_of_step(plan, sums, threshold) if step else self._ratio(engine, request, plan, sums)

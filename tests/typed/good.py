@@ -78,6 +78,7 @@ def functional(anything: Any) -> None:
 
     halves = [np.empty(grad.shape, np.float16) for grad in grads]
     cast, report = gradclip.clip_by_global_norm(halves, 1.0, out=halves)
+    cast, report = gradclip.clip_by_global_norm([np.ones(a.shape, np.float32) for a in halves], 1.0, out=halves)
     half: NDArray[np.float16] = cast[0]
     row: NDArray[np.float64] = gradclip.clip_by_global_norm(np.array([3.0, 4.0]), 1.0)[0]
     total, report = gradclip.per_sample_clip_sum(np.ones((2, 3)), 1.0, out=np.empty(3))

@@ -452,8 +452,15 @@ static void NAME(scale_ahead)(void *y, const void *x, ptrdiff_t n, double factor
 static void NAME(widen)(double *y, const void *x, ptrdiff_t n)
 {
     const ELEMENT *p = x;
+    ptrdiff_t i = 0;
+#if defined(GC_AVX512) || defined(GC_AVX2) /* sets that have instructions for halves */
+    for (; i + GC_W <= n; i += GC_W) {
+        const vd v = LOAD(p + i);
+        memcpy(y + i, &v, sizeof v);
+    }
+#endif
     GC_IVDEP
-    for (ptrdiff_t i = 0; i < n; i++)
+    for (; i < n; i++)
         y[i] = GET(p[i]);
 }
 

@@ -57,14 +57,49 @@ static inline void gc_step(const gc_kernels *k, int to, char *y, int from, const
     }
 }
 
+/* y = x * factor, each rounded once to another dtype. y may be x: of a wider dtype it is then written from its end on. */
+static inline void gc_cast(const gc_kernels *k, int to, char *y, int from, const char *x, ptrdiff_t n, gc_factor factor)
+{
+    double a[GC_WIDENED], f[GC_WIDENED];
+    const int backwards = y == x && gc_itemsize(to) > gc_itemsize(from);
+    for (ptrdiff_t i = 0; i < gc_least(GC_WIDENED, n); i++)
+        f[i] = factor.last;
+    for (ptrdiff_t done = 0; done < n; done += GC_WIDENED) {
+        const ptrdiff_t m = gc_least(GC_WIDENED, n - done), i = backwards ? n - done - m : done;
+        k->widen[from](a, x + i * gc_itemsize(from), m);
+        if (factor.shift)
+            gc_shift(k, GC_F64, a, a, m, (int)factor.shift);
+        k->cast[to](y + i * gc_itemsize(to), a, f, m);
+    }
+}
+
+/* What `gc_alter` does where y has another dtype and nothing is subtracted. Of values it is the clamped one that is rounded. */
+static inline void gc_alter_to(const gc_kernels *k, const gc_write *w, int dtype, char *y, int t, const char *x, ptrdiff_t n,
+                               char *spare)
+{
+    if (w->zero) {
+        k->zero_nonfinite[t](spare, x, n);
+        x = spare;
+    }
+    if (w->kind == GC_CLAMP) {
+        k->clamp[t](spare, x, n, w->low[t], w->high[t]);
+        x = spare;
+    }
+    gc_cast(k, dtype, y, t, x, n, w->kind == GC_SCALE ? w->factor : gc_plain_factor(1));
+}
+
 /* y = what the plan makes of n elements x of a leaf (contiguous; y may be x, and spare, one block, may be y unless there is a
- * step). Only a step changes a y of another dtype. */
+ * step). y may be of another dtype, `dtype`. */
 static inline void gc_alter(const gc_kernels *k, const gc_write *w, int dtype, char *y, const gc_leaf *leaf, const char *x,
                             ptrdiff_t n, char *spare)
 {
     const int t = leaf->dtype;
     ptrdiff_t ignored = 0;
     char *to = w->kind == GC_STEP ? spare : y;
+    if (dtype != t && w->kind != GC_STEP) {
+        gc_alter_to(k, w, dtype, y, t, x, n, spare);
+        return;
+    }
     if (w->zero) {
         if (leaf->is_complex) {
             memmove(to, x, (size_t)(n * leaf->itemsize));
@@ -209,6 +244,13 @@ static inline ptrdiff_t gc_hold(const gc_kernels *k, const gc_leaf *leaf, ptrdif
     const int t = leaf->dtype;
     const double low = g->how->bounds->low[t], high = g->how->bounds->high[t];
     const gc_leaf *to = g->how->to;
+    if (to && to->dtype != t) {
+        const ptrdiff_t outside = k->clamp[t](g->buffer, x, n, low, high);
+        gc_cast(k, to->dtype, to->ndim ? g->buffer : to->data + first * to->itemsize, t, g->buffer, n, gc_plain_factor(1));
+        if (to->ndim)
+            gc_move(to, first, n, g->buffer, 1);
+        return outside;
+    }
     if (to == NULL || to->data == leaf->data) {
         if (amax <= high && -amax >= low)
             return 0;
@@ -281,14 +323,28 @@ static inline double gc_measure_elements(const gc_kernels *k, const gc_leaf *lea
     return all;
 }
 
+/* A leaf as one of the dtype that it becomes: what is known of its elements, not where they lie. */
+static inline gc_leaf gc_made_of(const gc_leaf *leaf)
+{
+    gc_leaf made = *leaf;
+    made.dtype = leaf->becomes;
+    made.itemsize = (uint8_t)gc_itemsize(leaf->becomes);
+    return made;
+}
+
 /* Measure one block: of the leaf as it is, or as `made` would make it; and bring it within the bounds, if there are any. */
 static inline void gc_measure_block(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t n, gc_segment *g,
                                     gc_total *into)
 {
     const char *x = gc_fetch(leaf, first, n, g->gathered);
     if (g->how->made) {
-        gc_alter(k, g->how->made, leaf->dtype, g->buffer, leaf, x, n, g->buffer);
+        gc_alter(k, g->how->made, leaf->becomes, g->buffer, leaf, x, n, g->buffer);
         x = g->buffer;
+        if (leaf->becomes != leaf->dtype) {
+            const gc_leaf made = gc_made_of(leaf);
+            gc_measure_elements(k, &made, x, n, g, into);
+            return;
+        }
     }
     const double amax = gc_measure_elements(k, leaf, x, n, g, into);
     if (g->how->bounds)
@@ -314,7 +370,8 @@ static inline void gc_write_segment(const gc_kernels *k, const gc_leaf *to, cons
     char *buffer = room, *spare = room + GC_BLOCK * sizeof(double); /* a block of the widest dtype, and one to spare */
     if (w->kind == GC_KEEP && !w->zero && to->data == source->data)
         return;
-    if (to->ndim == 0 && source->ndim == 0 && (w->kind != GC_STEP || !w->zero) && w->kind != GC_CLAMP) {
+    const int spares = w->kind == GC_CLAMP || (w->zero && (w->kind == GC_STEP || to->dtype != t)); /* needs the spare block */
+    if (to->ndim == 0 && source->ndim == 0 && !spares) {
         /* in one go: prefetchers follow a long run, not blocks backwards */
         gc_alter(k, w, to->dtype, to->data + first * to->itemsize, source, source->data + first * source->itemsize, end - first,
                  NULL);

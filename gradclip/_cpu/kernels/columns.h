@@ -126,6 +126,22 @@ static inline void gc_complete_columns(gc_total *slot, const gc_group *g, ptrdif
         total->amax = amax[1][0];
 }
 
+/* The rows of a panel, each element times the factor of its column and rounded once to another dtype. */
+static inline void gc_cast_panel(const gc_kernels *k, const gc_leaf *to, const gc_leaf *source, const gc_group *g,
+                                 const double *factors)
+{
+    double a[GC_WIDENED];
+    for (ptrdiff_t i = g->first; i < g->first + g->rows; i++) {
+        const char *x = source->data + i * source->axes[1] + g->unit * source->itemsize;
+        char *y = to->data + i * to->axes[1] + g->unit * to->itemsize;
+        for (ptrdiff_t j = 0; j < g->count; j += GC_WIDENED) {
+            const ptrdiff_t m = gc_least(GC_WIDENED, g->count - j);
+            k->widen[source->dtype](a, x + j * source->itemsize, m);
+            k->cast[to->dtype](y + j * to->itemsize, a, factors + j, m);
+        }
+    }
+}
+
 /* Scale some rows of some columns; 0 where a column needs more than that. per_unit: whether each column has a write of its own;
  * factors: room for GC_PANEL. */
 static inline int gc_write_panel(const gc_kernels *k, const gc_leaf *to, const gc_leaf *source, const gc_group *g,
@@ -142,7 +158,9 @@ static inline int gc_write_panel(const gc_kernels *k, const gc_leaf *to, const g
         idle = idle && w->kind == GC_KEEP;
         w += per_unit;
     }
-    if (!idle)
+    if (to->dtype != source->dtype)
+        gc_cast_panel(k, to, source, g, factors);
+    else if (!idle)
         k->scale_columns[to->dtype](to->data + g->first * to->axes[1] + g->unit * to->itemsize, to->axes[1],
                                     source->data + g->first * source->axes[1] + g->unit * source->itemsize, source->axes[1],
                                     g->rows, g->count, factors);

@@ -186,7 +186,8 @@ static inline void gc_exact_share(gc_exact *into, const gc_exact *part)
 static inline void gc_exact_read(const gc_kernels *k, const gc_leaf *leaf, ptrdiff_t first, ptrdiff_t end, int squares,
                                  const gc_write *made, char *room, gc_bins *bins, gc_exact *into)
 {
-    const int t = leaf->dtype;
+    const gc_leaf read = made ? gc_made_of(leaf) : *leaf;
+    const int t = read.dtype;
     double *wide = (double *)(void *)room + GC_BLOCK;
     gc_total ignored;
     for (; first < end; first += GC_BLOCK) {
@@ -198,7 +199,7 @@ static inline void gc_exact_read(const gc_kernels *k, const gc_leaf *leaf, ptrdi
         }
         if (!isfinite(k->amax[t](x, n))) {
             gc_clear(&ignored);
-            x = gc_without_nonfinite(k, leaf, x, n, room, &ignored);
+            x = gc_without_nonfinite(k, &read, x, n, room, &ignored);
         }
         if (t != GC_F64) {
             k->widen[t](wide, x, n);

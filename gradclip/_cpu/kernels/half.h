@@ -96,4 +96,36 @@ static inline vd gc_load_f16(const uint16_t *p)
 #endif
 }
 
+#if defined(GC_AVX512)
+static inline void gc_store_f16(uint16_t *p, vd v)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(_mm512_cvtpd_ps((__m512d)v), _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline void gc_store_bf16(uint16_t *p, vd v)
+{
+    const __m256i u = _mm256_castps_si256(_mm512_cvtpd_ps((__m512d)v));
+    const __mmask8 nan = _mm256_cmp_ps_mask(_mm256_castsi256_ps(u), _mm256_castsi256_ps(u), _CMP_UNORD_Q);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    const __m256i more = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i rounded = _mm256_mask_add_epi32(u, (__mmask8)~nan, u, more);
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtepi32_epi16(_mm256_srli_epi32(rounded, 16)));
+}
+#elif defined(GC_AVX2)
+static inline void gc_store_bf16(uint16_t *p, vd v)
+{
+    const __m128 x = _mm256_cvtpd_ps((__m256d)v);
+    const __m128i u = _mm_castps_si128(x), number = _mm_castps_si128(_mm_cmpord_ps(x, x));
+    const __m128i odd = _mm_and_si128(_mm_srli_epi32(u, 16), _mm_set1_epi32(1));
+    const __m128i more = _mm_and_si128(number, _mm_add_epi32(odd, _mm_set1_epi32(0x7fff)));
+    const __m128i rounded = _mm_srli_epi32(_mm_add_epi32(u, more), 16);
+    _mm_storel_epi64((__m128i *)p, _mm_packus_epi32(rounded, rounded));
+}
+
+static inline void gc_store_f16(uint16_t *p, vd v)
+{
+    _mm_storel_epi64((__m128i *)p, _mm_cvtps_ph(_mm256_cvtpd_ps((__m256d)v), _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
 #endif

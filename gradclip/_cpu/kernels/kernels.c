@@ -4,6 +4,7 @@
 #include "simd.h"
 #include "half.h"
 #include "near.h"
+#include "cast_kernels.h"
 
 #ifdef _MSC_VER /* elsewhere -ffp-contract=off */
 #pragma fp_contract(off)
@@ -159,7 +160,7 @@ static inline __m256 gc_odd_bf16(__m256i v)
 {
     return _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000)));
 }
-static inline void gc_store_bf16(uint16_t *q, __m256 even, __m256 odd)
+static inline void gc_store_pairs_bf16(uint16_t *q, __m256 even, __m256 odd)
 {
     __m256i low = _mm256_srli_epi32(gc_round_bf16(even), 16);
     _mm256_storeu_si256((__m256i *)q, _mm256_blend_epi16(low, gc_round_bf16(odd), 0xaa));
@@ -186,7 +187,7 @@ static inline ptrdiff_t gc_step_bf16(uint16_t *q, const uint16_t *p, ptrdiff_t n
     for (; i + 16 <= n; i += 16) {
         __m256i a = _mm256_loadu_si256((const __m256i *)(q + i)), b = _mm256_loadu_si256((const __m256i *)(p + i));
         __m256 even = _mm256_sub_ps(gc_even_bf16(a), _mm256_mul_ps(gc_even_bf16(b), factors));
-        gc_store_bf16(q + i, even, _mm256_sub_ps(gc_odd_bf16(a), _mm256_mul_ps(gc_odd_bf16(b), factors)));
+        gc_store_pairs_bf16(q + i, even, _mm256_sub_ps(gc_odd_bf16(a), _mm256_mul_ps(gc_odd_bf16(b), factors)));
     }
     return i;
 }
@@ -201,9 +202,95 @@ static inline ptrdiff_t gc_no_start(void *q, const void *p, ptrdiff_t n, double 
     return 0;
 }
 
+#if defined(GC_AVX512) || defined(GC_AVX2)
+/* Eight or four products, and whether one may be a tie: as gc_may_be_tie tells it. */
+static inline vq gc_products(const double *x, const double *factor, uint64_t last, vq *ties)
+{
+    vd p, f;
+    memcpy(&p, x, sizeof p);
+    memcpy(&f, factor, sizeof f);
+    p *= f;
+    const vq u = (vq)p, magnitude = u << 1;
+    *ties |= ((u & last) - 1) & (magnitude | (0 - magnitude));
+    return u;
+}
+
+static inline vd gc_odd_products(vq u)
+{
+    const uint64_t behind = GC_BEHIND_FLOAT;
+    return (vd)((u | ((u & behind) + behind)) & ~behind);
+}
+
+static inline uint64_t gc_any_of(vq v)
+{
+    uint64_t any = 0;
+    for (int j = 0; j < GC_W; j++)
+        any |= v[j];
+    return any;
+}
+#endif
+
+/* Casts by the instructions that a set has for them: each returns how many elements it cast. `again`: its first bit is set where
+ * some of them have to be cast one by one. */
+static inline ptrdiff_t gc_cast_f16(uint16_t *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *ties,
+                                    uint64_t *again)
+{
+    ptrdiff_t i = 0;
+    (void)again;
+#if defined(GC_AVX512) || defined(GC_AVX2)
+    vq any = {0};
+    for (; i + GC_W <= n; i += GC_W)
+        gc_store_f16(y + i, gc_odd_products(gc_products(x + i, factor + i, GC_BEHIND_FLOAT, &any)));
+    *ties |= gc_any_of(any);
+#else
+    (void)y, (void)x, (void)factor, (void)n, (void)ties;
+#endif
+    return i;
+}
+
+static inline ptrdiff_t gc_cast_bf16(uint16_t *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *ties,
+                                     uint64_t *again)
+{
+    ptrdiff_t i = 0;
+#if defined(GC_AVX512) || defined(GC_AVX2)
+    vq any = {0}, tiny = {0};
+    for (; i + GC_W <= n; i += GC_W) {
+        const vq u = gc_products(x + i, factor + i, GC_BEHIND_FLOAT, &any), a = u & INT64_MAX;
+        tiny |= (a - ((uint64_t)(1023 - 126) << 52)) & (0 - a); /* subnormal, and not 0 */
+        gc_store_bf16(y + i, gc_odd_products(u));
+    }
+    *ties |= gc_any_of(any);
+    *again |= gc_any_of(tiny);
+#else
+    (void)y, (void)x, (void)factor, (void)n, (void)ties, (void)again;
+#endif
+    return i;
+}
+
+static inline ptrdiff_t gc_cast_f32(float *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *ties,
+                                    uint64_t *again)
+{
+    ptrdiff_t i = 0;
+    (void)again;
+#if defined(GC_AVX512) || defined(GC_AVX2)
+    vq any = {0};
+    for (; i + GC_W <= n; i += GC_W) {
+        const vd p = (vd)gc_products(x + i, factor + i, GC_BEHIND_FLOAT / 2, &any);
+        const vf v = GC_TO_FLOAT(p);
+        memcpy(y + i, &v, sizeof v);
+    }
+    *ties |= gc_any_of(any);
+#else
+    (void)y, (void)x, (void)factor, (void)n, (void)ties;
+#endif
+    return i;
+}
+
 #define SHORT 11
 #define PRODUCT float
 #define STEP_FIRST STEP_START(gc_step_f16)
+#define CAST_VECTORS gc_cast_f16
+#define ODD gc_odd
 #define NAME(f) f##_f16
 #define ELEMENT uint16_t
 #define BITS int16_t
@@ -215,6 +302,7 @@ static inline ptrdiff_t gc_no_start(void *q, const void *p, ptrdiff_t n, double 
 #define WIDE 0
 #include "block_kernels.h"
 #include "column_kernels.h"
+#include "cast_kernels.h"
 #undef NAME
 #undef ABS_MASK
 #undef INF_BITS
@@ -224,6 +312,10 @@ static inline ptrdiff_t gc_no_start(void *q, const void *p, ptrdiff_t n, double 
 
 #undef SHORT
 #undef STEP_FIRST
+#undef CAST_VECTORS
+#undef ODD
+#define CAST_VECTORS gc_cast_bf16
+#define ODD gc_odd_or_subnormal
 #define SHORT 8
 #define STEP_FIRST STEP_START(gc_step_bf16)
 #define NAME(f) f##_bf16
@@ -234,6 +326,7 @@ static inline ptrdiff_t gc_no_start(void *q, const void *p, ptrdiff_t n, double 
 #define PUT(d) gc_to_bf16((float)(d))
 #include "block_kernels.h"
 #include "column_kernels.h"
+#include "cast_kernels.h"
 #undef NAME
 #undef ELEMENT
 #undef BITS
@@ -246,6 +339,10 @@ static inline ptrdiff_t gc_no_start(void *q, const void *p, ptrdiff_t n, double 
 #undef SHORT
 #undef PRODUCT
 #undef STEP_FIRST
+#undef CAST_VECTORS
+#undef ODD
+#define CAST_VECTORS gc_cast_f32
+#define ODD(x) (x)
 #define SHORT 0
 #define STEP_FIRST STEP_START(gc_step_f32)
 #define PRODUCT double
@@ -393,6 +490,7 @@ static inline ptrdiff_t gc_pairs_of_rows(const float *p, ptrdiff_t n, vd sum[], 
 #endif
 #include "block_kernels.h"
 #include "column_kernels.h"
+#include "cast_kernels.h"
 #undef NAME
 #undef ELEMENT
 #undef BITS
@@ -465,6 +563,7 @@ static inline ptrdiff_t gc_rows_of_doubles(const double *p, ptrdiff_t n, vd sum[
 #endif
 #include "block_kernels.h"
 #include "column_kernels.h"
+#include "cast_kernels.h"
 
 static void scale_f64(void *y, const void *x, ptrdiff_t n, double factor)
 {
@@ -534,7 +633,7 @@ static void scale_bf16(void *y, const void *x, ptrdiff_t n, double factor)
     const __m256 factors = _mm256_set1_ps(f);
     for (; i + 16 <= n; i += 16) {
         __m256i v = _mm256_loadu_si256((const __m256i *)(p + i));
-        gc_store_bf16(q + i, _mm256_mul_ps(gc_even_bf16(v), factors), _mm256_mul_ps(gc_odd_bf16(v), factors));
+        gc_store_pairs_bf16(q + i, _mm256_mul_ps(gc_even_bf16(v), factors), _mm256_mul_ps(gc_odd_bf16(v), factors));
     }
 #endif
     GC_IVDEP
@@ -583,6 +682,7 @@ static void rewrite_words(uint64_t *x, ptrdiff_t n, uint64_t add)
      GC_BY_DTYPE(step),                     \
      GC_BY_DTYPE(widen),                    \
      GC_BY_DTYPE(narrow),                   \
+     GC_BY_DTYPE(cast),                     \
      GC_BY_DTYPE(add_samples),              \
      GC_BY_DTYPE(sum_columns),              \
      GC_BY_DTYPE(scale_columns),            \

@@ -58,6 +58,8 @@ struct gc_kernels {
     /* To float64, and back, rounded (halves by way of float32). */
     void (*widen[GC_DTYPES])(double *y, const void *x, ptrdiff_t n);
     void (*narrow[GC_DTYPES])(void *y, const double *x, ptrdiff_t n);
+    /* y = x * factor, element by element: the exact product, rounded once. */
+    void (*cast[GC_DTYPES])(void *y, const double *x, const double *factor, ptrdiff_t n);
     /* sum + error += x * factor, element by element, over `rows` rows of n <= GC_STRIP elements that lie `stride` bytes
      * apart, each with a factor; the product is rounded to the dtype. Sums are float64, with what their additions
      * lost in `error`. Both have room for whole vectors. next: rows to be added next, which need not exist. */

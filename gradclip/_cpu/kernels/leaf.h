@@ -25,6 +25,7 @@ typedef struct {
     uint8_t unit_ndim;
     uint8_t device;        /* 0: this is the processor's memory; else of GPU number device - 1, which the passes leave out */
     uint8_t panel;         /* units are the columns of a matrix: aligned, and adjacent */
+    uint8_t becomes;       /* dtype of the leaf that a write pass makes of this one */
 } gc_leaf;
 
 /* Where a unit begins. */

@@ -9,8 +9,8 @@ import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, number, whole
 from ._core.by_leaf import axes_of, by_leaf, is_by_leaf
-from ._core.call import Request, functional, in_place
-from ._core.options import Options, UnitOptionsWithoutEps, Unpack, spelled_out_for_units
+from ._core.call import Request, functional, in_place, unit_options_of
+from ._core.options import UnitOptionsWithoutEps, Unpack, spelled_out_for_units
 from .report import ClipReport
 
 if TYPE_CHECKING:
@@ -65,6 +65,11 @@ def clip_adaptive_(
         Guarantee, in exact arithmetic, that the norm of each unit written is at most its threshold, which is
         `clip_factor` times the norm of its parameters as measured, or times `eps`. For orders other than 1, 2 and
         ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        Leaves of one path on several ranks are shards of one leaf, which are rows of it. Units along axis 0 are whole on their
+        rank; others, and leaves that are one unit, have norms over all ranks. See the page on several processes.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves this rank counts, with `comm`. False: another rank counts the leaf and its parameters.
 
     Returns
     -------
@@ -174,6 +179,10 @@ def clip_adaptive(
         Guarantee, in exact arithmetic, that the norm of each unit of the result is at most its threshold, which is
         `clip_factor` times the norm of its parameters as measured, or times `eps`. For orders other than 1, 2 and
         ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        Leaves of one path on several ranks are shards of one leaf: `clip_adaptive_` says how.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves this rank counts: `clip_adaptive_` says how.
 
     Returns
     -------
@@ -207,7 +216,7 @@ def _adaptive(
     if eps == math.inf:
         raise ValueError("eps must be finite")
     axes = unit_axis if isinstance(unit_axis, tuple | list) else (unit_axis,)
-    request = _Adaptive(Options.of_units(norm), clip_factor)
+    request = _Adaptive(unit_options_of(norm), clip_factor)
     request.params, request.eps, request.unit_axis = params, eps, tuple(whole("unit_axis", axis) for axis in axes)
     return request
 
@@ -224,11 +233,13 @@ class _Adaptive(Request):
     """Each unit of the gradients to a fraction of the norm of its parameters, which are read beside them."""
 
     params: Any
+    leaves: Leaves  # the gradients
     unit_axis: tuple[int, ...]
     eps: float
     factor: float | Floats  # of all units, or of each; inf: left alone
 
     def prepare(self, leaves: Leaves) -> Leaves:
+        self.leaves = leaves
         leaves.cut([_unit_axes(leaves, i, self.unit_axis) for i in range(leaves.count)])
         self.factor = self.shown
         if type(self.factor) is not float:
@@ -239,6 +250,11 @@ class _Adaptive(Request):
     def measure(self, engine: Engine, read: Leaves) -> AnySums:
         options, units = self.options, self.to.units
         both = engine.measure(read, options.ord, finite_only=options.finite_only, norms=False)
+        if options.shared:
+            shared: Any = options  # whose module is not imported for a name
+            found: AnySums
+            found, self.threshold = shared.adaptive(self, engine, read, both)
+            return found
         engine.settle(both, read, first=units, total=False)
         self.threshold = both.weigh(units, self.factor, self.eps)
         sums = both.of_units(0, units, options.grad_scale)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Names, Number, whole
 from ._core.by_leaf import axes_of, thresholds_by_leaf
-from ._core.call import Request, functional, in_place, measured, total
+from ._core.call import Request, functional, in_place, measured, total, unit_options_of
 from ._core.groups import Groups
 from ._core.options import NormOptions, Options, UnitOptions, Unpack, spelled_out, spelled_out_for_units
 from .report import ClipReport, complete
@@ -214,6 +214,12 @@ def clip_by_norm_(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of each leaf, slice or group written is at most its threshold. For
         orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        Leaves of one path (groups of one name) on several ranks share one norm: shards are rows of one leaf. All ranks decide
+        alike, and an error on one rank is one on every rank. See the page on several processes.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves count in their norm; all without it, as in `clip_by_global_norm_`. With `comm`, False: another rank counts
+        the leaf. Without `comm` only for leaves of groups.
 
     Returns
     -------
@@ -317,6 +323,10 @@ def clip_by_norm(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of each leaf, slice or group of the result is at most its threshold.
         For orders other than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        Leaves of one path on several ranks are shards of one leaf: `clip_by_norm_` says how.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves count in their norm: `clip_by_norm_` says how.
 
     Returns
     -------
@@ -347,12 +357,12 @@ def _by_norm(
     if groups is not None:
         if axis is not None:
             raise TypeError("groups bring leaves together, but axis cuts them into slices: give one of them")
-        by_group = _ByGroup(Options.of_units(norm), max_norm)
+        by_group = _ByGroup(unit_options_of(norm), max_norm)
         by_group.names = groups
         return by_group
     if isinstance(max_norm, PerLeaf) and axis is not None:
         raise TypeError("max_norm: PerLeaf has one threshold for each leaf, but axis cuts leaves into slices")
-    request = _ByNorm(Options.of_units(norm), max_norm)
+    request = _ByNorm(unit_options_of(norm), max_norm)
     request.axis = axis
     return request
 
@@ -403,9 +413,16 @@ class _ByGroup(Request):
 
     def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
         options, groups = self.options, self.groups
-        sums = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False)
-        sums = sums.by_owner(groups.norms, self.owner)
-        engine.settle(sums, read)
+        units = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False)
+        sums = units.by_owner(groups.norms, self.owner)
+        if options.shared:
+            shared: Any = options  # whose module is not imported for a name
+            limits = (
+                [None] * len(groups.names) if isinstance(self.shown, PerLeaf) else self.threshold.tolist()[: len(groups.names)]
+            )
+            sums = shared.join(self, engine, read, units, shared.blocks(groups.names, 1, limits), sums)
+        else:
+            engine.settle(sums, read)
         self.norms = sums.norms()[: self.counted]
         if isinstance(self.shown, PerLeaf):
             self.threshold = groups.completed(_asked(self.shown, groups.names, sums, options).tolist())

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ._core.arguments import Grads, number
-from ._core.call import Request, functional, in_place, options_of
+from ._core.call import Request, functional, in_place, options_of, unit_options_of
 from ._core.mode import NORMALIZE
-from ._core.options import Options, OptionsWithoutEps, Unpack, spelled_out
+from ._core.options import OptionsWithoutEps, Unpack, spelled_out
 from .report import ClipReport
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def normalize_(
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how. Not with
         `per_leaf`.
     comm : mpi4py communicator or torch.distributed process group, optional
-        The norm runs over the leaves of all ranks: `clip_by_global_norm_` says how. Not with `per_leaf`.
+        The norm runs over the leaves of all ranks: `clip_by_global_norm_` says how, and `clip_by_norm_` for `per_leaf`.
     owned : nesting of bools or dict of str to bool, optional
-        Which leaves the norm runs over: `clip_by_global_norm_` says how. Not with `per_leaf`.
+        Which leaves the norm runs over: `clip_by_global_norm_` says how, and `clip_by_norm_` for `per_leaf`.
 
     Returns
     -------
@@ -138,9 +138,9 @@ def normalize(
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how. Not with
         `per_leaf`. New leaves are copies then, and `out` is not written.
     comm : mpi4py communicator or torch.distributed process group, optional
-        The norm runs over the leaves of all ranks: `clip_by_global_norm_` says how. Not with `per_leaf`.
+        The norm runs over the leaves of all ranks: `clip_by_global_norm_` says how, and `clip_by_norm_` for `per_leaf`.
     owned : nesting of bools or dict of str to bool, optional
-        Which leaves the norm runs over: `clip_by_global_norm_` says how. Not with `per_leaf`.
+        Which leaves the norm runs over: `clip_by_global_norm_` says how, and `clip_by_norm_` for `per_leaf`.
 
     Returns
     -------
@@ -169,7 +169,7 @@ def _normalization(norm: Any, target: float, eps: float, per_leaf: bool) -> Requ
     if not isinstance(per_leaf, bool | np.bool_):
         raise TypeError(f"per_leaf must be True or False, not {per_leaf!r}")
     norm["eps"] = eps
-    options = (Options.of_units if per_leaf else options_of)(norm)
+    options = (unit_options_of if per_leaf else options_of)(norm)
     target = number("target", target, 0.0)
     if target == math.inf:
         raise ValueError("target must be finite")

@@ -10,10 +10,11 @@ import numpy as np
 
 from ._core.arguments import ByLeaf, Grads, Names, flag, number
 from ._core.by_leaf import thresholds_by_leaf
-from ._core.call import Request, functional, in_place
+from ._core.call import Request, functional, in_place, unit_options_of
 from ._core.groups import Groups
 from ._core.mode import CLIP, NORMALIZE
-from ._core.options import Options, UnitOptions, Unpack, spelled_out_for_units
+from ._core.options import UnitOptions, Unpack, spelled_out_for_units
+from ._core.samples import kept
 from ._leaves import Leaves, is_nesting
 from ._leaves.foreign import dtype_name, numbers
 from .report import ClipReport, complete
@@ -64,6 +65,11 @@ def clip_per_sample_(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of each sample written is at most `max_norm`. For orders other than
         1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        Samples are the same on every rank, and the norm of a sample runs over the leaves of all ranks. `mask` and the number of
+        samples have to be the same. See the page on several processes.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves count in the norm of a sample; all without it, as in `clip_by_global_norm_`.
 
     Returns
     -------
@@ -160,6 +166,10 @@ def clip_per_sample(
     strict : bool, default False
         Guarantee, in exact arithmetic, that the norm of each sample of the result is at most `max_norm`. For orders other
         than 1, 2 and ``inf``, and for what it costs, see `clip_by_global_norm_`.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm of a sample runs over the leaves of all ranks: `clip_per_sample_` says how.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves count in the norm of a sample: `clip_per_sample_` says how.
 
     Returns
     -------
@@ -227,6 +237,10 @@ def per_sample_clip_sum(
         returned is unscaled.
     strict : bool, default False
         Changes nothing: the bound always holds exactly.
+    comm : mpi4py communicator or torch.distributed process group, optional
+        The norm of a sample runs over the leaves of all ranks: `clip_per_sample_` says how.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves count in the norm of a sample. Only with `comm`: what nobody counts would have no bound.
 
     Returns
     -------
@@ -276,6 +290,7 @@ class _BySample(Request):
 
     A sample has a norm over all leaves or, by part, one over each leaf or each group of leaves."""
 
+    needs_all = False  # whether every leaf has to be counted somewhere
     batch: int
     groups: Groups | None
     parts: Sequence[Sequence[int]]  # indices of the leaves that share a norm
@@ -295,7 +310,7 @@ class _BySample(Request):
             max_norm = number("max_norm", max_norm, 0.0)
             if normalize and max_norm == math.inf:
                 raise ValueError("max_norm must be finite: normalize brings samples to it")
-        super().__init__(Options.of_units(norm), max_norm, None, NORMALIZE if normalize else CLIP)
+        super().__init__(unit_options_of(norm), max_norm, None, NORMALIZE if normalize else CLIP)
         self.names, self.mask = names, mask
 
     def split(self, leaves: Leaves) -> bool:
@@ -314,6 +329,20 @@ class _BySample(Request):
         self.told = self.limits[:given]
         return self.names is None and isinstance(max_norm, float)
 
+    def part_names(self, leaves: Leaves) -> Sequence[str]:
+        """Return what other ranks know the parts of a sample by that have a threshold."""
+        if self.groups is not None:
+            return self.groups.names
+        return [""] if isinstance(self.shown, float) else leaves.paths()
+
+    def name_owners(self, leaves: Leaves) -> None:
+        """Let units have owners, by which other ranks know them, if they are shared."""
+        if self.options.shared:
+            shared: Any = self.options  # whose module is not imported for a name
+            shared.check_samples(leaves, self.groups is None and not isinstance(self.shown, float), self.needs_all)
+            shared.also = None if self.mask is None else _flags(self.mask, None).tobytes()
+            self.own(leaves)
+
     def own(self, leaves: Leaves) -> None:
         """Let the parts of a sample own its units, one in each leaf, and padded samples own none."""
         part = np.empty(leaves.count, np.intp)
@@ -330,12 +359,17 @@ class _BySample(Request):
 
     def measure(self, engine: Engine, read: Leaves) -> AnySums:
         options = self.options
-        sums = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False)
+        sums = units = engine.measure(read, options.ord, options.grad_scale, options.finite_only, norms=False)
         if self.by_owner:
-            sums = sums.by_owner(len(self.parts) * self.batch, self.owner)
+            sums = units.by_owner(len(self.parts) * self.batch, self.owner)
         if self.mask is not None:
             _name_first(sums, read, self.owner)
-        engine.settle(sums, read)
+        if options.shared:
+            shared: Any = options  # whose module is not imported for a name
+            blocks = shared.blocks(self.part_names(read), self.batch, self.told) if read.count else []
+            sums = shared.join(self, engine, read, units, blocks, sums, self.batch)
+        else:
+            engine.settle(sums, read)
         if len(self.told) < len(self.parts):  # not those of leaves in no group
             self.norms = sums.norms()[: len(self.told) * self.batch]
         return sums
@@ -343,7 +377,11 @@ class _BySample(Request):
     def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Any]:
         report, plan = self.decided(engine, self.measure(engine, read))
         if self.rule is not None and not report.skipped:
-            self.rule.update(report.clipped_count, report.size)
+            count, size = report.clipped_count, report.size
+            if self.options.shared:
+                shared: Any = self.options
+                report, count, size = shared.agree(report)  # a rank without leaves counts no samples
+            self.rule.update(count, size)
         bound = math.hypot(*self.limits) if len(self.limits) != 1 else self.limits[0]
         return complete(report, None if self.groups is None else self.groups.names, bound), plan
 
@@ -361,20 +399,29 @@ class _PerSample(_BySample):
         self.by_owner = alike  # else a sample in a leaf is a unit, if there is nothing else to know
         if self.mask is not None or self.groups is not None:
             self.own(leaves)
+        self.name_owners(leaves)
         return leaves
 
 
 class _SampleSum(_BySample):
     """The sum of all samples, each brought to a threshold that its rounding keeps."""
 
+    needs_all = True
+
     def prepare(self, leaves: Leaves) -> Leaves:
         self.samples, self.by_owner = leaves, True
         if not self.split(leaves) or self.mask is not None or self.mode is NORMALIZE:
             self.own(leaves)
+        self.name_owners(leaves)
         return leaves
 
     def target(self, leaves: Leaves, out: Any) -> Leaves:
-        return _sums_like(leaves, out)
+        to = _sums_like(leaves, out)
+        if self.options.shared:
+            shared: Any = self.options  # whose module is not imported for a name
+            self.to, shared.strict = to, True  # so that sums are exact
+            shared.inexact = not kept(self)
+        return to
 
     def decided(self, engine: Engine, sums: AnySums) -> tuple[ClipReport, Any]:
         return engine.decide_samples(self, sums)

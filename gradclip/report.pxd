@@ -6,6 +6,7 @@ cdef class ClipReport:
     cdef object _leaves             # what leaves were like; of a pickled report, the rows of its table
     cdef object _fill
     cdef bint _skipped
+    cdef bint _elsewhere            # whether another process clips
     cdef ClipReport filled(self)
     cdef object rows(self)
 

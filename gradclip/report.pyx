@@ -86,7 +86,7 @@ cdef class ClipReport:
     @property
     def clipped(self):
         """Whether clipping changed something."""
-        return self.clipped_count > 0
+        return self.clipped_count > 0 or self._elsewhere
 
     @property
     def skipped(self):
@@ -210,7 +210,7 @@ cdef class ClipReport:
         plan = None if self._plan is None else Factors(self.scale, self.scales)
         made_of = found, self._max_norm, self._size, plan, self._clipped_count, self._skipped
         rows = None if self._leaves is None else tuple(self.rows())
-        return restored, (made_of, self._groups, self._sensitivity, rows)
+        return restored, (made_of, self._groups, self._sensitivity, rows, self._elsewhere)
 
     def __repr__(self):
         """Return the norm, the threshold and the factor, or the elements clipped by value, and NaN or Inf if there were any."""
@@ -250,10 +250,17 @@ def complete(ClipReport report, groups, sensitivity=None):
     return report
 
 
-def restored(made_of, groups, sensitivity, rows=None):
+def restored(made_of, groups, sensitivity, rows, elsewhere):
     """Return the report that `ClipReport.__reduce__` took apart. rows: those of its table, if it has one."""
     cdef ClipReport report = complete(ClipReport(*made_of), groups, sensitivity)
-    report._leaves = rows
+    report._leaves, report._elsewhere = rows, elsewhere
+    return report
+
+
+def everywhere(ClipReport report, double scale, bint clipped):
+    """Return the same report, whose smallest factor is that of all processes. clipped: whether any of them clips."""
+    if report._plan is not None:
+        report._plan, report._elsewhere = Factors(scale, report._plan.factors()), clipped
     return report
 
 
@@ -286,7 +293,7 @@ class Found:
 
 
 class Factors:
-    """The factors that a pickled report keeps in place of its plan; it answers the same questions."""
+    """The factors that a report keeps in place of its plan, where it is pickled or speaks of several processes."""
 
     def __init__(self, smallest, factors):
         self._smallest, self._factors = smallest, factors

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 import gradclip
-from gradclip.thresholds import Quantile, Threshold
+from gradclip.thresholds import EMA, PerLeaf, Quantile, Threshold
 
 
 def communicator(kind):
@@ -59,9 +59,9 @@ class Sudden(Threshold):
 
 def shown(report, written=()):
     numbers = {name: getattr(report, name) for name in ("norm", "scale", "max_abs", "max_norm")}
-    found = {name: float(value).hex() for name, value in numbers.items()}
+    found = {name: float(value).hex() if isinstance(value, float) else str(value) for name, value in numbers.items()}
     found |= {name: getattr(report, name) for name in ("clipped", "skipped", "nonfinite", "first_nonfinite")}
-    found["norms"] = report.norms.tolist()
+    found |= {"norms": report.norms.tolist(), "scales": report.scales.tolist()}
     return found | {"leaves": {name: x.tobytes().hex() for name, x in written}}
 
 
@@ -144,7 +144,136 @@ def rules(comm, rank, size):
     return found
 
 
+def rows(dtype=np.float64, nan=False, equal=False):
+    """Whole leaves, whose rows ranks share out: matrices, a vector, one with fewer rows than ranks, one that one rank holds."""
+    rng = np.random.default_rng(11)
+    shapes = {"w0": (7, 5), "w1": (4, 3), "b": (9,), "few": (2, 2), "own": (3, 4)}
+    scales = dict(zip(shapes, (1.0, 1e3, 1e-9, 5.0, 0.1), strict=True))
+    found = {n: (np.full(s, 0.1) if equal else rng.standard_normal(s) * scales[n]).astype(dtype) for n, s in shapes.items()}
+    if nan:
+        found["w1"][3, 1], found["b"][8] = np.nan, np.inf
+    return found
+
+
+def shard(whole, rank, size, axis=0):
+    """The rows (or columns) of each leaf that a rank holds; the last rank alone holds `own`."""
+    parts = {name: np.array_split(x, size, axis)[rank].copy() for name, x in whole.items() if name != "own"}
+    return parts | ({"own": whole["own"].copy()} if rank == size - 1 else {})
+
+
+UNITS = {
+    "leaf": lambda g, p, **k: gradclip.clip_by_norm(g, 1.0, **k),
+    "patterns": lambda g, p, **k: gradclip.clip_by_norm(g, {"w0": 1.0, "*": 2.0}, **k),
+    "axis 0": lambda g, p, **k: gradclip.clip_by_norm(g, 0.5, axis=0, **k),
+    "axis -1": lambda g, p, **k: gradclip.clip_by_norm({n: x for n, x in g.items() if x.ndim > 1}, 0.5, axis=-1, **k),
+    "groups": lambda g, p, **k: gradclip.clip_by_norm(g, {"w": 1.0, "rest": 0.1}, groups={"w*": "w", "few": "rest"}, **k),
+    "normalize": lambda g, p, **k: gradclip.normalize(g, 2.0, per_leaf=True, **k),
+    "adaptive": lambda g, p, **k: gradclip.clip_adaptive(g, p, 0.05, **k),
+    "adaptive columns": lambda g, p, **k: gradclip.clip_adaptive(g, p, {"w0": 0.05, "*": 0.1}, unit_axis=-1, **k),
+    "adaptive leaves": lambda g, p, **k: gradclip.clip_adaptive(g, p, 0.05, unit_axis=(), **k),
+    "rules": lambda g, p, **k: stepped(g, **k),
+}
+SAMPLES = {
+    "clipped": lambda g, **k: gradclip.clip_per_sample(g, 1.0, **k),
+    "by leaf": lambda g, **k: gradclip.clip_per_sample(g, {"w0": 1.0, "*": 2.0}, **k),
+    "normalized": lambda g, **k: gradclip.clip_per_sample(g, 1.0, normalize=True, mask=np.arange(4) != 2, **k),
+    "sum": lambda g, **k: gradclip.per_sample_clip_sum(g, 1.0, **k),
+    "sum by leaf": lambda g, **k: gradclip.per_sample_clip_sum(g, {"w0": 1.0, "*": 2.0}, **k),
+    "sum by group": lambda g, **k: gradclip.per_sample_clip_sum(g, {"w": 1.0}, groups={"w0": "w"}, **k),
+    "sum masked": lambda g, **k: gradclip.per_sample_clip_sum(g, 1.0, mask=np.arange(4) != 2, **k),
+    "sum normalized": lambda g, **k: gradclip.per_sample_clip_sum(g, 1.0, normalize=True, **k),
+}
+OPTIONS = {
+    "": {},
+    "strict": {"strict": True},
+    "ord 1": {"ord": 1},
+    "ord 3": {"ord": 3},
+    "ord inf": {"ord": np.inf},
+    "scaled": {"grad_scale": 3.0},
+}
+
+
+def stepped(grads, **norm):
+    """Three steps under a rule for each leaf."""
+    rule = PerLeaf(EMA(factor=1.0, beta=0.5, warmup=1))
+    for factor in (0.5, 0.25, 2.0):
+        clipped, report = gradclip.clip_by_norm({n: x * factor for n, x in grads.items()}, rule, **norm)
+    return clipped, report
+
+
+def params_like(whole):
+    return {n: np.arange(x.size, dtype=np.float64).reshape(x.shape) + 1.0 for n, x in whole.items()}
+
+
+def by_units(comm, rank, size, call, kind="", **norm):
+    """A call over shards; the matrices of `replicated` are held whole by all ranks, and counted by the first."""
+    whole = rows(np.float32 if kind == "single" else np.float64, kind == "nan", kind == "equal")
+    grads, params = (shard(x, rank, size) for x in (whole, params_like(whole)))
+    if kind == "replicated":
+        grads["w0"], params["w0"] = whole["w0"].copy(), params_like(whole)["w0"]
+        norm["owned"] = {"w0": rank == 0}
+    before = {n: x.copy() for n, x in grads.items()}
+    try:
+        clipped, report = UNITS[call](grads, params, comm=comm, **norm)
+    finally:
+        assert all(before[n].tobytes() == x.tobytes() for n, x in grads.items())
+    return shown(report, clipped.items())
+
+
+def batch():
+    """Whole per-sample gradients, whose columns ranks share out."""
+    rng = np.random.default_rng(5)
+    found = {n: rng.standard_normal((4, k)) for n, k in (("w0", 6), ("b", 5), ("own", 3))}
+    for x in found.values():
+        x[1] *= 0.01
+    return found
+
+
+def by_samples(comm, rank, size, call, nan=False, idle=False, **norm):
+    grads = shard(batch(), rank, size, 1)
+    if idle and rank == 0 and size > 1:
+        grads = {}
+    if nan and rank == size - 1:
+        grads["b"][3, 0] = np.nan
+    summed, report = SAMPLES[call](grads, comm=comm, **norm)
+    return shown(report, summed.items())
+
+
+def failing_units(comm, rank, size, what):
+    grads, last = shard(rows(), rank, size), rank == size - 1
+    if what == "leaf":
+        gradclip.clip_by_norm_(grads | ({"bad": np.ones(3, int)} if last else {}), 1.0, comm=comm)
+    elif what == "twice":
+        gradclip.clip_by_norm_({"a": {"b": np.ones(2)}} | ({"a/b": np.ones(2)} if last else {}), 1.0, comm=comm)
+    elif what == "threshold":
+        gradclip.clip_by_norm_(grads, {"w0": 1.0 + rank, "*": 1.0}, comm=comm)
+    elif what == "call":
+        (gradclip.clip_by_norm_ if last else gradclip.normalize_)(grads, 1.0, comm=comm)
+    elif what == "columns":
+        gradclip.clip_by_norm_(np.ones((3, 4 + rank)), 1.0, axis=0, comm=comm)
+    elif what == "batch":
+        gradclip.clip_per_sample_(np.ones((3 + rank, 4)), 1.0, comm=comm)
+    else:
+        gradclip.clip_per_sample_(np.ones((3, 4)), 1.0, mask=np.arange(3) == rank, comm=comm)
+
+
+FAILING_UNITS = ("leaf", "twice", "threshold", "call", "columns", "batch", "mask")
 CASES = {
+    **{f"units {c} {o}": lambda *who, c=c, o=o: by_units(*who, c, **OPTIONS[o]) for c in UNITS for o in OPTIONS},
+    **{f"units {c} {k}": lambda *who, c=c, k=k: by_units(*who, c, k) for c in UNITS for k in ("equal", "single", "replicated")},
+    **{
+        f"units {c} nan {p}": lambda *who, c=c, p=p: by_units(*who, c, "nan", nonfinite=p)
+        for c in ("leaf", "groups", "adaptive columns")
+        for p in ("raise", "skip", "zero", "propagate")
+    },
+    **{f"samples {c} {o}": lambda *who, c=c, o=o: by_samples(*who, c, **OPTIONS[o]) for c in SAMPLES for o in OPTIONS},
+    **{
+        f"samples {c} nan {p}": lambda *who, c=c, p=p: by_samples(*who, c, True, nonfinite=p)
+        for c in ("clipped", "sum", "sum by leaf")
+        for p in ("raise", "skip", "zero", "propagate")
+    },
+    "samples idle": lambda *who: by_samples(*who, "clipped", idle=True),
+    **{f"fail units {w}": lambda *who, w=w: failing_units(*who, w) for w in FAILING_UNITS},
     **{f"clip {c}": lambda *who, c=c: clip(*who, c) for c in ("normal", "equal", "tiny", "huge", "single")},
     "clip first": lambda comm, rank, size: clip(comm, rank, size, "normal", only=0),  # the others have no leaves
     "clip turned": lambda *who: clip(*who, "normal", turn=1),

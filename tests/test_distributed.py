@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rank_process import CASES, leaves
+from rank_process import CASES, OPTIONS, SAMPLES, UNITS, batch, leaves, params_like, rows
 from reference import rounded_norm
 
 import gradclip
@@ -216,16 +216,149 @@ def test_an_object_that_is_no_communicator():
             gradclip.clip_by_global_norm_([np.ones(3)], 1.0, comm=comm)
 
 
-def test_where_units_have_norms_of_their_own_comm_and_owned_are_refused():
-    x = np.ones((3, 2))
-    for keyword in ({"comm": object()}, {"owned": True}):
-        for call in (
-            lambda k: gradclip.clip_by_norm_(x, 1.0, **k),
-            lambda k: gradclip.normalize_(x, per_leaf=True, **k),
-            lambda k: gradclip.clip_adaptive_(x, x.copy(), **k),
-            lambda k: gradclip.clip_per_sample_(x, 1.0, **k),
-            lambda k: gradclip.per_sample_clip_sum(x, 1.0, **k),
-        ):
-            with pytest.raises(TypeError, match="is taken where one norm rules all leaves"):
-                call(keyword)
-    assert (x == 1).all()
+# ---- leaves, groups, units and samples with norms of their own --------------------------------------------------------
+
+
+def joined(ranks, case, axis=0):
+    """What ranks wrote, their shards put together."""
+    found = {}
+    for name in {name for rank in ranks for name in rank[case]["leaves"]}:
+        parts = [bytes.fromhex(rank[case]["leaves"][name]) for rank in ranks if name in rank[case]["leaves"]]
+        kind = np.float32 if "single" in case else np.float64
+        arrays = [np.frombuffer(part, kind) for part in parts]
+        found[name] = np.concatenate([a.reshape(4, -1) for a in arrays], 1) if axis else np.concatenate(arrays)
+    return found
+
+
+def same_bytes(found, expected):
+    return {n: x.tobytes() for n, x in found.items()} == {n: x.tobytes() for n, x in expected.items()}
+
+
+def same_report(ranks, case, report):
+    for rank in ranks:
+        found = rank[case]
+        for name in ("norm", "scale", "max_abs"):
+            assert found[name] == float(getattr(report, name)).hex(), name
+        for name in ("clipped", "skipped", "nonfinite"):
+            assert found[name] == getattr(report, name), name
+
+
+@pytest.mark.parametrize("call", UNITS)
+@pytest.mark.parametrize("kind", [*OPTIONS, "equal", "single", "replicated"])
+def test_norms_of_units_run_over_the_shards_of_all_ranks(ranks, call, kind):
+    case, norm = f"units {call} {kind}", OPTIONS.get(kind, {})
+    whole = rows(np.float32 if kind == "single" else np.float64, equal=kind == "equal")
+    expected, report = UNITS[call](whole, params_like(whole), **norm)
+    if kind == "strict":
+        for found in ranks:
+            assert found[case]["norm"] == report.norm.hex()
+            assert report.scale * (1 - 1e-12) < float.fromhex(found[case]["scale"]) <= report.scale * (1 + 1e-12)
+        written = joined(ranks, case)
+        if call == "leaf":
+            assert all(1.0 - 1e-12 < rounded_norm([x]) <= 1.0 for n, x in written.items() if rounded_norm([whole[n]]) > 1.0)
+        return
+    if kind == "replicated":
+        assert ranks[0][case]["leaves"].get("w0") == expected["w0"].tobytes().hex()
+        assert all(rank[case]["leaves"]["w0"] == ranks[0][case]["leaves"]["w0"] for rank in ranks)
+        assert ranks[0][case]["norm"] == report.norm.hex()
+        return
+    same_report(ranks, case, report)
+    assert same_bytes(joined(ranks, case), expected)
+
+
+@pytest.mark.parametrize("call", ["leaf", "groups", "adaptive columns"])
+@pytest.mark.parametrize("policy", ["skip", "zero", "propagate"])
+def test_nan_in_a_shard_is_found_by_all(ranks, call, policy):
+    whole = rows(nan=True)
+    expected, report = UNITS[call](whole, params_like(whole), nonfinite=policy)
+    case = f"units {call} nan {policy}"
+    same_report(ranks, case, report) if policy != "propagate" else None
+    assert {tuple(rank[case]["first_nonfinite"]) for rank in ranks} == {tuple(ranks[0][case]["first_nonfinite"])}
+    written = joined(ranks, case)
+    assert {n: np.nan_to_num(x, nan=-1.0).tobytes() for n, x in written.items()} == {
+        n: np.nan_to_num(x, nan=-1.0).tobytes() for n, x in expected.items()
+    }
+    texts = {(rank[f"units {call} nan raise"]["error"], rank[f"units {call} nan raise"]["text"]) for rank in ranks}
+    assert [kind for kind, _ in texts] == ["NonFiniteGradientError"]
+
+
+@pytest.mark.parametrize("call", SAMPLES)
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_norms_of_samples_run_over_the_leaves_of_all_ranks(ranks, call, kind):
+    case, whole = f"samples {call} {kind}", batch()
+    expected, report = SAMPLES[call](whole, **OPTIONS[kind])
+    summed = "sum" in call
+    if "by leaf" not in call:  # those of leaves here
+        for rank in ranks:
+            assert rank[case]["norms"] == report.norms.tolist()
+    if kind == "strict" and not summed:
+        assert ranks[0][case]["norm"] == report.norm.hex()
+        if call == "clipped":
+            written = joined(ranks, case, 1)
+            assert all(rounded_norm([x[i] for x in written.values()]) <= 1.0 for i in range(4))
+        return
+    same_report(ranks, case, report)
+    found = joined(ranks, case, 0 if summed else 1)
+    assert same_bytes(found, expected)
+
+
+@pytest.mark.parametrize("call", ["clipped", "sum", "sum by leaf"])
+@pytest.mark.parametrize("policy", ["skip", "zero"])
+def test_a_sample_with_nan_on_one_rank(ranks, call, policy):
+    whole, case = batch(), f"samples {call} nan {policy}"
+    columns = np.array_split(np.arange(5), len(ranks))[-1]
+    whole["b"][3, columns[0]] = np.nan
+    expected, report = SAMPLES[call](whole, nonfinite=policy)
+    same_report(ranks, case, report)
+    found = joined(ranks, case, 0 if "sum" in call else 1)
+    assert {n: np.nan_to_num(x, nan=-1.0).tobytes() for n, x in found.items()} == {
+        n: np.nan_to_num(x, nan=-1.0).tobytes() for n, x in expected.items()
+    }
+    for rank in ranks:
+        assert rank[f"samples {call} nan raise"]["error"] == "NonFiniteGradientError"
+
+
+def test_a_rank_without_samples_takes_part(ranks):
+    whole = batch()
+    if len(ranks) > 1:
+        whole = {n: x if n == "own" else np.concatenate(np.array_split(x, len(ranks), 1)[1:], 1) for n, x in whole.items()}
+    report = SAMPLES["clipped"](whole)[1]
+    same_report(ranks, "samples idle", report)
+
+
+WORDS = {
+    "leaf": "bad: dtype int64",
+    "twice": "2 have the path a/b",
+    "threshold": "w0: threshold or number of units differ",
+    "call": "the arguments differ between ranks",
+    "columns": "grads: threshold or number of units differ",
+    "batch": "batches differ between ranks",
+    "mask": "the arguments differ between ranks",
+}
+
+
+@pytest.mark.parametrize("what", WORDS)
+def test_errors_where_units_have_norms_of_their_own_are_errors_on_all(ranks, what):
+    if len(ranks) == 1 and what not in ("leaf", "twice"):
+        pytest.skip("one rank differs from none")
+    for rank in ranks:
+        assert WORDS[what] in rank[f"fail units {what}"]["text"]
+
+
+def test_without_comm_what_is_not_owned_needs_others_that_it_shares_a_norm_with():
+    x, owned = {"a": np.full((3, 2), 3.0), "b": np.full((3, 2), 4.0)}, {"b": False}
+    for call in (
+        lambda: gradclip.clip_by_norm_(x, 1.0, owned=owned),
+        lambda: gradclip.clip_by_norm_(x, 1.0, axis=1, owned=owned),
+        lambda: gradclip.normalize_(x, per_leaf=True, owned=owned),
+        lambda: gradclip.clip_adaptive_(x, x, owned=owned),
+        lambda: gradclip.clip_per_sample_(x, {"*": 1.0}, owned=owned),
+        lambda: gradclip.per_sample_clip_sum(x, 1.0, owned=owned),
+    ):
+        with pytest.raises(TypeError, match=r"b: not owned, so it has no norm"):
+            call()
+    norm = gradclip.global_norm(x["a"])
+    clipped, report = gradclip.clip_by_norm(x, 1.0, groups={"*": "all"}, owned=owned)
+    assert (report.norm, report.norms.tolist()) == (norm, [norm])
+    assert (clipped["b"] == 4.0 / norm).all()
+    assert gradclip.clip_per_sample(x, 1.0, owned=owned)[1].norms.tolist() == [gradclip.global_norm(x["a"][0])] * 3

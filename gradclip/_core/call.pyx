@@ -71,7 +71,7 @@ cdef class Request:
     cdef int ask(self, options, threshold, shown, mode) except -1:
         """Say what is to be decided, when this is made."""
         self.options = options
-        self.shared = type(options) is not Options
+        self.shared = options is not DEFAULT and options.shared
         self.threshold = threshold
         self.shown = threshold if shown is None else shown
         self.mode = mode
@@ -168,13 +168,24 @@ cpdef options_of(dict norm):
     return options
 
 
-cdef int tell_ranks(dict norm, error) except -1:
+def unit_options_of(dict norm):
+    """The Options of a call in which units have norms of their own: as `options_of`, but SharedUnits."""
+    if norm.get("comm") is None and norm.get("owned") is None:
+        return Options.of_units(norm)
+    from gradclip._ranks.units import SharedUnits
+
+    options = SharedUnits(norm)
+    if norm.get("comm") is not None:
+        norm["comm"] = options.session
+    return options
+
+
+cpdef tell_ranks(dict norm, error):
     """Let the other ranks of a call know of an error before it is raised here, so that none of them waits for this one."""
     if norm and norm.get("comm") is not None:
         from gradclip._ranks.exchange import tell
 
         tell(norm, error)
-    return 0
 
 
 cpdef total_threshold(max_norm):
@@ -282,7 +293,7 @@ cdef object served(Request request, Leaves read, Leaves leaves, out):
     report, plan = request.decide(engine, read)
     (<ClipReport?>report)._leaves = leaves
     if request.shared:
-        request.options.conclude(request)
+        report = request.options.conclude(request, report)
     found = report if out is None else (out, report)
     if plan is not None:
         request.write(engine, plan)

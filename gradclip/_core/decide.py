@@ -69,7 +69,12 @@ def _decided(request: Request, sums: Sums, together: bool) -> Plan:
     options, normalize = request.options, request.mode is NORMALIZE
     plan = Plan(1 if together else len(request.threshold))
     exact = options.strict and not normalize and options.ord in RATIONAL
-    clips = exceeding(sums, request.to, options, request.threshold) if exact else None
+    clips = None
+    if exact and options.shared and not together:
+        shared: Any = options  # whose module is not imported for a name
+        clips = shared.exceeding(sums, request.threshold)
+    elif exact:
+        clips = exceeding(sums, request.to, options, request.threshold)
     plan.decide(sums, request.threshold, options.eps, normalize, options.strict, clips)
     leave_unowned_alone(plan, request.owner)
     return plan

@@ -27,7 +27,6 @@ else:
 
 
 Owned = bool | list[Any] | tuple[Any, ...] | Mapping[Any, Any]  # a nesting of bools, or patterns over paths
-TOGETHER = "clip_by_global_norm, normalize without per_leaf, sgd_step_, apply_clip"
 POLICIES = ("raise", "skip", "zero", "propagate")
 
 
@@ -38,6 +37,8 @@ class UnitOptionsWithoutEps(TypedDict, total=False):
     nonfinite: Literal["raise", "skip", "zero", "propagate"]
     grad_scale: float
     strict: bool
+    comm: Any
+    owned: Owned | None
 
 
 class UnitOptions(UnitOptionsWithoutEps, total=False):
@@ -50,8 +51,6 @@ class OptionsWithoutEps(UnitOptionsWithoutEps, total=False):
     """What ``**norm`` stands for where one norm rules, and `eps` is a parameter of its own."""
 
     skip_above: Number | Threshold | None
-    comm: Any
-    owned: Owned | None
 
 
 class NormOptions(OptionsWithoutEps, total=False):
@@ -66,6 +65,7 @@ class Options:
     With `comm` or `owned` they are SharedOptions: see `options_of` in call.pyx."""
 
     __slots__ = ("eps", "finite_only", "grad_scale", "nonfinite", "ord", "plain", "skip_above", "strict")
+    shared = False  # whether these are SharedOptions
 
     def __init__(
         self,
@@ -96,13 +96,7 @@ class Options:
     @staticmethod
     def of_units(norm: Mapping[str, Any]) -> Options:
         """The Options that the ``**norm`` of a call stands for in which units have norms of their own."""
-        if norm.get("skip_above") is not None:
-            raise TypeError("skip_above leaves out a step by the norm of all leaves; here each unit has a norm of its own")
-        for name in SHARED:
-            if norm.get(name) is not None:
-                raise TypeError(
-                    f"{name} is taken where one norm rules all leaves ({TOGETHER}); here each unit has a norm of its own"
-                )
+        refuse_skip_above(norm)
         return Options.of(norm)
 
     @staticmethod
@@ -133,7 +127,7 @@ def spelled_out_for_one_process(function: Function) -> Function:
 
 def spelled_out_for_units(function: Function) -> Function:
     """Show the keywords that ``**norm`` stands for, where units have norms of their own, in `help` and to completion."""
-    return _shown(function, KEYWORDS.keys() - {"skip_above", *SHARED})
+    return _shown(function, KEYWORDS.keys() - {"skip_above"})
 
 
 def _shown(function: Function, names: Collection[str]) -> Function:
@@ -144,6 +138,12 @@ def _shown(function: Function, names: Collection[str]) -> Function:
     shared = [p.replace(kind=p.KEYWORD_ONLY) for p in shared]
     function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
     return function
+
+
+def refuse_skip_above(norm: Mapping[str, Any]) -> None:
+    """Raise an error if `skip_above` is given where units have norms of their own."""
+    if norm.get("skip_above") is not None:
+        raise TypeError("skip_above leaves out a step by the norm of all leaves; here each unit has a norm of its own")
 
 
 def _order(ord: float) -> float:

@@ -77,6 +77,29 @@ def exact_order(ord: float, arrays: Iterable[Array]) -> bool:
     return ord == 2 or (ord in RATIONAL and all(a.dtype.kind != "c" for a in arrays))
 
 
+class Worst(NamedTuple):
+    """How the coarsest of some dtypes round: `Unit`, and whether bounds and moduli are exact."""
+
+    half: float
+    least: float
+    most: float
+    exact: bool
+
+    @classmethod
+    def of(cls, arrays: Iterable[Array], grad_scale: float) -> Worst:
+        """The Worst of what is written to arrays."""
+        kinds = {a.dtype for a in arrays if a.size}
+        units = [unit_of(kind) for kind in kinds]
+        rest = 2.0**-1073 / grad_scale  # of a complex number both parts round, and the magnitude that was measured
+        least = (1.5 * u.least + rest if k.kind == "c" else u.least for u, k in zip(units, kinds, strict=True))
+        return cls(
+            max((unit.half for unit in units), default=0.0),
+            max(least, default=0.0),
+            min((unit.most for unit in units), default=math.inf),
+            all(k.kind != "c" and u is not _FLOAT64 for u, k in zip(units, kinds, strict=True)),
+        )
+
+
 class RoundingBound(NamedTuple):
     """How much rounding can add to a norm: what `threshold` needs to find a norm that stays within a bound.
 
@@ -121,6 +144,14 @@ class RoundingBound(NamedTuple):
             return rounding
         lost = (cls.of([part], options.ord, options.grad_scale).lost for part in parts)
         return rounding._replace(lost=max(lost, default=0.0))
+
+    @classmethod
+    def of_worst(cls, size: int, worst: Worst, ord: float) -> RoundingBound:
+        """The RoundingBound of a unit of `size` elements that all round as the coarsest do."""
+        power = min(ord, 1.0)
+        lost = worst.least**power * (1.0 if ord == math.inf else float(size) ** (power / ord)) * _ROOM
+        slope = 1.0 + worst.half * _ROOM + 2.0**-48 / power
+        return cls(lost, slope, power, 0.5 if worst.exact else 0.25, worst.most)
 
     def threshold(self, bound: float) -> float:
         """The norm that keeps a bound when it is brought there."""

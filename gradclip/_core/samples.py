@@ -72,11 +72,16 @@ def _decided(request: SampleRequest, sums: Sums) -> Plan:
     """Return a Plan with a factor for each sample or, by part, for each sample in each part."""
     options, normalize = request.options, request.mode is NORMALIZE
     batch = sums.count // max(len(request.parts), 1)
-    limit, safe = (np.repeat(x, batch) for x in (request.limits, safe_norms(request)))
-    most = largest_term(request)
+    shared: Any = options if options.shared else None  # whose module is not imported for a name
+    limit = np.repeat(request.limits, batch)
+    safe = np.repeat(safe_norms(request), batch) if shared is None else shared.safe_norms(limit)
+    most = None if shared is not None else largest_term(request)  # there the safe norms are below it
     clips = None
     if not normalize:
-        over = exceeding(sums, request.samples, options, limit) != 0 if kept(request) else ~(sums.norms() <= safe)
+        if shared is not None:
+            over = ~(sums.norms() <= safe) if shared.inexact else shared.exceeding(sums, limit) != 0
+        else:
+            over = exceeding(sums, request.samples, options, limit) != 0 if kept(request) else ~(sums.norms() <= safe)
         clips = (over & (safe < math.inf)).astype(np.uint8)
     plan = Plan(sums.count)
     plan.decide(sums, safe, options.eps, normalize, True, clips)

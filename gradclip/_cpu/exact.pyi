@@ -1,4 +1,6 @@
+from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,8 @@ def exact_sum(
     by_owner: bool = False,
     owner: Indices | None = None,
 ) -> Fraction: ...
+def exact_sums(leaves: Leaves, ord: float, units: Indices, owner: Indices | None) -> list[Fraction]: ...
+def merged_sums(units: Sums, owner: Indices, own: Sums, which: Sequence[int], parts: Sequence[Any], whole: Sums) -> Sums: ...
 def exceed(leaves: Leaves, sums: Sums, units: np.ndarray | None, thresholds: np.ndarray) -> np.ndarray: ...
 def sums_of(
     total: int,

@@ -18,7 +18,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from gradclip._cpu.fold cimport ldexpl
+from gradclip._cpu.fold cimport Sum, clear as clear_sum, complete, ldexpl
 from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 from gradclip._cpu.machine cimport ROOM, SERIAL_BYTES, gc_kernels, kernels, share_out, team_size
 from gradclip._cpu.memory cimport doubles, flags, indices
@@ -320,12 +320,12 @@ cdef class Exact:
         PyErr_CheckSignals()
         return 0
 
-    cdef object integer(self):
-        """The first sum in units of 2**LOWEST."""
+    cdef object integer(self, Py_ssize_t k=0):
+        """Sum k in units of 2**LOWEST."""
         cdef Py_ssize_t i
         words = np.empty(LIMBS, "<u4")
         for i in range(LIMBS):
-            words[i] = self.task.sum[0].limb[i]
+            words[i] = self.task.sum[k].limb[i]
         return int.from_bytes(words.tobytes(), "little")
 
 
@@ -487,6 +487,23 @@ def exact_sum(Leaves leaves, double ord, Plan plan=None, unit=None, bint by_owne
     return Fraction(exact.integer()) * Fraction(2) ** LOWEST
 
 
+def exact_sums(Leaves leaves, double ord, units, owner):
+    """The sums of some owners of units as a list, each as `exact_sum` gives it.
+
+    units: numbers of owners, in rising order; owner: of each unit, -1: it has none"""
+    cdef const Py_ssize_t[::1] which = units
+    cdef Py_ssize_t start, i
+    cdef Exact exact
+    found = []
+    for start in range(0, len(which), BATCH):
+        exact = Exact(min(<Py_ssize_t>BATCH, len(which) - start), ord, 1, True)
+        exact.set_owners(owner)
+        exact.task.which = &which[start]
+        exact.add(leaves)
+        found += [Fraction(exact.integer(i)) * Fraction(2) ** LOWEST for i in range(exact.count)]
+    return found
+
+
 def exceed(Leaves leaves, Sums sums, units, thresholds):
     """Return whether the exact norm of each of some units exceeds its threshold, as uint8.
 
@@ -514,18 +531,46 @@ def sums_of(total, exponent, double ord, double grad_scale, bint finite_only, ma
     found: how many elements are NaN, how many Inf, and the place of the first of them."""
     cdef Sums sums = Sums(0, 0, ord, grad_scale, finite_only)
     cdef double order = sums.order
+    sums.total.nans, sums.total.infs, sums.first_nonfinite = found
+    sums.true_max = max_abs
+    if total:
+        set_total(&sums.total, total, exponent, order, grad_scale)
+    return sums
+
+
+def merged_sums(Sums units, owner, Sums own, which, parts, Sums whole):
+    """Return the Sums of units or their owners whose norms run over leaves of other ranks too.
+
+    units, owner: what was measured here, and the owner of each unit
+    own: the norms that are not shared
+    which, parts: the norms that are, and of each the sum (total * 2**exponent) and the counts of NaN and Inf of all ranks
+    whole: the sum of all"""
+    cdef Sums sums = units.by_owner(own.count, owner)
+    cdef Py_ssize_t i
+    cdef Sum sum
+    for i in range(own.count):
+        sums.unit[i] = own.unit[i]
+    for i, part in zip(which, parts):
+        clear_sum(&sum)
+        sum.nans, sum.infs = part.nans, part.infs
+        if part.total:
+            set_total(&sum, part.total, part.exponent, sums.order, sums.grad_scale)
+        complete(&sums.unit[i], &sum)
+    sums.total, sums.true_max, sums.exact_total = whole.total, whole.true_max, whole.exact_total
+    sums.first_nonfinite = whole.first_nonfinite
+    return sums
+
+
+cdef int set_total(Sum *sum, total, exponent, double order, double grad_scale) except -1:
+    """Let a sum be the integer total * 2**exponent, above 0, whose norm is the correctly rounded one for orders 1 and 2."""
     cdef ExactSum exact
     cdef gc_measured all
     cdef gc_fpenv saved
     cdef Py_ssize_t j
-    sums.total.nans, sums.total.infs, sums.first_nonfinite = found
-    sums.true_max = max_abs
-    if not total:
-        return sums
-    sums.total.amax = 1
+    sum.amax = 1
     size = total.bit_length() + exponent
     if order == 0:
-        sums.total.amax = ldexpl(<double>float(Fraction(total) / Fraction(2) ** total.bit_length()), <int>size)
+        sum.amax = ldexpl(<double>float(Fraction(total) / Fraction(2) ** total.bit_length()), <int>size)
     elif order == 1 or order == 2:
         shift = exponent - LOWEST
         units = total << shift if shift >= 0 else total >> -shift | (total & (1 << -shift) - 1 != 0)
@@ -535,14 +580,14 @@ def sums_of(total, exponent, double ord, double grad_scale, bint finite_only, ma
         exact.bottom, exact.top = 0, LIMBS - 1
         trim(&exact)
         saved = gc_fp_enter()
-        all = sums.at(ALL)
+        complete(&all, sum)
         round_to_side(&all, &exact, order, grad_scale)
         gc_fp_leave(saved)
-        sums.total.high, sums.total.low, sums.total.bin = all.high, all.low, all.bin
+        sum.high, sum.low, sum.bin = all.high, all.low, all.bin
     else:
         if not -800 <= size <= 1000:
-            sums.total.bin = (size + gc_bin_width(order) // 2) // gc_bin_width(order)
-        part = Fraction(total) * Fraction(2) ** (exponent - gc_bin_width(order) * <object>sums.total.bin)
-        sums.total.high = <double>float(part)
-        sums.total.low = <double>float(part - Fraction(<double>sums.total.high))
-    return sums
+            sum.bin = (size + gc_bin_width(order) // 2) // gc_bin_width(order)
+        part = Fraction(total) * Fraction(2) ** (exponent - gc_bin_width(order) * <object>sum.bin)
+        sum.high = <double>float(part)
+        sum.low = <double>float(part - Fraction(<double>sum.high))
+    return 0

@@ -8,7 +8,7 @@ add 0."""
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -23,7 +23,8 @@ WINDOW = 32 * (LIMBS - 3)  # bits below the largest sum that travel where powers
 TEXT = 1024  # bytes
 NONE = -(2**62)  # what has no part in a maximum
 
-FAILED, FIRST, ALIKE, UNLIKE, LARGEST, ERROR, NORM, TOP, COARSEST = range(9)  # words of MAX
+FAILED, FIRST, ALIKE, UNLIKE, LARGEST, ERROR, NORM, TOP, COARSEST = range(9)  # words of MAX,
+WORDS, EXTRA = 9, 9  # and how many, and how many more for norms of units
 HEAD = 6
 FAILURES, NANS, INFS, ROUNDED, SIZE, CASTS = range(HEAD)  # words of SUM, before the limbs
 
@@ -56,23 +57,34 @@ class Session:
         self.alone = comm is None
         self.open = self._peers.size > 1
         self._busy = False
+        self.extra: list[int] = []
 
-    def merge(self, part: Part, ord: float, alike: int) -> Part:
+    def reduce(self, words: Words, op: str) -> Words:
+        """Return words of all ranks, reduced: MAX or SUM. Between two calls of `merge`."""
+        self._busy = True
+        found = self._peers.start(words, op)()
+        self._busy = False
+        return found
+
+    def merge(self, part: Part, ord: float, alike: int, extra: Sequence[int] = ()) -> Part:
         """Return what all ranks found together, the same on every rank; raise an error if one failed or has other arguments.
 
-        alike : a number that stands for the arguments, which have to be the same"""
+        alike : a number that stands for the arguments, which have to be the same
+        extra : up to EXTRA words, of which `self.extra` holds the maxima then"""
         if self.alone:
+            self.extra = list(extra)
             return part
         self._busy = True
-        most = np.full(9, NONE, np.int64)
+        most = np.full(WORDS + EXTRA, NONE, np.int64)
+        most[WORDS : WORDS + len(extra)] = extra
         most[[ALIKE, UNLIKE]] = alike, -alike
-        most[[LARGEST, ERROR, COARSEST]] = [_bits(x) for x in (part.max_abs, part.error, part.half)]
+        most[[LARGEST, ERROR, COARSEST]] = [bits_of(x) for x in (part.max_abs, part.error, part.half)]
         if part.first is not None:
             most[FIRST] = -self._peers.rank
         if part.total:
             most[TOP] = part.total.bit_length() + part.exponent
         if ord == np.inf:
-            most[NORM] = _magnitude_bits(part.value())
+            most[NORM] = magnitude_bits(part.value())
         fixed = ord in (1.0, 2.0)
         waiting = self._peers.start(most, MAX)
         base = LOWEST
@@ -82,12 +94,13 @@ class Session:
         words = np.zeros(HEAD + LIMBS, np.int64)
         words[[NANS, INFS, ROUNDED, SIZE, CASTS]] = part.nans, part.infs, part.rounded, part.size, part.casts
         if ord != np.inf:
-            words[HEAD:] = _limbs(part, base)
+            words[HEAD:] = limbs_of(part, base)
         adding = self._peers.start(words, SUM)
         if waiting is not None:
             most = waiting()
         words = adding()
         self._refuse(most, words)
+        self.extra = most[WORDS:].tolist()
         merged = self._merged(most, words, base, ord, part)
         self._busy = False
         return merged
@@ -112,18 +125,18 @@ class Session:
             own = "" if part.first is None or rank != self._peers.rank else f"{part.first[1]} {part.first[0]}"
             index, _, path = self._told(rank, own).partition(" ")
             first = f"rank {rank}: {path}", int(index)
-        total, exponent = (_integer(words[HEAD:]), base) if ord != np.inf else _magnitude(int(most[NORM]))
+        total, exponent = (integer_of(words[HEAD:]), base) if ord != np.inf else magnitude_of(int(most[NORM]))
         return Part(
             total,
             exponent,
-            _number(int(most[ERROR])),
+            number_of(int(most[ERROR])),
             bool(words[ROUNDED]),
             nans,
             infs,
-            _number(int(most[LARGEST])),
+            number_of(int(most[LARGEST])),
             first,
             int(words[SIZE]),
-            _number(int(most[COARSEST])),
+            number_of(int(most[COARSEST])),
             bool(words[CASTS]),
         )
 
@@ -132,7 +145,7 @@ class Session:
         if not self.open or self._busy:
             return
         self.open = False
-        most = np.full(9, NONE, np.int64)
+        most = np.full(WORDS + EXTRA, NONE, np.int64)
         most[FAILED] = -self._peers.rank
         words = np.zeros(HEAD + LIMBS, np.int64)
         words[FAILURES] = 1
@@ -164,37 +177,37 @@ def tell(norm: Mapping[str, Any], error: BaseException) -> None:
     comm.fail(error)
 
 
-def _limbs(part: Part, base: int) -> Words:
+def limbs_of(part: Part, base: int, limbs: int = LIMBS) -> Words:
     """Return a sum in units of 2**base, in limbs of 32 bits; what lies below is left out."""
     shift = part.exponent - base
     units = part.total << shift if shift >= 0 else part.total >> min(-shift, part.total.bit_length())
-    return np.frombuffer(units.to_bytes(4 * LIMBS, "little"), "<u4").astype(np.int64)
+    return np.frombuffer(units.to_bytes(4 * limbs, "little"), "<u4").astype(np.int64)
 
 
-def _integer(limbs: Words) -> int:
+def integer_of(limbs: Words) -> int:
     """Return the integer that limbs hold, which have been added and so may exceed 32 bits."""
     low, high = (limbs & 0xFFFFFFFF).astype("<u4"), (limbs >> 32).astype("<u4")
     return int.from_bytes(low.tobytes(), "little") + (int.from_bytes(high.tobytes(), "little") << 32)
 
 
-def _bits(x: float) -> int:
+def bits_of(x: float) -> int:
     """Return the bits of a float >= 0 as an integer, which are in the same order."""
     bits: int = struct.unpack("<q", struct.pack("<d", x))[0]
     return bits
 
 
-def _number(bits: int) -> float:
+def number_of(bits: int) -> float:
     """Return the float of `_bits`; 0 if there was none."""
     return 0.0 if bits < 0 else float(struct.unpack("<d", struct.pack("<q", bits))[0])
 
 
-def _magnitude_bits(value: Fraction) -> int:
+def magnitude_bits(value: Fraction) -> int:
     """Return the bits of a magnitude, which may be the modulus of a complex number and so lie beyond float64 by one binade."""
-    return _bits(float(value)) if value < 2**1024 else _bits(float(value / 2)) + (1 << 52)
+    return bits_of(float(value)) if value < 2**1024 else bits_of(float(value / 2)) + (1 << 52)
 
 
-def _magnitude(bits: int) -> tuple[int, int]:
+def magnitude_of(bits: int) -> tuple[int, int]:
     """Return the magnitude of `_magnitude_bits` as an integer and the exponent of the power of two that it is multiplied by."""
     beyond = bits >= 2047 << 52
-    numerator, denominator = _number(bits - (1 << 52) if beyond else bits).as_integer_ratio()
+    numerator, denominator = number_of(bits - (1 << 52) if beyond else bits).as_integer_ratio()
     return numerator, 1 - denominator.bit_length() + beyond

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .._core.arguments import flag
 from .._core.by_leaf import by_leaf
@@ -28,18 +30,21 @@ if TYPE_CHECKING:
     from .._cpu.plan import Plan
     from .._cpu.sums import Sums
     from ..measure import Measure
+    from ..report import ClipReport
 
 
 class SharedOptions(Options):
     """The Options of a call with `comm` or `owned`, which measures, holds `strict` and ends in its own way."""
 
-    __slots__ = ("alike", "casts", "counted", "elements", "half", "owned", "rounded", "session", "share")
+    __slots__ = ("alike", "also", "casts", "counted", "elements", "half", "owned", "rounded", "session", "share")
+    shared = True
 
     session: Session
     counted: list[int] | None  # which leaves the norm runs over; None: all
     rounded: bool  # whether some rank cannot form the sum exactly
     alike: int
     casts: bool  # whether some rank writes to leaves of another dtype
+    also: Any  # what else has to be the same on all ranks
     elements: int
     half: float
     share: Fraction  # of the sum behind the norm, or of the norm where that is not RATIONAL, that belongs to what is written
@@ -51,7 +56,7 @@ class SharedOptions(Options):
         for name in Options.__slots__:
             setattr(self, name, getattr(checked, name))
         self.share = Fraction(1)
-        self.owned = owned
+        self.owned, self.also = owned, None
 
     def measure(self, request: Request, engine: Engine, read: Leaves) -> Sums:
         """Return the Sums of all ranks, after the first exchange."""
@@ -103,14 +108,14 @@ class SharedOptions(Options):
         if not self.strict and not isinstance(request.threshold, Threshold) and not isinstance(self.skip_above, Threshold):
             self.session.open = False
 
-    def _merge(self, request: Request, part: Part) -> Part:
+    def _merge(self, request: Request, part: Part, extra: Sequence[int] = ()) -> Part:
         """Exchange what was measured, together with a number that stands for the arguments."""
         asked = (self.threshold_shown(request.threshold), self.threshold_shown(self.skip_above), request.mode.name)
-        told = self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked
+        told = self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked, self.also
         self.alike = zlib.crc32(repr(told).encode())
         if request.to.casts:
             part = part._replace(casts=True, half=max(part.half, *(unit_of(a.dtype).half for a in request.to.arrays)))
-        merged = self.session.merge(part, self.ord, self.alike)
+        merged = self.session.merge(part, self.ord, self.alike, extra)
         self.rounded, self.casts = merged.rounded, merged.casts
         return merged
 
@@ -175,11 +180,14 @@ class SharedOptions(Options):
         most = request.threshold * float(self.share) * safety(self.ord)
         return most / norm if norm > most else 2.0
 
-    def conclude(self, request: Request) -> None:
-        """Agree with the other ranks that nothing failed, if something could after the exchange; then all write."""
+    def conclude(self, request: Request, report: ClipReport) -> ClipReport:
+        """Agree with the other ranks that nothing failed, if something could after the exchange; then all write.
+
+        Returns the report."""
         if self.session.open:
             self.session.merge(Part(), self.ord, self.alike)
             self.session.open = False
+        return report
 
 
 def counted_leaves(leaves: Leaves, owned: Any) -> list[int] | None:
@@ -234,12 +242,13 @@ def measured_owned(grads: Any, options: Options, owned: Any) -> tuple[Sums, tupl
     return found, total, part.rounded
 
 
-def unsettled(part: Part, options: Options) -> bool:
+def unsettled(part: Part, options: Options, grad_scale: float | None = None) -> bool:
     """Return whether a sum does not tell the norm, and an exact one can."""
     if options.ord not in (1.0, 2.0) or part.rounded or (part.nans + part.infs and not options.finite_only):
         return False
     total, power = part.value(), int(options.ord)
-    scale, error = Fraction(options.grad_scale) ** power, Fraction(part.error)
+    scale = Fraction(options.grad_scale if grad_scale is None else grad_scale) ** power
+    error = Fraction(part.error)
     low, high = (root(total * (1 + by * error) / scale, power) for by in (-1, 1))
     return low != high or not (low == 0.0 or 1e-280 < low < 1e280)  # beyond, factors are made of more bits than a norm has
 
@@ -248,4 +257,6 @@ def exact_total(leaves: Leaves, ord: float, counted: list[int] | None, plan: Pla
     """Return the exact sum of the elements that are counted, or of what a Plan would make of them."""
     if counted is None:
         return exact_sum(leaves, ord, plan)
-    return sum((exact_sum(leaves, ord, plan, unit) for unit in counted), Fraction(0))
+    owner = np.full(leaves.units, -1)
+    owner[counted] = 0
+    return exact_sum(leaves, ord, plan, 0, True, owner)

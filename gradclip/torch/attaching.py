@@ -212,7 +212,11 @@ def attach(optimizer: Optimizer, max_norm: Number | Threshold, *, fold: bool = F
         shared = _as_dtensors(optimizer)
         if shared is None:
             return serve_in_place(grads, kind(Options.of(asked) if changes else options, threshold))
-        report: ClipReport = shared.clip(grads, asked, lambda leaves, found: serve_in_place(leaves, kind(found, threshold)), not fold)
+
+        def serve_parts(leaves: Any, found: Options) -> ClipReport:
+            return serve_in_place(leaves, kind(found, threshold))
+
+        report: ClipReport = shared.clip(grads, asked, serve_parts, not fold)
         return report
 
     return Attached(optimizer, serve, fold)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from .._core.call import Request, options_of, told
+from .._core.call import Request, options_of, tell_ranks
 from .._core.engine import HOST, on_devices
 from .._core.options import Options
 from .._cpu.sums import Sums
@@ -48,7 +48,9 @@ def measure(tensors: list[Tensor], order: float) -> tuple[Sums, Tensor]:
     def serve(found: list[Any], options: Any) -> Sums:
         leaves = Leaves(found)
         engine = on_devices(False) if leaves.devices() else HOST
-        sums: Sums = options.measure(Request(options, math.inf), engine, leaves)
+        request = Request(options, math.inf)
+        request.to = leaves
+        sums: Sums = options.measure(request, engine, leaves)
         return sums
 
     sums = Sharing(tensors).served(tensors, {"ord": order, "nonfinite": "propagate"}, serve, write=False)
@@ -119,7 +121,7 @@ class Sharing:
             norm["owned"] = values.pop() if len(values) == 1 else owned  # the usual cases, and the quick ones
             return serve(parts(grads, write, True), options_of(norm))
         except BaseException as error:
-            told(norm, error)
+            tell_ranks(norm, error)
             raise
 
 

@@ -35,6 +35,7 @@ def in_place() -> None:
         gradclip.clip_by_norm_(grads, np.int64(1)),
         gradclip.clip_by_global_norm_((grad for grad in grads), thresholds.Quantile(0.9)),
         gradclip.clip_by_global_norm_(grads, 1.0, owned={"*": True}, comm=None),
+        gradclip.clip_by_norm_(grads, 1.0, groups={"*": "all"}, owned={"*": True}, comm=None),
         gradclip.normalize_(grads, 2.0, eps=0.0, per_leaf=True, ord=float("inf")),
         gradclip.clip_adaptive_(grads, params, 0.01, eps=1e-3, unit_axis=-1, nonfinite="propagate"),
         gradclip.clip_adaptive_(grads, params, {"0": 0.01}, unit_axis=(0, 1)),

@@ -111,7 +111,8 @@ __device__ u64 cast_product(i64 dtype, double x, double factor)
         return Single::narrow(exact);
     const u64 sign = u & 1ULL << 63, behind = 0x1fffffff;
     if (dtype == BF16 && fabs(exact) < 0x1p-126) /* subnormal in float32 too */
-        return Brain::narrow(__longlong_as_double((i64)((u64)__double_as_longlong((fabs(exact) + 0x1.8p-81) - 0x1.8p-81) | sign)));
+        return Brain::narrow(
+            __longlong_as_double((i64)((u64)__double_as_longlong((fabs(exact) + 0x1.8p-81) - 0x1.8p-81) | sign)));
     const double odd = __longlong_as_double((i64)((u | ((u & behind) + behind)) & ~behind));
     return dtype == F16 ? Half::narrow(odd) : Brain::narrow(odd);
 }

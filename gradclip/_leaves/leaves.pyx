@@ -455,8 +455,8 @@ cdef class Leaves(Units):
                     f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
 
     def check_casts(self, Leaves to):
-        """No leaf is the memory of that which it is rounded to, or a ValueError that names the path: as float16 and bfloat16 the
-        same memory may pass for the same view."""
+        """No leaf is the memory of that which it is rounded to, or a ValueError that names the path: as float16 and bfloat16
+        the same memory may pass for the same view."""
         cdef Py_ssize_t i
         for i in range(self.count):
             if self.leaf[i].dtype != to.leaf[i].dtype and self.leaf[i].size and self.leaf[i].data == to.leaf[i].data:

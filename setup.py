@@ -129,6 +129,7 @@ def extension(name, *sources):
         extra_compile_args=[],
         extra_link_args=[],
         extra_objects=[],
+        libraries=[] if MSVC else ["m"],
     )
 
 

@@ -302,3 +302,7 @@ if __name__ == "__main__":
         except Exception as error:
             found = {"error": type(error).__name__, "text": str(error)}
         print(f"RANK{rank} " + json.dumps([name, found]), flush=True)
+    if sys.argv[1] == "torch":  # a process that ends before the others have left the group may abort
+        dist = sys.modules["torch.distributed"]
+        dist.barrier()
+        dist.destroy_process_group()

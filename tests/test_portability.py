@@ -24,7 +24,7 @@ def bits(folder, compiler, *flags, runner=()):
         objects.append(str(folder / f"{source.stem}.o"))
         extra = flags if source.stem == "kernels" else ()
         subprocess.run([compiler, *FLAGS, *extra, f"-I{SOURCE}", "-c", str(source), "-o", objects[-1]], check=True)
-    subprocess.run([compiler, *objects, *(["-static"] if runner else []), "-o", program], check=True)
+    subprocess.run([compiler, *objects, *(["-static"] if runner else []), "-o", program, "-lm"], check=True)
     return subprocess.run([*runner, program], check=True, capture_output=True, text=True).stdout.split()
 
 

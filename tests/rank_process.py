@@ -144,7 +144,7 @@ def rules(comm, rank, size):
     return found
 
 
-def rows(dtype=np.float64, nan=False, equal=False):
+def rows(dtype=np.float64, nan=False, equal=False, small=False):
     """Whole leaves, whose rows ranks share out: matrices, a vector, one with fewer rows than ranks, one that one rank holds."""
     rng = np.random.default_rng(11)
     shapes = {"w0": (7, 5), "w1": (4, 3), "b": (9,), "few": (2, 2), "own": (3, 4)}
@@ -152,7 +152,7 @@ def rows(dtype=np.float64, nan=False, equal=False):
     found = {n: (np.full(s, 0.1) if equal else rng.standard_normal(s) * scales[n]).astype(dtype) for n, s in shapes.items()}
     if nan:
         found["w1"][3, 1], found["b"][8] = np.nan, np.inf
-    return found
+    return {n: x * 2.0**-40 for n, x in found.items()} if small else found
 
 
 def shard(whole, rank, size, axis=0):
@@ -206,9 +206,12 @@ def params_like(whole):
 
 
 def by_units(comm, rank, size, call, kind="", **norm):
-    """A call over shards; the matrices of `replicated` are held whole by all ranks, and counted by the first."""
-    whole = rows(np.float32 if kind == "single" else np.float64, kind == "nan", kind == "equal")
+    """A call over shards; the matrices of `replicated` are held whole by all ranks, and counted by the first. In `idle` the first
+    of several ranks has no leaves."""
+    whole = rows(np.float32 if kind == "single" else np.float64, kind == "nan", kind == "equal", kind in ("small", "idle"))
     grads, params = (shard(x, rank, size) for x in (whole, params_like(whole)))
+    if kind == "idle" and size > 1:
+        grads = shard(whole, rank - 1, size - 1) if rank else {}
     if kind == "replicated":
         grads["w0"], params["w0"] = whole["w0"].copy(), params_like(whole)["w0"]
         norm["owned"] = {"w0": rank == 0}
@@ -257,10 +260,13 @@ def failing_units(comm, rank, size, what):
         gradclip.clip_per_sample_(np.ones((3, 4)), 1.0, mask=np.arange(3) == rank, comm=comm)
 
 
+SMALL = ("leaf", "axis 0", "axis -1", "groups", "adaptive", "adaptive columns")
 FAILING_UNITS = ("leaf", "twice", "threshold", "call", "columns", "batch", "mask")
 CASES = {
     **{f"units {c} {o}": lambda *who, c=c, o=o: by_units(*who, c, **OPTIONS[o]) for c in UNITS for o in OPTIONS},
     **{f"units {c} {k}": lambda *who, c=c, k=k: by_units(*who, c, k) for c in UNITS for k in ("equal", "single", "replicated")},
+    **{f"units {c} small": lambda *who, c=c: by_units(*who, c, "small", strict=True, grad_scale=3.0) for c in SMALL},
+    "units normalize idle": lambda *who: by_units(*who, "normalize", "idle"),
     **{
         f"units {c} nan {p}": lambda *who, c=c, p=p: by_units(*who, c, "nan", nonfinite=p)
         for c in ("leaf", "groups", "adaptive columns")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rank_process import CASES, OPTIONS, SAMPLES, UNITS, batch, leaves, params_like, rows
+from rank_process import CASES, OPTIONS, SAMPLES, SMALL, UNITS, batch, leaves, params_like, rows
 from reference import rounded_norm
 
 import gradclip
@@ -264,6 +264,23 @@ def test_norms_of_units_run_over_the_shards_of_all_ranks(ranks, call, kind):
         return
     same_report(ranks, case, report)
     assert same_bytes(joined(ranks, case), expected)
+
+
+@pytest.mark.parametrize("call", SMALL)
+def test_what_strict_only_unscales_is_not_enlarged(ranks, call):
+    whole = rows(small=True)
+    expected, report = UNITS[call](whole, params_like(whole), grad_scale=3.0)
+    assert not report.clipped
+    same_report(ranks, f"units {call} small", report)
+    assert same_bytes(joined(ranks, f"units {call} small"), expected)
+
+
+def test_a_rank_without_leaves_does_not_lower_a_factor_above_1(ranks):
+    whole = rows(small=True)
+    expected, report = UNITS["normalize"](whole, params_like(whole))
+    assert report.scale > 2.0
+    same_report(ranks, "units normalize idle", report)
+    assert same_bytes(joined(ranks, "units normalize idle"), expected)
 
 
 @pytest.mark.parametrize("call", ["leaf", "groups", "adaptive columns"])

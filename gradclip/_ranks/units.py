@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .._core.dyadic import dyadic
+from .._core.mode import NORMALIZE
 from .._core.options import refuse_skip_above
 from .._core.rounding import RATIONAL, RoundingBound, Worst, exact_order
 from .._core.strict import power_of
@@ -290,8 +291,11 @@ class SharedUnits(SharedOptions):
 
         So no rank needs to know what the others would write."""
         for k, bound in enumerate(request.threshold.tolist()):
-            if bound < math.inf and not plan.keeps(k) and not sums.shows_nonfinite(k) and sums.norm(k) > 0.0:
-                plan.set_threshold(k, sums, k, self.safe(k, bound), self.eps, math.inf)
+            if bound == math.inf or plan.keeps(k) or sums.shows_nonfinite(k) or sums.norm(k) == 0.0:
+                continue
+            safe = self.safe(k, bound)
+            if request.mode is NORMALIZE or not sums.norm(k) <= safe:  # else it is only unscaled, and not to be enlarged
+                plan.set_threshold(k, sums, k, safe, self.eps, math.inf)
 
     def conclude(self, request: Request, report: ClipReport) -> ClipReport:
         """Agree with the other ranks that nothing failed, and on the smallest factor; then all write."""
@@ -302,11 +306,14 @@ class SharedUnits(SharedOptions):
         scale, counts = report.scale, (report.clipped_count, report.size)
         if not self.session.open:
             return report, *counts
-        extra = [1 if math.isnan(scale) else -bits_of(scale), int(report.clipped), *counts]
+        word = 1 if math.isnan(scale) else -bits_of(scale if len(report.norms) else math.inf)  # inf: without units, no factor
+        extra = [word, int(report.clipped), *counts]
         self.session.merge(Part(), self.ord, self.alike, extra)
         self.session.open = False
         least, clipped, count, size = self.session.extra[:4]
-        return everywhere(report, math.nan if least == 1 else number_of(-least), bool(clipped)), count, size
+        smallest = math.nan if least == 1 else number_of(-least)
+        smallest = 1.0 if smallest == math.inf else smallest
+        return everywhere(report, smallest, bool(clipped)), count, size
 
 
 class Table:

@@ -206,8 +206,9 @@ def params_like(whole):
 
 
 def by_units(comm, rank, size, call, kind="", **norm):
-    """A call over shards; the matrices of `replicated` are held whole by all ranks, and counted by the first. In `idle` the first
-    of several ranks has no leaves."""
+    """A call over shards. The matrices of `replicated` are held whole by all ranks, and counted by the first.
+
+    In `idle` the first of several ranks has no leaves."""
     whole = rows(np.float32 if kind == "single" else np.float64, kind == "nan", kind == "equal", kind in ("small", "idle"))
     grads, params = (shard(x, rank, size) for x in (whole, params_like(whole)))
     if kind == "idle" and size > 1:

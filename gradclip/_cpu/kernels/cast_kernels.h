@@ -7,7 +7,7 @@
 #ifndef GRADCLIP_CAST_KERNELS_H
 #define GRADCLIP_CAST_KERNELS_H
 
-#include <math.h>
+#include "near.h" /* fma */
 
 #define GC_BEHIND_FLOAT 0x1fffffff /* bits of a float64 that float32 has no room for */
 
@@ -51,7 +51,7 @@ static inline double gc_odd_or_subnormal(double x)
 static inline double gc_product_off_ties(double x, double factor, uint64_t last)
 {
     const double product = x * factor;
-    if (!(gc_may_be_tie(product, last) >> 63) || !isfinite(product))
+    if (!(gc_may_be_tie(product, last) >> 63) || product - product != 0) /* NaN, Inf */
         return product;
     const double rest = fma(x, factor, -product);
     if (rest == 0)

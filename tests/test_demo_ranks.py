@@ -1,16 +1,15 @@
 """`mpiexec -n N gradclip demo`: the trainings of one process, bit for bit, and one table and picture."""
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_distributed import ENVIRONMENT, LIBRARIES, MPIEXEC
+from launch import LIBRARIES, by_mpiexec
 
 from gradclip.cli import demo, sharing
 
-STEPS, LIMIT = 4, 200
+STEPS = 4
 
 
 def test_items_and_rows_are_shared_out_in_order():
@@ -38,16 +37,13 @@ def test_a_missing_mpi4py_is_named(monkeypatch):
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_train_as_one_process_does(size, tmp_path):
     program, picture = Path(__file__).with_name("demo_process.py"), tmp_path / "picture.png"
-    command = [MPIEXEC, "-n", str(size), sys.executable, str(program), str(STEPS), str(picture), str(tmp_path)]
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(Path(demo.__file__).parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert done.returncode == 0, done.stderr
+    shown = by_mpiexec(size, program, str(STEPS), picture, tmp_path)
     text = demo.standard_library()
     runs = [demo.train(text, STEPS, max_norm, 0) for max_norm in (None, 0.75)]
     told = " ".join(x.hex() for run in runs for x in (*run.norms, *run.losses))
     files = {f"rank{rank}" for rank in range(size)}
     assert {file.name for file in tmp_path.iterdir()} == files | {picture.name}
     assert {(tmp_path / name).read_text(encoding="utf-8") for name in files} == {told}
-    assert done.stdout.count("Picture saved as") == done.stdout.count("share of clipping") == 1
-    assert f"{size} ranks share each batch" in done.stdout
+    assert shown.count("Picture saved as") == shown.count("share of clipping") == 1
+    assert f"{size} ranks share each batch" in shown
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -2,60 +2,20 @@
 
 Each number of ranks runs all cases of rank_process.py in one go."""
 
-import importlib.util
 import json
 import math
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from launch import LIBRARIES, by_gloo, by_mpiexec
 from rank_process import CASES, OPTIONS, SAMPLES, SMALL, UNITS, batch, leaves, params_like, rows
 from reference import rounded_norm
 
 import gradclip
 
 WORKER = str(Path(__file__).with_name("rank_process.py"))
-LIMIT = 300  # seconds, of which importing PyTorch takes the most on a busy machine
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GRADCLIP_NUM_THREADS": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1"}
-ENVIRONMENT |= {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
-ENVIRONMENT |= {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
-LIBRARIES = {
-    "torch": importlib.util.find_spec("torch") is not None,
-    "mpi": importlib.util.find_spec("mpi4py") is not None and MPIEXEC is not None,
-}
 SAME = ("norm", "scale", "max_abs", "max_norm", "clipped", "skipped", "nonfinite")
-
-
-def run_torch(size, folder):
-    """The output of all ranks, each a process that meets the others at a file."""
-    meeting = folder / "meeting"
-    ranks = [[sys.executable, WORKER, "torch", str(rank), str(size), str(meeting)] for rank in range(size)]
-    outputs = [folder / f"output{rank}" for rank in range(size)]  # files: a full pipe would hold up a rank, and so all
-    started = []
-    try:
-        for command, output in zip(ranks, outputs, strict=True):
-            with output.open("w") as stream:
-                started.append(subprocess.Popen(command, env=ENVIRONMENT, stdout=stream, stderr=subprocess.STDOUT))
-        ended = [process.wait(timeout=LIMIT) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    assert ended == [0] * size, [output.read_text()[-2000:] for output in outputs]
-    return "".join(output.read_text() for output in outputs)
-
-
-def run_mpi(size, folder):
-    """The output of all ranks, which mpiexec starts."""
-    command = [MPIEXEC, "-n", str(size), sys.executable, WORKER, "mpi"]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 @pytest.fixture(scope="module", params=[("torch", 1), ("torch", 2), ("torch", 3), ("mpi", 2)], ids=str)
@@ -64,7 +24,10 @@ def ranks(request, tmp_path_factory):
     library, size = request.param
     if not LIBRARIES[library]:
         pytest.skip(f"{library} is missing")
-    output = (run_torch if library == "torch" else run_mpi)(size, tmp_path_factory.mktemp("ranks"))
+    if library == "torch":
+        output = "".join(by_gloo(size, tmp_path_factory.mktemp("ranks"), WORKER, "torch"))
+    else:
+        output = by_mpiexec(size, WORKER, "mpi")
     found = [{} for _ in range(size)]
     for line in output.splitlines():
         head, _, text = line.partition(" ")

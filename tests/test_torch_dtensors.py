@@ -7,7 +7,7 @@ import json
 import math
 from pathlib import Path
 
-import gloo
+import launch
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -24,7 +24,7 @@ import gradclip.torch as ours  # noqa: E402
 def ranks(request, tmp_path_factory):
     """What each rank found, by case."""
     program = Path(__file__).with_name("dtensor_process.py")
-    outputs = gloo.run(program, request.param, tmp_path_factory.mktemp("ranks"))
+    outputs = launch.by_gloo(request.param, tmp_path_factory.mktemp("ranks"), program)
     lines = [[line for line in output.splitlines() if line.startswith("CASE ")] for output in outputs]
     found = [dict(json.loads(line[5:]) for line in of_rank) for of_rank in lines]
     assert all(list(f) == CASES for f in found)

@@ -28,7 +28,7 @@ from .tensors import PLAIN, as_tensor, has_cupy, plain
 try:
     from torch.distributed.tensor import DTensor, Replicate
 except ImportError:  # PyTorch 2.4
-    from torch.distributed._tensor import DTensor, Replicate  # type: ignore[attr-defined]
+    from torch.distributed._tensor import DTensor, Replicate  # type: ignore[attr-defined,unused-ignore]
 
 Result = TypeVar("Result")
 Serve: TypeAlias = Callable[[list[Any], Options], ClipReport]
@@ -87,16 +87,14 @@ class Sharing:
 
         name : what a message calls the gradient"""
         if type(tensor) is not DTensor:
-            return self._rank == self._lowest
+            return bool(self._rank == self._lowest)
         key = id(tensor.device_mesh), tensor.placements
-        found = self._counts.get(key)
-        if found is None:
+        if key not in self._counts:
             check_whole(tensor, name)
             places = tensor.device_mesh.get_coordinate()
             found = places is not None and self._counts[key[0], ()]  # None: this rank is not in the mesh
-            found = found and not any(i for i, p in zip(places or (), key[1], strict=True) if p.is_replicate())
-            self._counts[key] = found
-        return found
+            self._counts[key] = found and not any(i for i, p in zip(places or (), key[1], strict=True) if p.is_replicate())
+        return self._counts[key]
 
     def clip(self, grads: list[Any], norm: dict[str, Any], serve: Serve, write: bool = True) -> ClipReport:
         """Return the report of a call that clips gradients, as `served` has it; autograd is told of what is written."""

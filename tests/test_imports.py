@@ -136,3 +136,9 @@ def test_cycles_are_found(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "MODULES", set(map(name_of, files)))
     way = ["gradclip.a", "gradclip.room.b", "gradclip.room.c", "gradclip.room.d", "gradclip.a"]
     assert cycle_in(graph_of((a, b) for a, b, _ in edges())) == way
+
+
+def test_no_module_brings_the_code_of_typed_memoryviews():
+    typed = re.compile(r"\[[^\]]*::?1\]\s*\w+|<\w+\[:")  # double[::1] view, <double[:4]>pointer
+    assert typed.search("cdef const double[:, ::1] number = rows")
+    assert [path.name for path in FILES if path.suffix != ".py" and typed.search(path.read_text(encoding="utf-8"))] == []

@@ -491,12 +491,12 @@ def exact_sums(Leaves leaves, double ord, units, owner):
     """The sums of some owners of units as a list, each as `exact_sum` gives it.
 
     units: numbers of owners, in rising order; owner: of each unit, -1: it has none"""
-    cdef const Py_ssize_t[::1] which = units
-    cdef Py_ssize_t start, i
+    cdef const Py_ssize_t *which = indices(units)
+    cdef Py_ssize_t start, i, count = len(units)
     cdef Exact exact
     found = []
-    for start in range(0, len(which), BATCH):
-        exact = Exact(min(<Py_ssize_t>BATCH, len(which) - start), ord, 1, True)
+    for start in range(0, count, BATCH):
+        exact = Exact(min(<Py_ssize_t>BATCH, count - start), ord, 1, True)
         exact.set_owners(owner)
         exact.task.which = &which[start]
         exact.add(leaves)

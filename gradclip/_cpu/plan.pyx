@@ -159,8 +159,8 @@ cdef class Plan:
 
         units: what was measured of the units of `to`, or only of all together; thresholds: of the entries; owner: as `spread`
         takes it."""
-        cdef const double[::1] threshold = thresholds
-        cdef const Py_ssize_t[::1] number = owner
+        cdef const double *threshold = doubles(thresholds)
+        cdef const Py_ssize_t *number = indices(owner)
         cdef Py_ssize_t i, j, k, which
         cdef Write *w
         cdef gc_fpenv saved = gc_fp_enter()

@@ -7,6 +7,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import child_process
 import numpy as np
@@ -18,6 +19,13 @@ PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="u
 PROGRAMS = dict(re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", PAGE, re.MULTILINE | re.DOTALL))
 
 pytestmark = pytest.mark.filterwarnings("default")  # those of other packages are no errors here
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Take back what a package sets in the environment of this process: Dask's nanny sets OMP_NUM_THREADS to 1."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def run(recipe, **names):

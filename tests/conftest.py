@@ -17,6 +17,7 @@ def pytest_configure(config):
     """Let Ctrl-C act, and leave the examples out that need PyTorch, or JAX with Optax, where these are not installed."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so a shell starts what runs in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # else JAX takes most of a GPU from the other workers
     root = Path(__file__).parents[1]
     left_out = [root / "gradclip" / "torch", root / "tests" / "dtensor_process.py"] if find_spec("torch") is None else []
     if find_spec("jax") is None or find_spec("optax") is None:

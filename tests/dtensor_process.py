@@ -241,7 +241,7 @@ class Ranks:
         }
         exec(program, names)
         assert names["norm"].item() > 1.0
-        parts = [p.grad.to_local().numpy() for p in names["model"].parameters()]
+        parts = [p.grad.to_local().cpu().numpy() for p in names["model"].parameters()]
         return gradclip.clip_by_global_norm(parts, math.inf, comm=dist.group.WORLD)[1].norm
 
     def attached(self):

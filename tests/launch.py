@@ -28,6 +28,16 @@ LIBRARIES = {
     "mpi": importlib.util.find_spec("mpi4py") is not None and MPIEXEC is not None,
 }
 
+INTO_A_FILE = """if True:
+    import runpy, sys
+    from pathlib import Path
+    from mpi4py import MPI
+    sys.stdout = Path(sys.argv[1], f"output{MPI.COMM_WORLD.rank}").open("w")
+    del sys.argv[:2]
+    sys.path[0] = str(Path(sys.argv[0]).parent)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 def by_gloo(size, folder, program, *arguments):
     """Return what each rank printed. The program is also given its rank, their number and a file at which they meet."""
@@ -47,9 +57,9 @@ def by_gloo(size, folder, program, *arguments):
     return [output.read_text() for output in outputs]
 
 
-def by_mpiexec(size, program, *arguments):
-    """Return what all ranks printed."""
-    command = [MPIEXEC, "-n", str(size), sys.executable, program, *arguments]
+def by_mpiexec(size, folder, program, *arguments):
+    """Return what each rank printed: into a file of its own, since long lines of several ranks would come out mixed."""
+    command = [MPIEXEC, "-n", str(size), sys.executable, "-c", INTO_A_FILE, folder, program, *arguments]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [(folder / f"output{rank}").read_text() for rank in range(size)]

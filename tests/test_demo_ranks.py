@@ -37,12 +37,14 @@ def test_a_missing_mpi4py_is_named(monkeypatch):
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_train_as_one_process_does(size, tmp_path):
     program, picture = Path(__file__).with_name("demo_process.py"), tmp_path / "picture.png"
-    shown = by_mpiexec(size, program, str(STEPS), picture, tmp_path)
+    printed = tmp_path / "printed"
+    printed.mkdir()
+    shown = "".join(by_mpiexec(size, printed, program, str(STEPS), picture, tmp_path))
     text = demo.standard_library()
     runs = [demo.train(text, STEPS, max_norm, 0) for max_norm in (None, 0.75)]
     told = " ".join(x.hex() for run in runs for x in (*run.norms, *run.losses))
     files = {f"rank{rank}" for rank in range(size)}
-    assert {file.name for file in tmp_path.iterdir()} == files | {picture.name}
+    assert {file.name for file in tmp_path.iterdir()} == files | {picture.name, printed.name}
     assert {(tmp_path / name).read_text(encoding="utf-8") for name in files} == {told}
     assert shown.count("Picture saved as") == shown.count("share of clipping") == 1
     assert f"{size} ranks share each batch" in shown

@@ -24,10 +24,8 @@ def ranks(request, tmp_path_factory):
     library, size = request.param
     if not LIBRARIES[library]:
         pytest.skip(f"{library} is missing")
-    if library == "torch":
-        output = "".join(by_gloo(size, tmp_path_factory.mktemp("ranks"), WORKER, "torch"))
-    else:
-        output = by_mpiexec(size, WORKER, "mpi")
+    launch = by_gloo if library == "torch" else by_mpiexec
+    output = "".join(launch(size, tmp_path_factory.mktemp("ranks"), WORKER, library))
     found = [{} for _ in range(size)]
     for line in output.splitlines():
         head, _, text = line.partition(" ")

@@ -266,6 +266,6 @@ def test_sharded_arrays_have_one_norm():
         alone = jax.shard_map(lambda x: clip.update(x, clip.init(x))[0], **where)
         print(jax.jit(alone)(grads).tolist())
     """
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
     assert done.stdout == "5.0 [1.5, 2.0] True\n[2.5, 2.5]\n", done.stderr

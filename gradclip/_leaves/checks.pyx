@@ -10,6 +10,7 @@ cimport numpy as cnp
 from .foreign import addressed
 from .overlap import overlaps_itself
 from gradclip._leaves.layout cimport GC_F32, GC_F64, dtype_of, fill, lay_out, number_of
+from gradclip._leaves.tensors cimport DeviceTensor
 
 cnp.import_array()
 
@@ -63,13 +64,22 @@ cdef cnp.ndarray describe(gc_leaf *leaf, object given, bint write):
 
 
 cdef int describe_on_device(gc_leaf *leaf, object array, bint write) except -1:
-    """Describe a CuPy array. It has no flag against writing, and its memory cannot be looked at: only addresses are."""
+    """Describe a CuPy array, or what stands for one. It has no flag against writing, and its memory cannot be looked at: only
+    addresses are."""
     cdef object dtype = array.dtype, memory = array.data
-    cdef uintptr_t start = memory.ptr
+    cdef uintptr_t start
+    cdef Py_ssize_t count
+    cdef int device
+    cdef bint contiguous
+    if type(array) is DeviceTensor:     # whose attributes are read in C
+        start, count, device = (<DeviceTensor>array).ptr, (<DeviceTensor>array).size, (<DeviceTensor>array).device_id
+        contiguous = (<DeviceTensor>array)._c_contiguous or (<DeviceTensor>array)._f_contiguous
+    else:
+        start, count, device = memory.ptr, array.size, memory.device_id
+        contiguous = array._c_contiguous or array._f_contiguous
     cdef int kind = dtype.num, number = number_of(kind)
     cdef bint is_complex = kind == cnp.NPY_COMPLEX64 or kind == cnp.NPY_COMPLEX128
     cdef int size = 8 if number == GC_F64 else 4 if number == GC_F32 else 2
-    cdef bint contiguous = array._c_contiguous or array._f_contiguous
     if number < 0:
         refuse_dtype(dtype)
     if not dtype.isnative:
@@ -80,7 +90,7 @@ cdef int describe_on_device(gc_leaf *leaf, object array, bint write) except -1:
     if contiguous:
         leaf.dtype = leaf.becomes = number
         leaf.itemsize, leaf.is_complex = size, is_complex
-        leaf.size = <ptrdiff_t>array.size << is_complex
+        leaf.size = <ptrdiff_t>count << is_complex
         leaf.data = <char *>start
         leaf.ndim = leaf.unit_ndim = leaf.panel = 0
         leaf.units = 1
@@ -89,7 +99,7 @@ cdef int describe_on_device(gc_leaf *leaf, object array, bint write) except -1:
         if write:
             check_apart(addressed(array))
         lay_out(array, None, leaf, NULL, False)
-    leaf.device = 1 + <int>memory.device_id
+    leaf.device = 1 + device
     return 0
 
 

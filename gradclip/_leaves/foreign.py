@@ -42,6 +42,11 @@ def type_name(node: Any) -> str:
     return f"{type(node).__module__}.{type(node).__qualname__}"
 
 
+def knows_sparse() -> bool:
+    """Whether anything can be a sparse array: somebody has imported scipy.sparse."""
+    return "scipy.sparse" in sys.modules
+
+
 def is_sparse(node: Any) -> bool:
     """A scipy.sparse array or matrix; false wherever scipy.sparse was never imported."""
     sparse = sys.modules.get("scipy.sparse")
@@ -136,7 +141,7 @@ def _view_tensor(node: Any, write: bool, weights: bool) -> Any:
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{type_name(node)} gives no view of its memory: {error}") from None
     try:
-        return _tensor_on_gpu(tensor) if tensor.is_cuda else _view_torch(tensor)
+        return view_on_gpu(tensor) if tensor.is_cuda else _view_torch(tensor)
     except (AttributeError, KeyError, TypeError, ValueError, BufferError, RuntimeError) as error:
         where = "CuPy no view of its memory" if tensor.is_cuda else "NumPy no view of its memory on the CPU"
         raise TypeError(f"{type_name(node)} gives {where}: {error}") from None
@@ -162,11 +167,11 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     return "bfloat16" if dtype is BRAIN else str(dtype)
 
 
-def _tensor_on_gpu(tensor: Any) -> Any:
-    """As a CuPy array of the same memory. CuPy itself would ask for `__cuda_array_interface__`, which is slow."""
+def view_on_gpu(tensor: Any) -> Any:
+    """A tensor as a CuPy array of the same memory. CuPy itself would ask for `__cuda_array_interface__`, which is slow."""
     cupy = _cupy()
     dtype = torch_dtype(tensor.dtype)
-    dtype = np.dtype(_brain()) if dtype is BRAIN else dtype
+    dtype = brain() if dtype is BRAIN else dtype
     if dtype is None or not tensor.numel():
         with cupy.cuda.Device(tensor.device.index):  # CuPy would copy from another device to the current one
             return cupy.asarray(tensor) if dtype is None else cupy.empty(tuple(tensor.shape), dtype)
@@ -228,13 +233,15 @@ def addressed(array: Any) -> Array:
     return found
 
 
-def _brain() -> Any:
+@cache
+def brain() -> np.dtype[Any]:
     """bfloat16, which CuPy knows by ml_dtypes alone."""
     try:
         import ml_dtypes
     except ImportError:
         raise ImportError('bfloat16 tensors on a GPU need ml_dtypes: pip install "gradclip[bfloat16]"') from None
-    return ml_dtypes.bfloat16
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return found
 
 
 def _view_torch(tensor: Any) -> Any:

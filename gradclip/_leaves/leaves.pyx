@@ -20,7 +20,7 @@ cimport numpy as cnp
 from . import foreign, pytorch
 from gradclip._leaves.checks cimport describe, describe_on_device, describe_usual
 from gradclip._leaves.overlap cimport find_overlap
-from gradclip._leaves.tensors cimport array_of, is_plain_tensor
+from gradclip._leaves.tensors cimport DeviceTensor, array_of, is_plain_tensor
 from gradclip._leaves.layout cimport GC_BF16, GC_F16, GC_F32, GC_F64
 from gradclip._leaves.tree cimport Tree, flat_leaves, flat_tree, is_cupy
 from gradclip._leaves.units cimport FEW_WORDS, Units
@@ -75,7 +75,7 @@ cdef class Leaves(Units):
                 raise walked.error
         if write and self.count > 1:
             self.check_apart(None, False)
-        if self._foreign is not None:
+        if self._foreign is not None and foreign.knows_sparse():
             self.sum_duplicates()
         if first:
             self.note_shapes()
@@ -105,8 +105,9 @@ cdef class Leaves(Units):
         """Let a leaf pass that is not a plain array in the usual state."""
         cdef object array = array_of(given, self.write) if is_plain_tensor(given) else None
         if array is not None:
+            self.in_torch_stream |= type(array) is DeviceTensor
             self.remember(given)
-        elif cnp.PyArray_Check(given) or is_cupy(given):
+        elif cnp.PyArray_Check(given) or is_cupy(given) or type(given) is DeviceTensor:
             array = given
         else:
             array = self.take_foreign(given, anew)
@@ -166,7 +167,7 @@ cdef class Leaves(Units):
     def cut(self, list unit_axes):
         """Give every index along some axes of each leaf (a sorted tuple per leaf; empty: none) a norm of its own."""
         cdef Py_ssize_t i
-        for i in range(self.count):
+        for i in self._foreign or ():
             if self.is_sparse(i):
                 raise TypeError(f"{self.path(i)}: a sparse array is clipped as a whole, not by slice, unit or sample; "
                                 "use .toarray()")
@@ -179,15 +180,17 @@ cdef class Leaves(Units):
         reports are: so they are copied in C, in some nanoseconds for each leaf."""
         cdef Py_ssize_t i, d, ndim, at = 0, room = FEW_WORDS
         cdef bint usual = self.on_device == 0 and self._foreign is None
+        cdef bint sparse = self._foreign is not None and foreign.knows_sparse()
         cdef PyObject **array = PySequence_Fast_ITEMS(self.arrays)
         cdef Py_ssize_t *word = self._few_words
         cdef const cnp.npy_intp *length
+        cdef tuple shape
         self._shapes = word
         for i in range(self.count):
             if usual:
                 ndim, length = PyArray_NDIM(array[i]), PyArray_DIMS(array[i])
             else:
-                shape = self._foreign[i].shape if self.is_sparse(i) else self.arrays[i].shape
+                shape = <tuple>(self._foreign[i] if sparse and self.is_sparse(i) else self.arrays[i]).shape
                 ndim = len(shape)
             if at + 1 + ndim > room:
                 room = max(2 * room, 3 * self.count) + MAX_NDIM
@@ -244,14 +247,14 @@ cdef class Leaves(Units):
     cdef bint has_tensors(self):
         """Whether some leaves are tensors of PyTorch's, which has to be told of what is written."""
         for i in self._foreign or ():
-            if pytorch.is_tensor(self._given[i]):
+            if is_plain_tensor(self._given[i]) or pytorch.is_tensor(self._given[i]):
                 return True
         return False
 
     def announce(self, written=None):
         """Before a write pass: tell PyTorch of those of its tensors that it is going to change (a bool for each leaf)."""
-        tensors = [self._given[i] for i in self._foreign or {}
-                   if pytorch.is_tensor(self._given[i]) and (written is None or written[i])]
+        tensors = [self._given[i] for i in self._foreign or {} if (written is None or written[i])
+                   and (is_plain_tensor(self._given[i]) or pytorch.is_tensor(self._given[i]))]
         if tensors:
             pytorch.announce(tensors)
 
@@ -369,7 +372,7 @@ cdef class Leaves(Units):
 
     def brought(self, array):
         """A leaf, or part of one, as an array of NumPy: from a GPU, a copy."""
-        return self.stream(array.data.device_id).fetch(array) if is_cupy(array) else array
+        return array if cnp.PyArray_Check(array) else self.stream(array.data.device_id).fetch(array)
 
     # ---- leaves of other nestings that go with these ----------------------------------------
 
@@ -443,6 +446,7 @@ cdef class Leaves(Units):
         the path."""
         cdef Py_ssize_t i
         self.check_count(to.count)
+        cdef bint sparse = foreign.knows_sparse()
         mine, theirs = self._foreign or {}, to._foreign or {}
         for i in range(self.count):
             a, b = self.arrays[i], to.arrays[i]
@@ -450,7 +454,7 @@ cdef class Leaves(Units):
                     (dtypes and self.leaf[i].is_complex and self.leaf[i].dtype != to.leaf[i].dtype):
                 raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {foreign.dtype_name(a.dtype)}, "
                                  f"{to.name} has {b.shape} and {foreign.dtype_name(b.dtype)}")
-            if not foreign.same_pattern(mine.get(i, a), theirs.get(i, b)):
+            if sparse and not foreign.same_pattern(mine.get(i, a), theirs.get(i, b)):
                 raise ValueError(
                     f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
 

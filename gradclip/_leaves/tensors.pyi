@@ -1,0 +1,4 @@
+from typing import Any
+
+class DeviceTensor:
+    def array(self) -> Any: ...

@@ -149,22 +149,12 @@ def architectures(library: Path) -> list[int]:
     return list(supported)
 
 
-def part(code: str, kernel: str) -> str:
-    """The source with one kernel: the others become functions that nobody calls."""
-    for name in KERNELS:
-        if name != kernel:
-            code = re.sub(rf"^MEASURE\({name},.*$", "", code, flags=re.MULTILINE)
-            kernel_head = rf'extern "C" __global__ (__launch_bounds__\([^)]*\) )?void {name}\('
-            code = re.sub(kernel_head, f"static __device__ void {name}(", code)
-    return code
-
-
 def compiled(job: tuple[Path, int, str]) -> tuple[bytes, str]:
     """The cubin of one kernel for one architecture, with the options of CuPy, and what the compiler says."""
     library, architecture, kernel = job
     nvrtc, program, size = ctypes.CDLL(str(library)), ctypes.c_void_p(), ctypes.c_size_t()
     options = [o.encode() for o in (*OPTIONS, f"-arch=sm_{architecture}", "-ftz=true", "--ptxas-options=-v")]
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), part(source(), kernel).encode(), b"gradclip.cu", 0, None, None)
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), source((kernel,)).encode(), b"gradclip.cu", 0, None, None)
     status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     texts = []
     for what in ("ProgramLog", "CUBIN"):

@@ -18,10 +18,13 @@ import tempfile
 import threading
 import types
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from gpu_runtime.kernels import build
+
+from gradclip._gpu.program import source
 
 PER_THREAD = 2  # the number of every thread's default stream
 waits = 0  # copies to the host so far
@@ -255,17 +258,24 @@ class _Device:
         del here.devices[here.depths[id(self)].pop() :]  # as in CuPy: also those that Ctrl-C kept from being left
 
 
+@cache
+def _library():
+    """All kernels as a shared library: to compile them one by one would take as long for each."""
+    with tempfile.TemporaryDirectory() as folder:  # what is loaded needs its file no longer
+        library = Path(folder) / "kernels.so"
+        build(source(), library)
+        return ctypes.CDLL(str(library))
+
+
 class RawModule:
-    """The source as a shared library."""
+    """A part of the source."""
 
     def __init__(self, *, code, options=(), backend="nvrtc"):
-        with tempfile.TemporaryDirectory() as folder:  # what is loaded needs its file no longer
-            library = Path(folder) / "kernels.so"
-            build(code, library)
-            self.library = ctypes.CDLL(str(library))
+        self.code = code
 
     def get_function(self, name):
-        function = getattr(self.library, f"launch_{name}")
+        assert f'#define KERNEL_{name}(bounds) extern "C"' in self.code, "a kernel of another part of the source"
+        function = getattr(_library(), f"launch_{name}")
 
         def call(grid, block, args, stream=None):
             assert block == (256,)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradclip._gpu.program import KERNELS, OPTIONS, source
+from gradclip._gpu.program import GROUPS, KERNELS, OPTIONS, source
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 
@@ -46,6 +46,16 @@ def compiled(nvrtc, code, architecture):
     return ptx.value.decode()
 
 
+def entries(ptx):
+    """The kernels in it."""
+    return sorted(line.split("(")[0].split()[-1] for line in ptx.splitlines() if ".entry" in line)
+
+
+def test_a_group_of_kernels_is_compiled_alone(nvrtc):
+    group = next(group for group in GROUPS if "weigh" in group)
+    assert entries(compiled(nvrtc, source(group), 80)) == sorted(group)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_source_compiles(nvrtc, architecture):
     count = ctypes.c_int()
@@ -55,8 +65,7 @@ def test_the_source_compiles(nvrtc, architecture):
     if architecture not in list(supported):
         pytest.skip(f"this NVRTC does not know compute capability {architecture / 10}")
     ptx = compiled(nvrtc, source(), architecture)
-    entries = [line.split("(")[0].split()[-1] for line in ptx.splitlines() if ".entry" in line]
-    assert sorted(entries) == sorted(KERNELS)
+    assert entries(ptx) == sorted(KERNELS)
     # No operation on values flushes subnormal numbers (comparisons inside of pow do, of numbers that are none), and
     # sums are fused with products only in float64, where the source says so.
     assert set(re.findall(r"\b(?:add|sub|mul|fma|div|cvt|mad)\S*\.f32\S*", ptx)) <= {
@@ -90,7 +99,8 @@ def test_sources_are_ascii_and_structs_are_as_python_sees_them():
     assert words("Write") == ["kind", "clips", "zero", "value", "last", "shift"]
     assert words("View") == ["data", "dtype", "ndim", "axes"]
     assert words("Leaf")[:2] == ["to", "from"]
-    assert {name: 6 + k for k, name in enumerate(words("Leaf")) if k > 1} | {"to": 0, "from": 4, "from_dtype": 5} == table.ROW
+    views = {"to": 0, "to_dtype": 1, "from": 4, "from_dtype": 5}
+    assert {name: 6 + k for k, name in enumerate(words("Leaf")) if k > 1} | views == table.ROW
     assert words("gc_rounding_bound") == list(rounding.RoundingBound._fields)
     flags = re.search(r"enum {\s*(NORMALIZE = 1.*?)\s*}", code, re.S)[1]
     assert {n: getattr(decisions, n) for n in re.findall(r"[A-Z_]+", flags)} == {

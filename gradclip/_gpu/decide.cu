@@ -39,9 +39,8 @@ __device__ bool decide_one(Write *w, const Sum *s, double threshold, const gc_qu
 /* thresholds: one per unit, or null: `threshold` for each. limit: see BOUNDS. open: null; or whether what a unit becomes is to be
  * held to its threshold by `enforce`. total: null, unless it is needed for SKIP or to count, as its `outside`, the units that
  * only exact sums decide. */
-extern "C" __global__ void decide_units(const Sum *unit, Sum *total, i64 n, const double *thresholds, double threshold,
-                                        double eps, double ord, double grad_scale, double lr, double limit, double safety,
-                                        i64 flags, i64 *open, Write *writes)
+KERNEL(decide_units, )(const Sum *unit, Sum *total, i64 n, const double *thresholds, double threshold, double eps, double ord,
+                       double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open, Write *writes)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n)
@@ -84,7 +83,7 @@ extern "C" __global__ void decide_units(const Sum *unit, Sum *total, i64 n, cons
 
 /* The factors of samples, so that no element leaves the range of what it is rounded to: Plan.keep_finite (_cpu/plan.pyx).
  * unit: Sums of each sample, leaf by leaf; most: of each leaf. */
-extern "C" __global__ void keep_finite(const Sum *unit, i64 leaves, const double *most, i64 n, Write *writes)
+KERNEL(keep_finite, )(const Sum *unit, i64 leaves, const double *most, i64 n, Write *writes)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n)
@@ -102,8 +101,7 @@ extern "C" __global__ void keep_finite(const Sum *unit, i64 leaves, const double
 
 /* Adaptive clipping: the bound of each unit from its parameters, clip_factor * max(norm, eps); Inf where one is not finite.
  * factors: null, or the clip factor of each unit; Inf: the unit is left alone. */
-extern "C" __global__ void weigh(const Sum *weight, i64 n, const double *factors, double clip_factor, double eps, double ord,
-                                 double *thresholds)
+KERNEL(weigh, )(const Sum *weight, i64 n, const double *factors, double clip_factor, double eps, double ord, double *thresholds)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n)

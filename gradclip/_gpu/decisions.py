@@ -79,7 +79,7 @@ class Decided:
         parts = self.sums.units.by_device
         with Uninterrupted():
             for table, writes, limits, part in zip(tables, self.writes, self.bounds, parts, strict=True):
-                table.launch("write_leaves", writes, len(writes), table.in_place, *limits, part.unit)
+                table.write(writes, limits, part.unit, bool(self.flags & STEPS))
             self._mark()
         to.written()
 

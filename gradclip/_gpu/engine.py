@@ -73,7 +73,7 @@ class Everywhere:
         with Uninterrupted():  # of what follows only the host's pass may fail, before it writes
             passes.write(to, plan)
             for table, writes, bounds in ready:
-                table.launch("write_leaves", writes, len(writes), table.in_place, *bounds, 0)
+                table.write(writes, bounds, 0)
 
     def sum_samples(self, request: SampleRequest, plan: Plan) -> None:
         batch, words = batch_of(request, plan), plan.records()

@@ -65,8 +65,8 @@ __device__ void fold_units(const Leaf *leaf, i64 count, const Sum *from, i64 uni
 
 /* Units, a partial sum of all by each thread block, and in the last block that ends the sum of all. ticket: how many have ended,
  * from 0. */
-extern "C" __global__ void fold_segments(const Leaf *leaf, i64 count, i64 blocks, const Sum *slots, i64 units, i64 lanes,
-                                         double ord, Sum *unit, Sum *partial, Sum *total, u32 *ticket)
+KERNEL(fold_segments, )(const Leaf *leaf, i64 count, i64 blocks, const Sum *slots, i64 units, i64 lanes, double ord, Sum *unit,
+                        Sum *partial, Sum *total, u32 *ticket)
 {
     __shared__ Sum sums[THREADS];
     __shared__ bool last;
@@ -88,14 +88,14 @@ extern "C" __global__ void fold_segments(const Leaf *leaf, i64 count, i64 blocks
 }
 
 /* Units i, i + owners, i + 2 * owners ... belong to owner i. */
-extern "C" __global__ void fold_owners(const Sum *unit, i64 count, i64 owners, double ord, Sum *owner, Sum *partial)
+KERNEL(fold_owners, )(const Sum *unit, i64 count, i64 owners, double ord, Sum *owner, Sum *partial)
 {
     __shared__ Sum sums[THREADS];
     fold_units(0, count, unit, owners, false, 1, ord, sums, owner, partial);
 }
 
 /* One thread block. */
-extern "C" __global__ void fold_total(const Sum *partial, i64 n, double ord, Sum *total)
+KERNEL(fold_total, )(const Sum *partial, i64 n, double ord, Sum *total)
 {
     __shared__ Sum sums[THREADS];
     fold_all(partial, n, ord, sums, total);

@@ -66,7 +66,7 @@ __device__ u16 to_bf16(float x)
  * BIAS: of the exponent, whose bits are above MANTISSA others. SHORT: of 16 bits. WIDE: squares are not exact in float64. */
 struct Half {
     typedef u16 bits;
-    enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7c00, MANTISSA = 10, BIAS = 15, LOG = 6, SHORT = 1, WIDE = 0 };
+    enum { DTYPE = F16, PACK = 8, MASK = 0x7fff, INFINITE = 0x7c00, MANTISSA = 10, BIAS = 15, LOG = 6, SHORT = 1, WIDE = 0 };
     static __device__ float single(bits x) { return from_f16(x); }
     static __device__ bits narrowed(float x) { return to_f16(x); }
     static __device__ double wide(bits x) { return widen(from_f16(x)); }
@@ -75,7 +75,7 @@ struct Half {
 
 struct Brain {
     typedef u16 bits;
-    enum { PACK = 8, MASK = 0x7fff, INFINITE = 0x7f80, MANTISSA = 7, BIAS = 127, LOG = 6, SHORT = 1, WIDE = 0 };
+    enum { DTYPE = BF16, PACK = 8, MASK = 0x7fff, INFINITE = 0x7f80, MANTISSA = 7, BIAS = 127, LOG = 6, SHORT = 1, WIDE = 0 };
     static __device__ float single(bits x) { return __uint_as_float((u32)x << 16); }
     static __device__ bits narrowed(float x) { return to_bf16(x); }
     static __device__ double wide(bits x) { return widen(single(x)); }
@@ -84,7 +84,17 @@ struct Brain {
 
 struct Single {
     typedef u32 bits;
-    enum { PACK = 4, MASK = 0x7fffffff, INFINITE = 0x7f800000, MANTISSA = 23, BIAS = 127, LOG = 5, SHORT = 0, WIDE = 0 };
+    enum {
+        DTYPE = F32,
+        PACK = 4,
+        MASK = 0x7fffffff,
+        INFINITE = 0x7f800000,
+        MANTISSA = 23,
+        BIAS = 127,
+        LOG = 5,
+        SHORT = 0,
+        WIDE = 0
+    };
     static __device__ double wide(bits x) { return widen(__uint_as_float(x)); }
     static __device__ bits narrow(double x) { return bits_of(to_f32(x)); }
 };
@@ -92,7 +102,7 @@ struct Single {
 struct Double {
     typedef u64 bits;
     static const u64 MASK = 0x7fffffffffffffffULL, INFINITE = 0x7ff0000000000000ULL;
-    enum { PACK = 2, MANTISSA = 52, SHORT = 0, WIDE = 1 };
+    enum { DTYPE = F64, PACK = 2, MANTISSA = 52, SHORT = 0, WIDE = 1 };
     static __device__ double wide(bits x) { return __longlong_as_double((i64)x); }
     static __device__ bits narrow(double x) { return (u64)__double_as_longlong(x); }
 };

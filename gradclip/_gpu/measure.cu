@@ -451,12 +451,12 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
 /* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made:
  * of the units that are open, if `open` is not null. bounds: null; or what is counted is the elements outside: of all
  * leaves or, by_leaf, one for each. */
-#define MEASURE(name, ORD, COUNTS)                                                                                       \
-    extern "C" __global__ __launch_bounds__(THREADS, 2) void name(                                                       \
-        const Leaf *leaf, i64 count, i64 blocks, const Write *writes, const i64 *open, i64 modulo, const Bounds *bounds, \
-        i64 by_leaf, double ord, Sum *slots, u32 *ticket)                                                                \
-    {                                                                                                                    \
-        measure<ORD, COUNTS>(leaf, count, blocks, writes, open, modulo, bounds, by_leaf, ord, slots, ticket);            \
+#define MEASURE(name, ORD, COUNTS)                                                                                             \
+    KERNEL(name, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, const i64 *open, \
+                                                i64 modulo, const Bounds *bounds, i64 by_leaf, double ord, Sum *slots,         \
+                                                u32 *ticket)                                                                   \
+    {                                                                                                                          \
+        measure<ORD, COUNTS>(leaf, count, blocks, writes, open, modulo, bounds, by_leaf, ord, slots, ticket);                  \
     }
 MEASURE(measure_largest, 0, false)
 MEASURE(measure_magnitudes, 1, false)

@@ -27,13 +27,15 @@ Value = TypeVar("Value")
 
 # In this order one source: the arithmetic that both engines share, and the kernels.
 SHARED = ("portable.h", "range.h", "wide.h", "factor.h", "powers.h", "unit.h")
-FILES = ("sums.cu", "leaves.cu", "measure.cu", "fold.cu", "strict.cu", "decide.cu", "write.cu")
-KERNELS = (  # all that the source defines: what else is launched is an error, and a test compares
-    *("measure_largest", "measure_magnitudes", "measure_squares", "measure_powers", "measure_and_count"),
-    *("fold_segments", "fold_owners", "fold_total"),
-    *("decide_units", "enforce", "keep_finite", "weigh"),
-    *("write_leaves", "sum_samples"),
+FILES = ("sums.cu", "leaves.cu", "measure.cu", "fold.cu", "strict.cu", "decide.cu", "cast.cu", "write.cu")
+# All kernels that the source defines, in groups that are compiled together: a call waits for those that it needs alone. What
+# else is launched is an error, and a test compares.
+GROUPS = (
+    *(("measure_largest",), ("measure_magnitudes",), ("measure_squares",), ("measure_powers",), ("measure_and_count",)),
+    ("fold_segments", "fold_owners", "fold_total", "decide_units", "enforce", "keep_finite", "weigh"),
+    *(("write_leaves",), ("cast_leaves",), ("sum_samples",)),
 )
+KERNELS = tuple(name for group in GROUPS for name in group)
 THREADS = 256
 NEW_ARRAYS = "a call that makes new arrays: pass out=, and make the same call once before"
 APART = 512  # bytes between the beginnings of arrays in one allocation, as CuPy's pool has it
@@ -43,23 +45,26 @@ PER_THREAD = 2  # CUDA's number of the default stream of each thread
 OPTIONS = ("--std=c++17", "--fmad=false")
 
 
-def source() -> str:
-    """The whole source."""
+def source(kernels: Sequence[str] = KERNELS) -> str:
+    """The whole source, of which some kernels are compiled."""
     here = Path(__file__).parent
     files = [here.parent / "_scalar" / name for name in SHARED] + [here / name for name in FILES]
-    return "\n".join(["#define GC_CUDA", *(file.read_text(encoding="utf-8") for file in files)])
+    begin = {True: 'extern "C" __global__ bounds', False: "[[maybe_unused]] static __device__"}
+    chosen = [f"#define KERNEL_{name}(bounds) {begin[name in kernels]}" for name in KERNELS]
+    return "\n".join(["#define GC_CUDA", *chosen, *(file.read_text(encoding="utf-8") for file in files)])
 
 
 @cache
-def _module() -> Any:
+def _module(group: tuple[str, ...]) -> Any:
     import cupy
 
-    return cupy.RawModule(code=source(), options=OPTIONS)
+    return cupy.RawModule(code=source(group), options=OPTIONS)
 
 
 @cache
 def _kernel(device: int, name: str) -> Any:
-    return _module().get_function(name)
+    (group,) = (group for group in GROUPS if name in group)
+    return _module(group).get_function(name)
 
 
 class _Thread(local):

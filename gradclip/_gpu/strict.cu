@@ -110,9 +110,9 @@ enum { LATE = 2 }; /* open, a round behind the processor */
 
 /* One round, a thread for each Write that is still open: it is closed, or shrinks. rounding: of the last round, after which
  * nothing is measured again; else null. unit: what was measured before. */
-extern "C" __global__ void enforce(const Sum *written, const Sum *unit, i64 n, const double *thresholds, double threshold,
-                                   double eps, double ord, double grad_scale, double safety, double slack,
-                                   const gc_rounding_bound *rounding, i64 *open, Write *writes)
+KERNEL(enforce, )(const Sum *written, const Sum *unit, i64 n, const double *thresholds, double threshold, double eps,
+                  double ord, double grad_scale, double safety, double slack, const gc_rounding_bound *rounding, i64 *open,
+                  Write *writes)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n || !open[i])

@@ -10,6 +10,9 @@ typedef unsigned short u16;
 
 #define NONE 0x7fffffffffffffffLL
 
+/* Begins a kernel. What program.py defines for its name says whether a compilation has it: else it is a function that nobody calls. */
+#define KERNEL(name, bounds) KERNEL_##name(bounds) void name
+
 /* Threads of a block; packs of 16 bytes that each of them loads before it uses the first, and bytes from one of these to the next. */
 enum { THREADS = 256, AHEAD = 8, APART = THREADS * 16 };
 

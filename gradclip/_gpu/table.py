@@ -28,7 +28,7 @@ NARROW = 128  # elements of a unit up to which one thread takes it
 FEW = 32  # columns below which they are read one by one
 WORDS = ("size", "units", "first_unit", "unit_ndim", "is_complex", "narrow", "tile", "segments", "first_block", "first_slot")
 ROW = {name: 8 + k for k, name in enumerate((*WORDS, "origin", "index_ndim", "index_axes"))}  # after two views: see leaves.cu
-ROW |= {"to": 0, "from": 4, "from_dtype": 5}
+ROW |= {"to": 0, "to_dtype": 1, "from": 4, "from_dtype": 5}
 
 
 class Table:
@@ -40,6 +40,7 @@ class Table:
     edges : where the units of each leaf begin among those of the table, and where they end
     numbers : of each unit of the table, among the units of all leaves
     in_place : 1 if every leaf is written where it is read, else 0
+    casts : whether some leaf is written in another dtype than it is read in
     blocks, slots, units, lanes, partials : thread blocks of a pass, Sums of segments, units, threads that fold a unit,
         thread blocks that fold
     """
@@ -47,6 +48,7 @@ class Table:
     def __init__(self, stream: DeviceStream, which: list[int], row: Words, pool: list[int], first: Words) -> None:
         self.stream, self.which = stream, which
         self.in_place = int((row[:, ROW["to"]] == row[:, ROW["from"]]).all())
+        self.casts = bool((row[:, ROW["to_dtype"]] != row[:, ROW["from_dtype"]]).any())
         units, segments = row[:, ROW["units"]], row[:, ROW["segments"]]
         self.units, self.slots = int(units.sum()), int((units * segments).sum())
         self.edges = np.append(_before(units), self.units)
@@ -73,6 +75,19 @@ class Table:
     def launch(self, name: str, *args: Any) -> None:
         """Begin a pass over all leaves."""
         self.stream.launch(name, self.blocks, *self.args, *args)
+
+    def write(self, writes: DeviceArray, bounds: tuple[DeviceArray, int], sums: DeviceArray, steps: bool = False) -> None:
+        """Begin a write pass.
+
+        writes : those of the units of the table, or one for all
+        bounds : what `Table.bounds` returns
+        sums : of the units of the table; 0: there are none
+        steps : whether parameters are changed, whose dtypes may be others than those of the gradients
+        """
+        args = writes, len(writes), self.in_place, *bounds, sums
+        self.launch("write_leaves", *args)
+        if self.casts and not steps:
+            self.launch("cast_leaves", *args)
 
 
 def table_of(leaves: Leaves, device: int) -> Table:

@@ -77,8 +77,6 @@ __device__ typename T::bits step(typename T::bits y, typename T::bits x, double 
     return T::SHORT && fits_float(factor) ? difference<T, T, T::SHORT>(y, x, factor) : difference<T, T, false>(y, x, factor);
 }
 
-__device__ bool is_finite(double x) { return fabs(x) < GC_INF; }
-
 /* A step of two dtypes, or by a factor beyond float64: in float64. */
 RARE void step_apart(const Job *job, const Write *w, char *from, char *to)
 {
@@ -93,65 +91,6 @@ RARE void step_apart(const Job *job, const Write *w, char *from, char *to)
                 x = 0;
             char *p = element(&leaf->to, job->pool, to, i);
             put(leaf->to.dtype, p, get(leaf->to.dtype, p) - Double::wide(scaled<Double>(Double::narrow(x), w)));
-        }
-}
-
-/* x * factor, rounded once to another dtype: as cast_kernels.h does it, but each product that is not exact is rounded to odd twice,
- * to 53 and to 24 bits. */
-__device__ u64 cast_product(i64 dtype, double x, double factor)
-{
-    const double product = x * factor, rest = fma(x, factor, -product);
-    u64 u = (u64)__double_as_longlong(product);
-    if (dtype == F64)
-        return u;
-    if (is_finite(product) && rest != 0 && !(u & 1))
-        u += (rest < 0) == (product < 0) ? 1 : -1;
-    const double exact = __longlong_as_double((i64)u);
-    if (dtype == F32)
-        return Single::narrow(exact);
-    const u64 sign = u & 1ULL << 63, behind = 0x1fffffff;
-    if (dtype == BF16 && fabs(exact) < 0x1p-126) /* subnormal in float32 too */
-        return Brain::narrow(
-            __longlong_as_double((i64)((u64)__double_as_longlong((fabs(exact) + 0x1.8p-81) - 0x1.8p-81) | sign)));
-    const double odd = __longlong_as_double((i64)((u | ((u & behind) + behind)) & ~behind));
-    return dtype == F16 ? Half::narrow(odd) : Brain::narrow(odd);
-}
-
-/* The bits, in the dtype that is written, of what the plan makes of an element of another dtype; a step is left to `step_apart`. */
-__device__ u64 cast_of(const Leaf *leaf, double x, const Write *w, const Bounds *bounds)
-{
-    if (w->zero && !is_finite(x))
-        x = 0;
-    double factor = 1;
-    if (w->kind == GC_CLAMP) {
-        const double low = bounds->low[leaf->from.dtype], high = bounds->high[leaf->from.dtype];
-        x = x < low ? low : x > high ? high : x; /* NaN stays */
-    } else if (w->kind == GC_SCALE) {
-        factor = w->factor.last;
-        if (w->factor.shift) {
-            const int half = (int)(w->factor.shift / 2);
-            x = x * ldexp(1.0, half) * ldexp(1.0, (int)w->factor.shift - half);
-        }
-    }
-    return cast_product(leaf->to.dtype, x, factor);
-}
-
-/* This thread's part of a segment that is rounded to another dtype. */
-RARE void cast_run(const Job *job, const Write *w, const Bounds *bounds, char *from, char *to)
-{
-    const Leaf *leaf = job->leaf;
-    const i64 dtype = leaf->to.dtype;
-    for (i64 tile = job->first; tile < job->end; tile += job->step)
-        for (i64 i = tile + job->lane; i < tile + job->tile && i < job->end; i += job->lanes) {
-            const double x = get(leaf->from.dtype, element(&leaf->from, job->pool, from, i));
-            const u64 bits = cast_of(leaf, x, w, bounds);
-            char *p = element(&leaf->to, job->pool, to, i);
-            if (dtype == F64)
-                *(u64 *)p = bits;
-            else if (dtype == F32)
-                *(u32 *)p = (u32)bits;
-            else
-                *(u16 *)p = (u16)bits;
         }
 }
 
@@ -305,29 +244,50 @@ __device__ bool can_mix(const Leaf *leaf, const Write *w, const char *from, cons
            leaf->to.ndim == 0 && ((u64)from | (u64)to) % sizeof(uint4) == 0;
 }
 
-/* writes: one for each unit number modulo so many. all_in_place: whether every leaf is written where it is read. bounds: null, or of
- * all leaves or, by_leaf, one for each. unit: the Sums of the read pass where there are, which spare the leaves that hold nothing to
- * be zeroed. Blocks come in the opposite order: what was read last is still in cache. */
-extern "C" __global__ __launch_bounds__(THREADS, 2) void write_leaves(const Leaf *leaf, i64 count, i64 blocks,
-                                                                      const Write *writes, i64 modulo, i64 all_in_place,
-                                                                      const Bounds *bounds, i64 by_leaf, const Sum *unit)
+/* What a pass over the leaves of a table writes. writes: one for each unit number modulo so many. all_in_place: whether every leaf is
+ * written where it is read. bounds: null, or of all leaves or, by_leaf, one for each. unit: the Sums of the read pass where there are,
+ * which spare the leaves that hold nothing to be zeroed. */
+struct Writing {
+    const Write *writes;
+    i64 modulo, all_in_place;
+    const Bounds *bounds;
+    i64 by_leaf;
+    const Sum *unit;
+};
+
+/* The part of this thread: its Job, Write and bounds, and where its unit lies. False where nothing is to be written. Blocks come in the
+ * opposite order: what was read last is still in cache. */
+__device__ bool find_write(const Writing *p, const Leaf *leaf, i64 count, i64 blocks, Job *job, const Write **w,
+                           const Bounds **bounds, char **from, char **to)
 {
-    Job job;
-    if (modulo == 1 && (writes->kind == GC_LEAVE || (writes->kind == GC_KEEP && all_in_place && !writes->zero)))
-        return;
-    if (!find_job(&job, leaf, count, blocks, gridDim.x - 1 - blockIdx.x))
-        return;
-    if (by_leaf)
-        bounds += job.leaf - leaf;
-    leaf = job.leaf;
-    const i64 index = leaf->first_unit + job.unit;
-    const Write *w = writes + index % modulo;
+    if (p->modulo == 1 && (p->writes->kind == GC_LEAVE || (p->writes->kind == GC_KEEP && p->all_in_place && !p->writes->zero)))
+        return false;
+    if (!find_job(job, leaf, count, blocks, gridDim.x - 1 - blockIdx.x))
+        return false;
+    *bounds = p->by_leaf ? p->bounds + (job->leaf - leaf) : p->bounds;
+    leaf = job->leaf;
+    const i64 index = leaf->first_unit + job->unit;
+    *w = p->writes + index % p->modulo;
     const bool in_place = leaf->to.data == leaf->from.data;
-    const bool zeroes = w->zero && (!unit || unit[index].nans + unit[index].infs > 0);
-    if (w->kind == GC_LEAVE || (w->kind == GC_KEEP && in_place && !zeroes))
+    const bool zeroes = (*w)->zero && (!p->unit || p->unit[index].nans + p->unit[index].infs > 0);
+    if ((*w)->kind == GC_LEAVE || ((*w)->kind == GC_KEEP && in_place && !zeroes))
+        return false;
+    *from = unit_of(&leaf->from, leaf, job->pool, job->unit);
+    *to = unit_of(&leaf->to, leaf, job->pool, job->unit);
+    return true;
+}
+
+/* All leaves but those that are rounded to another dtype. */
+KERNEL(write_leaves, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 modulo,
+                                                    i64 all_in_place, const Bounds *bounds, i64 by_leaf, const Sum *unit)
+{
+    const Writing pass = {writes, modulo, all_in_place, bounds, by_leaf, unit};
+    const Write *w;
+    Job job;
+    char *from, *to;
+    if (!find_write(&pass, leaf, count, blocks, &job, &w, &bounds, &from, &to))
         return;
-    char *from = unit_of(&leaf->from, leaf, job.pool, job.unit);
-    char *to = unit_of(&leaf->to, leaf, job.pool, job.unit);
+    leaf = job.leaf;
     if (w->kind == GC_STEP && can_mix(leaf, w, from, to)) {
         if (leaf->from.dtype == F16)
             step_mixed<Half>(&job, w, from, to);
@@ -336,7 +296,7 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void write_leaves(const Leaf
     } else if (w->kind == GC_STEP && (leaf->to.dtype != leaf->from.dtype || w->factor.shift))
         step_apart(&job, w, from, to);
     else if (leaf->to.dtype != leaf->from.dtype)
-        cast_run(&job, w, bounds, from, to);
+        return;
     else if (leaf->from.dtype == F16)
         write_run<Half>(&job, w, bounds, from, to);
     else if (leaf->from.dtype == BF16)
@@ -345,6 +305,19 @@ extern "C" __global__ __launch_bounds__(THREADS, 2) void write_leaves(const Leaf
         write_run<Single>(&job, w, bounds, from, to);
     else
         write_run<Double>(&job, w, bounds, from, to);
+}
+
+/* Leaves that are rounded to another dtype. */
+KERNEL(cast_leaves, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 modulo,
+                                                   i64 all_in_place, const Bounds *bounds, i64 by_leaf, const Sum *unit)
+{
+    const Writing pass = {writes, modulo, all_in_place, bounds, by_leaf, unit};
+    const Write *w;
+    Job job;
+    char *from, *to;
+    if (find_write(&pass, leaf, count, blocks, &job, &w, &bounds, &from, &to) && w->kind != GC_STEP &&
+        job.leaf->to.dtype != job.leaf->from.dtype)
+        cast_leaf(&job, w, bounds, from, to);
 }
 
 /* ---- the write pass of per_sample_clip_sum -------------------------------------------------------------------------- */
@@ -461,8 +434,7 @@ RARE void sum_one(const Leaf *leaf, const i64 *pool, i64 i, i64 stride, i64 batc
 
 /* Units are samples; `to` is one sum for all. A thread adds all samples of its elements, as many as 16 bytes hold, in order. Under SKIP
  * with an element that is not finite, sums are 0. */
-extern "C" __global__ void sum_samples(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 batch,
-                                       const Sum *total, i64 flags)
+KERNEL(sum_samples, )(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 batch, const Sum *total, i64 flags)
 {
     const i64 *pool = pool_of(leaf, count);
     leaf += ((const u32 *)((const i64 *)leaf + blocks))[blockIdx.x];

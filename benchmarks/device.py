@@ -60,6 +60,9 @@ def passes():
     square = x.reshape(-1, 8192)
     samples = x.reshape(64, -1)
     yield "out=", lambda: gradclip.clip_by_global_norm(x, math.inf, out=y, **UNSCALED), 3 * x.nbytes
+    for a, to in ((x, half), (x, normal(SIZE, dtype("bfloat16"))), (half, y)):
+        call = lambda a=a, to=to: gradclip.clip_by_global_norm(a, math.inf, out=to, **UNSCALED)  # noqa: E731
+        yield f"out=, {a.dtype} to {to.dtype}", call, 2 * a.nbytes + to.nbytes
     yield "rows", lambda: gradclip.clip_by_norm_(square, math.inf, axis=1, **UNSCALED), 3 * x.nbytes
     yield "columns", lambda: gradclip.clip_by_norm_(square, math.inf, axis=0, **UNSCALED), 3 * x.nbytes
     yield "every other element", lambda: gradclip.clip_by_global_norm_(square[:, ::2], math.inf, **UNSCALED), 3 * x.nbytes
@@ -89,11 +92,14 @@ def calls(shapes):
     if importlib.util.find_spec("torch"):
         import torch
 
+        from gradclip.torch import clip_grad_norm_
+
         tensors = [torch.as_tensor(g, device="cuda") for g in grads]
         weights = [torch.nn.Parameter(torch.empty_like(t)) for t in tensors]
         for weight, tensor in zip(weights, tensors, strict=True):
             weight.grad = tensor
         yield "PyTorch's tensors in place", lambda: gradclip.clip_by_global_norm_(tensors, inf, **SKIP)
+        yield "gradclip.torch", lambda: clip_grad_norm_(weights, inf)
         yield "PyTorch's own, foreach", lambda: torch.nn.utils.clip_grad_norm_(weights, inf, foreach=True)
 
 

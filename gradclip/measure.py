@@ -190,7 +190,10 @@ class Measure:
             What the engine of the host would have found.
         """
         found = self._nans, self._infs, self.first_nonfinite
-        return sums_of(self._sum, self._exponent, self.ord, self.grad_scale, finite_only, self.max_abs, found)
+        sums = sums_of(self._sum, self._exponent, self.ord, self.grad_scale, finite_only, self.max_abs, found)
+        if self._error == 0:
+            sums.exact_total = self._sum, self._exponent
+        return sums
 
 
 def _in_order(parts: tuple[Any, ...]) -> list[Floats]:
@@ -413,11 +416,24 @@ class _Application(Request):
         read.measured = False  # leaf by leaf
         if self.shared:
             shared: Any = options  # whose module is not imported for a name
+            self.partial = True
             sums: Sums = shared.apply(self, engine, read, whole)
             return sums
         with StandardState():
-            if options.strict and options.ord in (1.0, 2.0) and whole.power_sum():
-                self.share = super().measure(engine, read).exact() / whole.power_sum()
-            elif options.strict and options.ord != math.inf and whole.norm:
-                self.share = super().measure(engine, read).norm() / whole.norm
+            if options.strict and options.ord != math.inf:
+                found: Any = super().measure(engine, read)  # on the host, which decides
+                self._take_share(found)
             return whole.sums(options.finite_only)
+
+    def _take_share(self, found: Sums) -> None:
+        """Find out how much of the Measure belongs to the leaves: `strict` bounds that.
+
+        found : what was measured of them
+        """
+        whole, ord = self.whole, self.options.ord
+        if ord not in (1.0, 2.0):
+            self.share = found.norm() / whole.norm if whole.norm else 1
+            return
+        total = whole.power_sum()
+        self.partial = found.exact() != total or found.size != whole.size  # else these are all leaves that were measured
+        self.share = found.exact() / total if total else 1

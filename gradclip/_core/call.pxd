@@ -4,7 +4,7 @@ from gradclip._leaves.leaves cimport Leaves
 cdef class Request:
     cdef public object options, threshold, shown, mode, lr, share, norms, owner, counted
     cdef public Leaves to
-    cdef public bint fresh, by_owner, elsewhere, skips
+    cdef public bint fresh, by_owner, elsewhere, skips, partial
     cdef readonly bint shared
     cdef int ask(self, options, threshold, shown, mode) except -1
     cpdef Leaves prepare(self, Leaves leaves)

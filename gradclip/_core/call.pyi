@@ -25,6 +25,7 @@ class Request:
     norms: Floats | None
     elsewhere: bool
     skips: bool
+    partial: bool
     @property
     def shared(self) -> bool: ...
     def __init__(self, options: Options, threshold: Any, shown: Any = None, mode: Mode = ...) -> None: ...

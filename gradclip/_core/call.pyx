@@ -54,6 +54,8 @@ cdef class Request:
         The ``size`` of the report, if it is not the number of all units or owners.
     share : Fraction or float
         How much of the sum behind the norm belongs to `to`, for orders that are not RATIONAL of the norm: `strict` bounds that.
+    partial : bool
+        Whether the norm runs, or may run, over more than `to`, so that only its sum tells on which side of a threshold it lies.
     norms : float64 array or None
         The ``norms`` of the report, if they are not those that were measured.
     elsewhere : bool

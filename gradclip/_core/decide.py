@@ -74,7 +74,8 @@ def _decided(request: Request, sums: Sums, together: bool) -> Plan:
         shared: Any = options  # whose module is not imported for a name
         clips = shared.exceeding(sums, request.threshold)
     elif exact:
-        clips = exceeding(sums, request.to, options, request.threshold)
+        whole = not (request.partial or request.shared)
+        clips = exceeding(sums, request.to if whole else None, options, request.threshold)
     plan.decide(sums, request.threshold, options.eps, normalize, options.strict, clips)
     leave_unowned_alone(plan, request.owner)
     return plan

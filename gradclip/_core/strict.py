@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .options import Options
 
-# Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it
-# in exact arithmetic.
+# Above the error of a measured sum (2**-63 at worst): what stays below a bound by this much is below it in exact arithmetic.
+# Sums that are exact need no margin.
 MARGIN = 1 + Fraction(1, 2**60)
 ERROR = Fraction(1, 2**62)
 UNKNOWN = -1  # whether a norm exceeds its threshold, where only the elements tell
 
 
-def exceeding(sums: Sums, leaves: Leaves, options: Options, threshold: float | Floats) -> Flags:
+def exceeding(sums: Sums, leaves: Leaves | None, options: Options, threshold: float | Floats) -> Flags:
     """Return whether the norm of each unit exceeds its threshold, as uint8.
 
     A measured norm is within an ulp of the exact one. So the sums behind norms are compared only where a norm lies at its
     threshold, and elements are read again where the sums do not tell either.
 
-    leaves : those that were measured
+    leaves : those that were measured; None if they cannot be read again
     """
     if isinstance(threshold, float):
         found = np.array([_exceeds(sums, None, threshold, options)], np.int8)
@@ -44,7 +44,7 @@ def exceeding(sums: Sums, leaves: Leaves, options: Options, threshold: float | F
         for unit in np.flatnonzero(near).tolist():
             found[unit] = _exceeds(sums, unit, float(threshold[unit]), options)
     open_ = np.flatnonzero(found == UNKNOWN)
-    if len(open_) and sums.count and exact_order(options.ord, leaves.sources):
+    if len(open_) and leaves is not None and exact_order(options.ord, leaves.sources):
         if isinstance(threshold, float):
             found[open_] = exceed(leaves, sums, None, np.array([threshold]))
         else:
@@ -118,6 +118,7 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
     whose slack doubles from round to round. If it is still too large in the last round, it gets a value that holds however
     elements are rounded."""
     options, share, threshold = request.options, request.share, request.threshold
+    margin = MARGIN if request.partial else 1  # a share is a quotient of sums that have errors
     together = type(threshold) is float
     units = [(None, threshold)] if together else list(enumerate(threshold.tolist()))
     shared, exact = together or request.by_owner, exact_order(options.ord, request.to.sources)
@@ -131,10 +132,10 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
         for i, (unit, bound) in enumerate(units):
             if bound == math.inf or plan.keeps(i) or sums.shows_nonfinite(unit):
                 continue
-            ratio = _ratio(written, unit, bound, options.ord, share, written.error if exact else 0.0)
+            ratio = _ratio(written, unit, bound, options.ord, share, written.error if exact else 0.0, margin)
             if ratio is None:  # so that another split of the same elements gives the same factor
                 total = exact_sum(request.to, options.ord, planned, unit, request.by_owner, request.owner)
-                ratio = ratio_of(total, bound, options.ord, share)
+                ratio = ratio_of(total, bound, options.ord, share, margin)
             if ratio > 1.0:
                 continue
             over = True
@@ -159,7 +160,7 @@ def _safe(rounding: RoundingBound, threshold: float, ord: float, share: Fraction
 
 
 def _ratio(
-    written: Sums, unit: int | None, threshold: float, ord: float, share: Fraction | float, error: float
+    written: Sums, unit: int | None, threshold: float, ord: float, share: Fraction | float, error: float, margin: Fraction | int
 ) -> float | None:
     """Return the factor that brings a written norm to its threshold, and a number above 1 if the norm certainly keeps it.
 
@@ -170,16 +171,21 @@ def _ratio(
         norm, most = written.norm(unit), threshold * share * safety(ord)
         return most / norm if norm > most else 2.0
     total = written.exact(unit)
-    if ord == math.inf or not error:
+    if ord == math.inf:
         return ratio_of(total, threshold, ord, share)
-    low, high = (ratio_of(total * (1 + by * Fraction(error)), threshold, ord, share) for by in (1, -1))
+    if not error:  # of rounded moduli
+        return ratio_of(total, threshold, ord, share, MARGIN)
+    low, high = (ratio_of(total * (1 + by * Fraction(error)), threshold, ord, share, margin) for by in (1, -1))
     return low if low == high else None
 
 
-def ratio_of(total: Fraction, threshold: float, ord: float, share: Fraction | float) -> float:
-    """Return the factor of `_ratio` from the sum behind a written norm of order 1, 2 or inf."""
-    bound, total = power_of(threshold, ord) * share, total * (1 if ord == math.inf else MARGIN)
-    if total <= bound:
+def ratio_of(total: Fraction, threshold: float, ord: float, share: Fraction | float, margin: Fraction | int = 1) -> float:
+    """Return the factor of `_ratio` from the sum behind a written norm of order 1, 2 or inf.
+
+    margin : by how much the sum has to stay below its bound, as a factor: 1 where both are exact
+    """
+    bound = power_of(threshold, ord) * share
+    if total * margin <= bound:
         return 2.0
-    power = float(bound / total)
+    power = float(bound / (total if ord == math.inf else total * MARGIN))
     return math.sqrt(power) if ord == 2 else power

@@ -202,6 +202,8 @@ __device__ void add_pairs(Running *r, const typename T::bits *x, Sum *sum, doubl
     }
 }
 
+enum { INEXACT = -100000 }; /* an exponent below which no sum can be shown to be exact */
+
 /* How many elements are not 0, and the exponent of the last bit that is set in any. */
 template <class T>
 RARE void note_bits(const typename T::bits *x, Sum *sum)
@@ -259,8 +261,9 @@ RARE Running add_any(Running r, const Job *job, char *base, i64 i, int n, const 
     load<T>(x, &leaf->from, job->pool, base, i, n);
     if (made) {
         alter<T>(x, made, leaf->is_complex, 0, 0);
-        if (made->kind == GC_KEEP)
-            note_bits<T>(x, sum);
+        note_bits<T>(x, sum);
+        if (ORD == 1 && leaf->is_complex)
+            sum->first = INEXACT; /* moduli are rounded */
     } else if (bounds)
         r.outside += outside<T>(x, n, bounds->low[leaf->from.dtype], bounds->high[leaf->from.dtype]);
     if (worst_of<T>(x) >= T::INFINITE)

@@ -1,7 +1,7 @@
 /* Bounds that hold in exact arithmetic: sums beside the power of a bound, and factors that shrink until what would be
  * written keeps it: `enforce` and `shrink_step` of _core/strict.py in pairs of float64. */
 #define ERROR 0x1p-70  /* above that of a Sum, which is below 2**-72, and of the quotient */
-#define MARGIN 0x1p-60 /* what _core/strict.py takes for it */
+#define MARGIN 0x1p-60 /* what _core/strict.py takes for it in factors, and for rounded moduli */
 
 __device__ bool is_rational(double ord) { return ord == 0 || ord == 1 || ord == 2; }
 
@@ -98,9 +98,9 @@ __device__ double ratio_to(const Sum *written, double bound, double ord, double 
         const double norm = gc_narrow(gc_norm_of(written, ord, 1));
         return norm > bound * safety ? bound * safety / norm : 2;
     }
-    const double margin = ord == 0 ? 0 : MARGIN;
+    const double margin = ord == 0 ? 0 : MARGIN, error = ord == 0 ? 0 : written->first == INEXACT ? MARGIN : ERROR;
     const gc_wide q = quotient(written, bound, 1, ord);
-    if (!below(q, margin))
+    if (!below(q, error) || (ord != 0 && exactly_within(written, bound, ord)))
         return 2;
     const double power = ldexp(q.head + (q.tail - q.head * margin), q.exponent);
     return ord == 2 ? sqrt(power) : power;

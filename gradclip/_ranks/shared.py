@@ -17,7 +17,7 @@ from .._core.engine import HOST, on_devices
 from .._core.mode import STEP
 from .._core.options import SHARED, Options
 from .._core.rounding import RATIONAL, exact_order, safety, unit_of
-from .._core.strict import by_unit, power_of, ratio_of
+from .._core.strict import MARGIN, by_unit, power_of, ratio_of
 from .._cpu.exact import exact_sum, sums_of
 from .._cpu.plan import StandardState
 from .._leaves import Leaves, is_nesting
@@ -25,6 +25,7 @@ from ..thresholds import Threshold
 from .exchange import Part, Session
 
 if TYPE_CHECKING:
+    from .._core.arguments import Array
     from .._core.call import Request
     from .._core.engine import AnySums, Engine
     from .._cpu.plan import Plan
@@ -97,7 +98,7 @@ class SharedOptions(Options):
         """Find out how much of a Measure, that of all ranks, belongs to the leaves of these: `strict` bounds that."""
         here = engine.measure(read, self.ord, self.grad_scale, self.finite_only, norms=False)
         own = self.session.merge(part_of(here, read, None), self.ord, self.alike)
-        self.half, self.elements, self.rounded = own.half, own.size, own.rounded
+        self.half, self.elements, self.rounded = whole.half if self.casts else own.half, own.size, own.rounded
         if self.ord in (1.0, 2.0) and whole.total:
             self.share = own.value() / whole.value()
         elif self.ord != math.inf and sums.norm(None):
@@ -114,7 +115,7 @@ class SharedOptions(Options):
         told = self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked, self.also
         self.alike = zlib.crc32(repr(told).encode())
         if request.to.casts:
-            part = part._replace(casts=True, half=max(part.half, *(unit_of(a.dtype).half for a in request.to.arrays)))
+            part = part._replace(casts=True, half=coarsest(counted_arrays(request.to, self.counted)))
         merged = self.session.merge(part, self.ord, self.alike, extra)
         self.rounded, self.casts = merged.rounded, merged.casts
         return merged
@@ -174,7 +175,8 @@ class SharedOptions(Options):
         if merged.nans + merged.infs:
             return 0.5  # overflow is above any threshold
         if exact or self.ord == math.inf:
-            return ratio_of(merged.value(), request.threshold, self.ord, self.share)
+            margin = MARGIN if exact and request.partial else 1
+            return ratio_of(merged.value(), request.threshold, self.ord, self.share, margin)
         found = merged._replace(max_abs=0.0)
         norm = sums_of(found.total, found.exponent, self.ord, 1.0, True, 0.0, (0, 0, None)).norm()
         most = request.threshold * float(self.share) * safety(self.ord)
@@ -206,12 +208,19 @@ def part_of(sums: AnySums, leaves: Leaves, counted: list[int] | None) -> Part:
     ord, (nans, infs) = sums.ord, sums.parts()
     total, exponent = dyadic(*sums.scaled()) if counted is None else joined((dyadic(*sums.scaled(i)) for i in counted), ord)
     error = sums.error if ord in (1.0, 2.0) else 0.0
-    arrays = leaves.arrays if counted is None else [leaves.arrays[i] for i in counted]
-    half = max((unit_of(a.dtype).half for a in arrays if a.size), default=0.0)
-    rounded = not exact_order(ord, leaves.sources)
-    return Part(
-        total, exponent, error, rounded, nans, infs, sums.max_abs(), sums.first_nonfinite, sum(a.size for a in arrays), half
-    )
+    arrays = counted_arrays(leaves, counted)
+    rounded, size, half = not exact_order(ord, leaves.sources), sum(a.size for a in arrays), coarsest(arrays)
+    return Part(total, exponent, error, rounded, nans, infs, sums.max_abs(), sums.first_nonfinite, size, half)
+
+
+def counted_arrays(leaves: Leaves, counted: list[int] | None) -> list[Array]:
+    """Return the arrays of the leaves that the norm runs over. counted: their indices; None: all."""
+    return leaves.arrays if counted is None else [leaves.arrays[i] for i in counted]
+
+
+def coarsest(arrays: list[Array]) -> float:
+    """Return half an ulp of 1 in the coarsest dtype of some arrays, 0 if they have no elements."""
+    return max((unit_of(a.dtype).half for a in arrays if a.size), default=0.0)
 
 
 def joined(sums: Iterable[tuple[int, int]], ord: float) -> tuple[int, int]:

@@ -420,7 +420,7 @@ class _Application(Request):
             sums: Sums = shared.apply(self, engine, read, whole)
             return sums
         with StandardState():
-            if options.strict and options.ord != math.inf:
+            if options.strict and (options.ord != math.inf or self.to.casts):
                 found: Any = super().measure(engine, read)  # on the host, which decides
                 self._take_share(found)
             return whole.sums(options.finite_only)
@@ -430,7 +430,9 @@ class _Application(Request):
 
         found : what was measured of them
         """
-        whole, ord = self.whole, self.options.ord
+        self.found, whole, ord = found, self.whole, self.options.ord
+        if ord == math.inf:
+            return
         if ord not in (1.0, 2.0):
             self.share = found.norm() / whole.norm if whole.norm else 1
             return

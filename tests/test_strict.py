@@ -106,3 +106,16 @@ def test_apply_clip_to_a_part_that_cannot_be_read_again_keeps_the_threshold():
         gradclip.apply_clip_(leaf, whole, 5.0, strict=True)
     assert power_sum([a, b]) <= 25
     assert power_sum([a, b]) > 25 * (1 - Fraction(1, 2**50))
+
+
+@pytest.mark.parametrize("ord", [1, 2, 3, math.inf])
+def test_only_a_leaf_that_is_cast_limits_the_factor_of_apply_clip(ord):
+    """By its own largest element, whatever is written or was measured beside it."""
+    w, s = np.array([1e6], np.float32), np.array([3, 4], np.float32)
+    whole = gradclip.measure([w, s], ord=ord)
+    both, report = gradclip.apply_clip([w, s], whole, 1e9, strict=True, out=[np.zeros(1, SINGLE), np.zeros(2, HALF)])
+    assert ([a.tolist() for a in both], report.scale, report.clipped) == ([[1e6], [3, 4]], 1.0, False)
+    part, report = gradclip.apply_clip([s], whole, 1e9, strict=True, out=[np.zeros(2, HALF)])
+    assert (part[0].tolist(), report.scale, report.clipped) == ([3, 4], 1.0, False)
+    _, report = gradclip.apply_clip([w, s], whole, 1e9, strict=True, out=[np.zeros(1, HALF), np.zeros(2, DOUBLE)])
+    assert (report.scale, report.clipped) == (65504 / 1e6, True)

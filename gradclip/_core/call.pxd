@@ -2,7 +2,7 @@ from gradclip._leaves.leaves cimport Leaves
 
 
 cdef class Request:
-    cdef public object options, threshold, shown, mode, lr, share, norms, owner, counted
+    cdef public object options, threshold, shown, mode, lr, share, norms, owner, counted, found
     cdef public Leaves to
     cdef public bint fresh, by_owner, elsewhere, skips, partial
     cdef readonly bint shared

@@ -6,6 +6,7 @@ from gradclip._core.arguments import Floats
 from gradclip._core.engine import AnySums, Engine
 from gradclip._core.mode import Mode
 from gradclip._core.options import Options
+from gradclip._cpu.sums import Sums
 from gradclip._leaves import Leaves
 from gradclip.report import ClipReport
 from gradclip.thresholds import Threshold
@@ -26,6 +27,7 @@ class Request:
     elsewhere: bool
     skips: bool
     partial: bool
+    found: Sums | None
     @property
     def shared(self) -> bool: ...
     def __init__(self, options: Options, threshold: Any, shown: Any = None, mode: Mode = ...) -> None: ...

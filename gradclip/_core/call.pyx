@@ -56,6 +56,8 @@ cdef class Request:
         How much of the sum behind the norm belongs to `to`, for orders that are not RATIONAL of the norm: `strict` bounds that.
     partial : bool
         Whether the norm runs, or may run, over more than `to`, so that only its sum tells on which side of a threshold it lies.
+    found : Sums or None
+        What was measured of `to`, leaf by leaf, where the norm was measured before the call.
     norms : float64 array or None
         The ``norms`` of the report, if they are not those that were measured.
     elsewhere : bool

@@ -108,7 +108,7 @@ def hold_casts(request: Request, plan: Plan, sums: Sums) -> None:
     factors are shrunk until no element leaves the range of its new dtype."""
     if request.to.casts:
         threshold = np.array([request.threshold]) if type(request.threshold) is float else request.threshold
-        plan.hold_casts(request.to, sums.units, threshold, request.owner)
+        plan.hold_casts(request.to, (request.found or sums).units, threshold, request.owner)
 
 
 def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:

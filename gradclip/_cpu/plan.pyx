@@ -157,11 +157,10 @@ cdef class Plan:
         """Let every unit with a threshold have a factor, at first 1, and shrink factors until no element leaves the range of
         another dtype to which it is rounded.
 
-        units: what was measured of the units of `to`, or only of all together; thresholds: of the entries; owner: as `spread`
-        takes it."""
+        units: what was measured of the units of `to`; thresholds: of the entries; owner: as `spread` takes it."""
         cdef const double *threshold = doubles(thresholds)
         cdef const Py_ssize_t *number = indices(owner)
-        cdef Py_ssize_t i, j, k, which
+        cdef Py_ssize_t i, j, k
         cdef Write *w
         cdef gc_fpenv saved = gc_fp_enter()
         for i in range(to.count):
@@ -172,9 +171,8 @@ cdef class Plan:
                 w = &self.write[k]
                 if w.kind == GC_KEEP:
                     w.kind = GC_SCALE
-                which = j if units.count == to.units else ALL
-                if to.source[i].dtype != to.leaf[i].dtype and (units.finite_only or units.nonfinite_of(which) == 0):
-                    w.clips |= gc_keep_finite(&w.factor, units.largest(which), MOST[to.leaf[i].dtype])
+                if to.source[i].dtype != to.leaf[i].dtype and (units.finite_only or units.nonfinite_of(j) == 0):
+                    w.clips |= gc_keep_finite(&w.factor, units.largest(j), MOST[to.leaf[i].dtype])
         gc_fp_leave(saved)
 
     def keep_finite(self, Sums units, most, owner=None):

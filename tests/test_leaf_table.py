@@ -72,6 +72,14 @@ def test_rows_of_one_factor(dtype):
     assert {row.factor for row in check(report, before, PATHS).values()} == {report.scale}
 
 
+def test_a_leaf_without_units_has_the_factor_1():
+    for filled in ([], [np.ones((2, 3))]):
+        grads = [np.ones((0, 3)), np.full(3, 9.0), *filled]
+        params = [np.ones((0, 3)), np.ones(3), *filled]
+        factors = {row.path: row.factor for row in gradclip.clip_adaptive_(grads, params, 0.5).table()}
+        assert factors == {"0": 1.0, "1": pytest.approx(0.5 / 9), **({"2": 0.5} if filled else {})}
+
+
 def test_rows_of_a_clip_by_value_have_counts_in_place_of_factors():
     grads = leaves()
     rows = check(gradclip.clip_by_value(grads, 0.5)[1], grads, PATHS)

@@ -154,13 +154,16 @@ def _by_leaf(leaves: Leaves, sums: Any, counts: Any, owner: Any) -> Any:
 
 
 def _factors(plan: Any, counts: Any, owner: Any) -> list[float]:
-    """Return the smallest factor of each leaf, 1 for a leaf without units."""
-    if plan is None or (plan.count == 1 and owner is None):
-        return [1.0 if plan is None else plan.smallest()] * len(counts)
-    factors = plan.factors()
-    if owner is not None:
-        factors = np.where(owner < 0, 1.0, factors[owner])
+    """Return the smallest factor of each leaf, 1 for a leaf without units. Padded samples do not count."""
     edges = np.concatenate(([0], np.cumsum(counts)))
+    if plan is None:
+        factors = np.ones(edges[-1])
+    elif owner is None:
+        factors = plan.factors() if plan.count > 1 else np.full(edges[-1], plan.smallest())  # that of all leaves
+    else:
+        factors = plan.factors()[owner]
+        edges = np.concatenate(([0], np.cumsum(owner >= 0)))[edges]
+        factors = factors[owner >= 0]
     return [float(np.min(factors[a:b])) if b > a else 1.0 for a, b in pairwise(edges)]
 
 

@@ -300,6 +300,16 @@ def test_thresholds_at_the_ends():
         assert gradclip.per_sample_clip_sum(np.ones((2, 1)), sys.float_info.max, ord=ord)[0].tolist() == [2.0]
 
 
+def test_the_smallest_factor_is_that_of_a_sample_that_counts():
+    for call in (gradclip.clip_per_sample, gradclip.per_sample_clip_sum):
+        for mask, smallest in (([True, False, True], 2.0), ([False, True, False], 0.5), ([False] * 3, 1.0)):
+            x = np.array([[3.0, 4.0], [12.0, 16.0], [0.0, 2.5]])
+            report = call([x], 10.0, mask=mask, normalize=True, eps=0.0)[1]
+            assert report.scale == pytest.approx(smallest, rel=1e-12)
+            assert report.scales == pytest.approx(np.where(mask, [2, 0.5, 4], 1.0), rel=1e-12)
+            assert report.table()[0].factor == report.scale
+
+
 def test_a_scale_that_is_not_a_power_of_two():
     true = gradient(np.float64, 300).reshape(3, 100)
     sums, report = gradclip.per_sample_clip_sum(true * 3.0, math.inf, grad_scale=3.0)

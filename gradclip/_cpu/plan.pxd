@@ -15,5 +15,6 @@ cdef class Plan:
     cdef readonly Py_ssize_t count
     cdef Write *write
     cdef public Sums found      # of a plan that clamps: what the write pass is to measure as it goes; None: nothing
+    cdef object alone           # a bool for each unit, whether it is a padded sample, which has no factor; None: there are none
 
     cpdef clamp(self, Py_ssize_t i, double low, double high)

@@ -210,8 +210,9 @@ cdef class Plan:
                 drop(&self.write[i])
 
     def leave_alone(self, units):
-        """Write nothing to some units: `units` has a bool for each."""
-        cdef const unsigned char *alone = flags(units.view(np.uint8))
+        """Write nothing to some units, which have no factor: `units` has a bool for each."""
+        self.alone = units.view(np.uint8)
+        cdef const unsigned char *alone = flags(self.alone)
         cdef Py_ssize_t i
         for i in range(self.count):
             if alone[i]:
@@ -313,13 +314,18 @@ cdef class Plan:
         return np.array([self.write[i].factor.value for i in range(self.count)], np.float64)
 
     def smallest(self):
-        """The smallest factor; NaN if one is."""
-        cdef double least = 1 if self.count == 0 else self.write[0].factor.value
+        """The smallest factor of a unit that has one; NaN if one is. 1 if none has."""
+        cdef double least = 1
+        cdef const unsigned char *alone = flags(self.alone)
+        cdef bint found = False
         cdef Py_ssize_t i
         for i in range(self.count):
+            if alone != NULL and alone[i]:
+                continue
             if isnan(self.write[i].factor.value):
                 return NAN
-            least = min(least, self.write[i].factor.value)
+            least = min(least, self.write[i].factor.value) if found else self.write[i].factor.value
+            found = True
         return least
 
     def keeps(self, Py_ssize_t i):

@@ -152,7 +152,8 @@ cdef class ClipReport:
     def table(self, top=None):
         """Return a table of what was measured and done by leaf: leaves with NaN or Inf first, then the largest norms.
 
-        It is made when it is asked for. No gradient is read or kept for it.
+        It is made when it is asked for. No gradient is read or kept for it. The keys of dicts are kept, and are named as they
+        are then.
 
         Parameters
         ----------

@@ -197,6 +197,34 @@ def test_order_top_and_text():
     assert str(escaped).splitlines()[1].startswith("a\\nb\\x1b[1m  ")
 
 
+def test_wide_characters_take_two_columns():
+    # two ideographs, a full-width letter, a letter with a mark on it, which takes none
+    lines = str(
+        gradclip.clip_by_global_norm({"層重": np.ones(2), "\uff21": np.ones(1), "e\u0301": np.ones(0)}, 9.0)[1].table()
+    ).splitlines()
+    assert [line[: line.index("(")] for line in lines[1:]] == ["層重  ", "\uff21    ", "e\u0301     "]
+    assert len(lines[0][: lines[0].index("shape")]) == 6
+    for line, missing in zip(lines[1:], (2, 1, -1), strict=True):
+        assert len(line) + missing == len(lines[0])
+
+
+class Key:
+    """A key that can be given another name."""
+
+    name = "before"
+
+    def __str__(self):
+        return self.name
+
+
+def test_a_table_names_keys_as_they_are_when_it_is_made():
+    key = Key()
+    report = gradclip.clip_by_global_norm({key: np.ones(2)}, 1.0)[1]
+    table = report.table()
+    key.name = "after"
+    assert (table[0].path, report.table()[0].path) == ("before", "after")
+
+
 def test_rich_draws_it():
     console = pytest.importorskip("rich.console")
     out = io.StringIO()

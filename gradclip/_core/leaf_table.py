@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -69,10 +70,13 @@ class LeafTable(Sequence[LeafRow]):
         """Return the table as aligned plain text."""
         header, rows = self.cells()
         lines = [header, *([printable(cell) for cell in row] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        sides = "<" * WORDS + ">" * (len(header) - WORDS)
-        text = ["  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, widths, strict=True)) for line in lines]
-        return "\n".join([line.rstrip() for line in text] + self._rest())
+        widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+        text = []
+        for line in lines:
+            gaps = [" " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
+            pairs = enumerate(zip(line, gaps, strict=True))
+            text.append("  ".join(cell + gap if i < WORDS else gap + cell for i, (cell, gap) in pairs).rstrip())
+        return "\n".join(text + self._rest())
 
     __repr__ = __str__
 
@@ -128,6 +132,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _width(text: str) -> int:
+    """Return how many columns of a terminal printable text takes: two for a wide character, none for a mark on the one before."""
+    if text.isascii():
+        return len(text)
+    return sum((unicodedata.east_asian_width(c) in "WF") + 1 for c in text if unicodedata.category(c) not in ("Mn", "Me"))
 
 
 def _owner(sums: Any, units: int) -> Any:

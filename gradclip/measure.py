@@ -21,7 +21,7 @@ from .report import ClipReport
 from .thresholds import Threshold
 
 if TYPE_CHECKING:
-    from ._core.engine import Engine
+    from ._core.engine import AnySums, Engine
     from ._leaves import Leaves
 
 
@@ -66,7 +66,7 @@ class Measure:
     grad_scale: float
     size: int
     max_abs: float
-    # Norms by leaf: one array, or the two `_parts` that were merged, which `norms` joins when asked; or none.
+    # What `_by_leaf` returns, or its first row if nothing is NaN or Inf; or the two `_parts` that were merged; or none.
     _parts: tuple[Any, ...]
     first_nonfinite: tuple[str, int] | None
     _nans: int
@@ -114,14 +114,29 @@ class Measure:
         """Float64, the norms of the leaves; None if they were not kept, here or in a part."""
         if not self._parts:
             return None
+        found = self._joined()
+        norms: Floats = found if found.ndim == 1 else found[0]
+        norms.flags.writeable = False
+        return norms
+
+    def _by_leaf(self) -> Floats | None:
+        """Return float64 of shape (3, leaves): the norms of the finite elements, and how many are NaN and Inf.
+
+        None if that was not kept, here or in a part."""
+        return _with_counts(self._joined()) if self._parts else None
+
+    def _joined(self) -> Floats:
+        """Join the parts, which there are, to one array."""
         if len(self._parts) == 2:
-            object.__setattr__(self, "_parts", (np.concatenate(_in_order(self._parts)),))
+            parts = _in_order(self._parts)
+            if self.nonfinite:
+                parts = [_with_counts(part) for part in parts]
+            object.__setattr__(self, "_parts", (np.concatenate(parts, axis=-1),))
         joined: Floats = self._parts[0]
-        joined.flags.writeable = False
         return joined
 
     def __reduce__(self) -> tuple[type[Measure], tuple[Any, ...]]:
-        joined = (self.norms,) if self._parts else ()  # pairs of pairs of thousands of measures would be too deep to pickle
+        joined = (self._joined(),) if self._parts else ()  # pairs of pairs of thousands of them would be too deep to pickle
         return Measure, tuple(joined if f.name == "_parts" else getattr(self, f.name) for f in fields(self))
 
     def __repr__(self) -> str:
@@ -196,6 +211,11 @@ class Measure:
         return sums
 
 
+def _with_counts(part: Floats) -> Floats:
+    """Return a part with rows of the NaN and Inf, which are 0 if it had none."""
+    return part if part.ndim == 2 else np.stack([part, np.zeros(len(part)), np.zeros(len(part))])
+
+
 def _in_order(parts: tuple[Any, ...]) -> list[Floats]:
     """The arrays at the leaves of pairs of pairs, from left to right, however deep."""
     found: list[Floats] = []
@@ -255,13 +275,21 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0, owned: Owned
         options.grad_scale,
         sums.size,
         sums.max_abs(),
-        (sums.norms(),) if norms else (),
+        (_found_by_leaf(sums),) if norms else (),
         sums.first_nonfinite,
         nans,
         infs,
         error,
         *dyadic(*total),
     )
+
+
+def _found_by_leaf(sums: AnySums) -> Floats:
+    """Return the norms of leaves or, if something is NaN or Inf, what `Measure._by_leaf` returns."""
+    norms = sums.norms()
+    if not sums.nonfinite():
+        return norms
+    return np.concatenate([[norms], np.transpose([sums.parts(i) for i in range(len(norms))])])
 
 
 @spelled_out
@@ -403,6 +431,10 @@ def _application(norm: Any, measure: Measure | Literal[0], max_norm: Number | Th
     norm.update(own)
     request = _Application(options_of(norm), total_threshold(max_norm))
     request.whole, request.norms, request.elsewhere = measure, measure.norms, True
+    found = measure._by_leaf() if measure.nonfinite and not request.options.finite_only else None
+    if found is not None:
+        norms, nans, infs = found
+        request.norms = np.where(nans > 0, math.nan, np.where(infs > 0, math.inf, norms))
     return request
 
 
@@ -413,7 +445,8 @@ class _Application(Request):
 
     def measure(self, engine: Engine, read: Leaves) -> Sums:
         options, whole = self.options, self.whole
-        read.measured = False  # leaf by leaf
+        told = whole._by_leaf()
+        read.measured = False if told is None else told  # leaf by leaf
         if self.shared:
             shared: Any = options  # whose module is not imported for a name
             self.partial = True

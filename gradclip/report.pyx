@@ -165,8 +165,8 @@ cdef class ClipReport:
         LeafTable
             A sequence of named tuples: ``path``, ``shape``, ``dtype``, ``norm``, ``factor`` (the smallest, if a leaf has
             several), ``clipped`` (elements that were outside, of `clip_by_value` alone, which has no factor), ``max_abs``,
-            ``nan`` and ``inf`` (how many elements are). None is what the call did not find out: all but the norms, after
-            `apply_clip_`. ``str()`` of it is plain text, and rich draws it.
+            ``nan`` and ``inf`` (how many elements are). None is what the call did not find out: after `apply_clip_` the
+            largest magnitudes, and whatever the measure did not keep of these very leaves. ``str()`` of it is plain text, and rich draws it.
 
         Examples
         --------

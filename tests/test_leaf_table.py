@@ -262,22 +262,49 @@ def test_a_report_keeps_no_gradient_alive_and_is_pickled_with_its_table():
 
 
 def test_a_norm_that_was_measured_before():
-    """Of single leaves only the norms are known, as far as the measure has them."""
+    """Of single leaves only what the measure has of them is known."""
     grads = {"a": np.array([3.0]), "b": np.array([4.0])}
     measure = gradclip.measure(grads)
     for keywords in ({}, {"strict": True}):
         report = gradclip.apply_clip(grads, measure, 1.0, **keywords)[1]
         assert {row.path: (row.norm, row.factor, row.max_abs, row.nan) for row in report.table()} == {
-            "a": (3, report.scale, None, None),
-            "b": (4, report.scale, None, None),
+            "a": (3, report.scale, None, 0),
+            "b": (4, report.scale, None, 0),
         }
     several = gradclip.apply_clip(grads, measure + gradclip.measure(np.ones(3)), 1.0)[1].table()
     assert {row.norm for row in several} == {None}
     assert str(several).splitlines()[0].split() == ["leaf", "shape", "dtype", "factor"]
-    alone = gradclip.apply_clip(np.array([3.0]), gradclip.measure(grads), 1.0)[
-        1
-    ].table()  # which is a part of what was measured
-    assert (alone[0].norm, alone[0].max_abs) == (None, None)
+    alone = gradclip.apply_clip(np.array([3.0]), gradclip.measure(grads), 1.0)[1].table()  # a part of what was measured
+    assert (alone[0].norm, alone[0].max_abs, alone[0].nan) == (None, None, None)
+
+
+def test_nan_and_inf_that_were_measured_before():
+    parts = (
+        {"a": np.array([9.0, 12.0])},
+        {"b": np.array([np.nan, 3, 4, np.inf]), "c": np.array([np.inf, 2.0])},
+        {"d": np.ones(1)},
+    )
+    grads = {name: a for part in parts for name, a in part.items()}
+    merged = sum(gradclip.measure(part) for part in parts)
+    for whole in (gradclip.measure(grads), merged, pickle.loads(pickle.dumps(merged))):
+        assert whole.norms.tolist() == [15, 5, 2, 1]  # of the finite elements, as `norm`
+        for policy in ("propagate", "skip"):
+            report = gradclip.apply_clip(grads, whole, 1.0, nonfinite=policy)[1]
+            np.testing.assert_array_equal(report.norms, [15, math.nan, math.inf, 1])
+            assert [(row.path, row.nan, row.inf) for row in report.table()] == [
+                ("b", 1, 1),
+                ("c", 0, 1),
+                ("a", 0, 0),
+                ("d", 0, 0),
+            ]
+        report = gradclip.apply_clip(grads, whole, 1.0, nonfinite="zero")[1]
+        assert report.norms.tolist() == [15, 5, 2, 1]
+        assert [(row.path, row.norm, row.inf) for row in report.table()] == [
+            ("b", 5, 1),
+            ("c", 2, 1),
+            ("a", 15, 0),
+            ("d", 1, 0),
+        ]
 
 
 def test_rows_of_leaves_that_are_not_owned():

@@ -116,13 +116,14 @@ def rows_of(leaves: Leaves, sums: Any, plan: Any, norms: Floats | None, by_value
     counts = np.array([units for *_, units in described], np.intp)
     owner = _owner(sums, int(counts.sum()))
     found = _by_leaf(leaves, sums, counts, owner)
+    told = leaves.measured if isinstance(leaves.measured, np.ndarray) and leaves.measured.shape[1] == len(described) else None
     factors = [None] * len(described) if by_value else _factors(plan, counts, owner)
     if found is not None:
         norms = found.norms()
     elif norms is None or len(norms) != len(described):
         norms = None
     return [
-        LeafRow(path, shape, dtype, None if norms is None else float(norms[i]), factors[i], *_found(found, i, by_value))
+        LeafRow(path, shape, dtype, None if norms is None else float(norms[i]), factors[i], *_found(found, told, i, by_value))
         for i, (path, shape, dtype, _) in enumerate(described)
     ]
 
@@ -135,7 +136,7 @@ def printable(text: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Return how many columns of a terminal printable text takes: two for a wide character, none for a mark on the one before."""
+    """Return how many columns of a terminal text takes: two for a wide character, none for a mark on the one before."""
     if text.isascii():
         return len(text)
     return sum((unicodedata.east_asian_width(c) in "WF") + 1 for c in text if unicodedata.category(c) not in ("Mn", "Me"))
@@ -178,8 +179,13 @@ def _factors(plan: Any, counts: Any, owner: Any) -> list[float]:
     return [float(np.min(factors[a:b])) if b > a else 1.0 for a, b in pairwise(edges)]
 
 
-def _found(found: Any, i: int, by_value: bool) -> tuple[int | None, float | None, int | None, int | None]:
-    """Return how many elements of a leaf were outside, its largest magnitude, and its NaN and Inf."""
+def _found(found: Any, told: Any, i: int, by_value: bool) -> tuple[int | None, float | None, int | None, int | None]:
+    """Return how many elements of a leaf were outside, its largest magnitude, and its NaN and Inf.
+
+    told : what a Measure tells of each leaf, as `Measure._by_leaf`; None if there is none of these leaves
+    """
+    if found is None and told is not None:
+        return None, None, int(told[1, i]), int(told[2, i])
     if found is None:
         return None, None, None, None
     return (found.outside(i) if by_value else None), found.max_abs(i), *found.parts(i)

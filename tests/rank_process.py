@@ -135,6 +135,44 @@ def others(comm, rank, size):
     return {name: [r.norm.hex(), r.scale.hex()] for name, r in found.items()}
 
 
+CASTS = {  # every norm keeps its threshold, but elements are beyond float16
+    "clip": lambda g, out, **k: gradclip.clip_by_global_norm(g, 1e300, out=out, **k),
+    "normalize": lambda g, out, **k: gradclip.normalize(g, 1e300, out=out, **k),
+    "apply": lambda g, out, **k: gradclip.apply_clip(g, gradclip.measure(g), 1e300, out=out, **k),
+    "leaf": lambda g, out, **k: gradclip.clip_by_norm(g, 1e300, out=out, **k),
+    "axis": lambda g, out, **k: gradclip.clip_by_norm(g, 1e300, axis=0, out=out, **k),
+    "samples": lambda g, out, **k: gradclip.clip_per_sample(g, 1e300, out=out, **k),
+}
+
+
+def strict_cast(comm, rank, size, call):
+    whole = {"w": np.arange(1.0, 13.0).reshape(4, 3) * 1e200, "own": np.array([[1e200], [-7e4], [3.0], [0.0]])}
+    grads = shard(whole, rank, size, int(call == "samples"))
+    out = {n: np.zeros_like(x, np.float16) for n, x in grads.items()}
+    report = CASTS[call](grads, out, comm=comm, strict=True)[1]
+    return shown(report, out.items())
+
+
+def steps_at_the_threshold(comm, rank, size):
+    """Steps of halves whose norm is their threshold: `strict` shrinks it at most by a last bit."""
+    found = []
+    for ord in (1, 2, 3):
+        grads = {n: x.astype(np.float16) for n, x in share(leaves("single"), rank, size).items() if np.abs(x).max() < 6e4}
+        params = {n: np.ones_like(x) for n, x in grads.items()}
+        norm = gradclip.clip_by_global_norm(grads, np.inf, comm=comm, ord=ord)[1].norm
+        report = gradclip.sgd_step_(params, grads, 0.1, norm, comm=comm, ord=ord, strict=True)
+        found.append([report.scale.hex(), report.clipped, {n: p.tobytes().hex() for n, p in params.items()}])
+    return found
+
+
+def strict_replicas(comm, rank, size):
+    """A matrix that every rank holds and the first counts, whose rows are whole on each rank."""
+    grads = {"w": (np.arange(1.0, 13.0).reshape(3, 4) / 16).astype(np.float16)}
+    params, owned = {"w": np.ones((3, 4))}, rank == 0
+    clipped, report = gradclip.clip_adaptive(grads, params, 0.01, ord=0.5, strict=True, comm=comm, owned=owned)
+    return shown(report, clipped.items())
+
+
 def rules(comm, rank, size):
     rule, found = Quantile(0.5, warmup=1), []
     for factor in (1.0, 3.0, 0.5, 10.0):
@@ -297,6 +335,9 @@ CASES = {
     },
     "replicated": replicated,
     "others": others,
+    **{f"cast {c}": lambda *who, c=c: strict_cast(*who, c) for c in CASTS},
+    "steps at the threshold": steps_at_the_threshold,
+    "strict replicas": strict_replicas,
     "rules": rules,
 }
 

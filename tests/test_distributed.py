@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import LIBRARIES, by_gloo, by_mpiexec
-from rank_process import CASES, OPTIONS, SAMPLES, SMALL, UNITS, batch, leaves, params_like, rows
+from rank_process import CASES, CASTS, OPTIONS, SAMPLES, SMALL, UNITS, batch, leaves, params_like, rows, steps_at_the_threshold
 from reference import rounded_norm
 
 import gradclip
@@ -87,6 +87,28 @@ def test_strict_holds_over_all_ranks(ranks, ord):
     norm = gradclip.global_norm(arrays, ord) if ord == 3 else rounded_norm(arrays, ord)
     assert 1.0 - 1e-6 < norm <= 1.0
     assert found["clipped"]
+
+
+@pytest.mark.parametrize("call", CASTS)
+def test_strict_keeps_elements_in_the_range_of_another_dtype(ranks, call):
+    alike(ranks, f"cast {call}")
+    written = [np.frombuffer(bytes.fromhex(x), np.float16) for rank in ranks for x in rank[f"cast {call}"]["leaves"].values()]
+    assert np.isfinite(np.concatenate(written)).all()
+    assert max(np.abs(x).max(initial=0) for x in written) > 10000
+
+
+def test_strict_shrinks_a_step_whose_norm_is_the_threshold_as_one_process_does(ranks):
+    expected = steps_at_the_threshold(None, 0, 1)
+    assert [clipped for _, clipped, _ in expected] == [False, True, False]
+    for i, (scale, clipped, written) in enumerate(expected):
+        found = [rank["steps at the threshold"][i] for rank in ranks]
+        assert all(f[:2] == [scale, clipped] for f in found)
+        assert {n: p for f in found for n, p in f[2].items()} == written
+
+
+def test_strict_scales_replicas_alike(ranks):
+    assert all(rank["strict replicas"] == ranks[0]["strict replicas"] for rank in ranks)
+    assert ranks[0]["strict replicas"]["clipped"]
 
 
 def test_nan_on_one_rank_is_found_by_all(ranks):

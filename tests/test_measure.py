@@ -204,3 +204,9 @@ def test_a_merged_norm_is_the_one_that_clips():
                 report = gradclip.apply_clip(parts, merged, merged.norm)[1]
                 assert (report.norm, report.clipped) == (merged.norm, False)
                 assert merged.norm == rounded_norm(parts, ord, scale) or not merged.exact
+
+
+def test_a_norm_of_0_exceeds_no_threshold():
+    for x in (np.zeros(3), np.zeros(0)):
+        report = gradclip.apply_clip_(x, gradclip.measure(x), 0.0, strict=True)
+        assert (report.norm, report.scale, report.clipped) == (0.0, 1.0, False)

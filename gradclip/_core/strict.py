@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,6 +59,8 @@ def _exceeds(sums: Sums, unit: int | None, threshold: float, options: Options) -
     if threshold == math.inf or sums.shows_nonfinite(unit):
         return threshold != math.inf
     total, bound = sums.exact(unit), power_of(threshold, ord) * power_of(options.grad_scale, ord)
+    if not total:
+        return False
     near = total <= bound * MARGIN and bound <= total * MARGIN  # too close for the sum's bits
     if near and ord != math.inf and sums.exact_total is None:
         return UNKNOWN
@@ -77,10 +79,12 @@ def shrink_step(request: Request, plan: Plan, sums: Sums) -> None:
         return
     if not plan.acting() and plan.exact_factor() * Fraction(options.grad_scale) <= 1:
         return
-    if not exact_order(options.ord, request.to.sources):
+    shared: Any = options  # whose module is not imported for a name
+    if shared.rounded if request.shared else not exact_order(options.ord, request.to.sources):
         plan.shrink(0, 2 * safety(options.ord) - 1)
         return
-    bound, total, certain = power_of(threshold, options.ord), sums.exact() * MARGIN, options.ord == math.inf
+    bound, total = power_of(threshold, options.ord), sums.exact() * MARGIN
+    certain = options.ord == math.inf or sums.exact_total is not None  # with `comm` it is
     while True:
         above = power_of(plan.exact_factor(), options.ord) * total - bound
         if not certain and abs(above) <= bound * ERROR:  # so that another split of the same elements gives the same factor

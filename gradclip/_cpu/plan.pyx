@@ -149,6 +149,8 @@ cdef class Plan:
         cdef gc_question ask = question(sums, eps, False, True)
         cdef gc_factor factor = gc_limited_factor(&sum, threshold, &ask, most, largest)
         self.write[i].clips = True
+        if self.write[i].kind == GC_KEEP:
+            self.write[i].kind = GC_SCALE
         if not (lower and factor.value > self.write[i].factor.value):
             self.write[i].factor = factor
         gc_fp_leave(saved)
@@ -191,6 +193,18 @@ cdef class Plan:
             w = &self.write[k]
             if gc_keep_finite(&w.factor, units.largest(i), largest[i // batch]):
                 w.kind, w.clips = GC_SCALE, True
+        gc_fp_leave(saved)
+
+    def hold_range(self, Py_ssize_t i, largest):
+        """Shrink the factor of entry i until no element leaves the range of another dtype to which it is rounded.
+
+        largest: the largest magnitude that is rounded to each kernel dtype, as `largest_casts` returns it"""
+        cdef const double *magnitude = doubles(largest)
+        cdef int dtype
+        cdef gc_fpenv saved = gc_fp_enter()
+        for dtype in range(4):
+            if gc_keep_finite(&self.write[i].factor, magnitude[dtype], MOST[dtype]):
+                self.write[i].kind, self.write[i].clips = GC_SCALE, True
         gc_fp_leave(saved)
 
     def zero_nonfinite(self, Sums sums, owner=None):
@@ -346,6 +360,20 @@ cdef class Plan:
             if self.write[i].kind != GC_KEEP or self.write[i].zero:
                 return False
         return True
+
+
+def largest_casts(Units to, Sums units):
+    """Return the largest magnitude that is rounded from another dtype to each kernel dtype, as float64; 0 if there is none.
+
+    units: what was measured of the units of `to`"""
+    result = np.zeros(4)
+    cdef double *largest = doubles(result)
+    cdef Py_ssize_t i, j
+    for i in range(to.count):
+        if to.source[i].dtype != to.leaf[i].dtype:
+            for j in range(to.leaf[i].first_unit, to.leaf[i].first_unit + to.leaf[i].units):
+                largest[to.leaf[i].dtype] = max(largest[to.leaf[i].dtype], units.largest(j))
+    return result
 
 
 def clamping(low, high, Sums found=None):

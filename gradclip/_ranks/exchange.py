@@ -120,7 +120,7 @@ class Session:
     def _merged(self, most: Words, words: Words, base: int, ord: float, part: Part) -> Part:
         nans, infs = int(words[NANS]), int(words[INFS])
         first = None
-        if nans + infs:
+        if nans + infs and most[FIRST] != NONE:
             rank = -int(most[FIRST])
             own = "" if part.first is None or rank != self._peers.rank else f"{part.first[1]} {part.first[0]}"
             index, _, path = self._told(rank, own).partition(" ")

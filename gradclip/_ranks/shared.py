@@ -16,16 +16,16 @@ from .._core.dyadic import KEPT, dyadic, root
 from .._core.engine import HOST, on_devices
 from .._core.mode import STEP
 from .._core.options import SHARED, Options
-from .._core.rounding import RATIONAL, exact_order, safety, unit_of
-from .._core.strict import MARGIN, by_unit, power_of, ratio_of
+from .._core.rounding import exact_order, safety, unit_of
+from .._core.strict import MARGIN, by_unit, ratio_of, shrink_step
 from .._cpu.exact import exact_sum, sums_of
-from .._cpu.plan import StandardState
+from .._cpu.plan import StandardState, largest_casts
 from .._leaves import Leaves, is_nesting
 from ..thresholds import Threshold
-from .exchange import Part, Session
+from .exchange import Part, Session, bits_of, number_of
 
 if TYPE_CHECKING:
-    from .._core.arguments import Array
+    from .._core.arguments import Array, Floats
     from .._core.call import Request
     from .._core.engine import AnySums, Engine
     from .._cpu.plan import Plan
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class SharedOptions(Options):
     """The Options of a call with `comm` or `owned`, which measures, holds `strict` and ends in its own way."""
 
-    __slots__ = ("alike", "also", "casts", "counted", "elements", "half", "owned", "rounded", "session", "share")
+    __slots__ = ("alike", "also", "casts", "counted", "elements", "found", "half", "owned", "rounded", "session", "share")
     shared = True
 
     session: Session
@@ -45,6 +45,7 @@ class SharedOptions(Options):
     rounded: bool  # whether some rank cannot form the sum exactly
     alike: int
     casts: bool  # whether some rank writes to leaves of another dtype
+    found: Any  # the Sums that were measured of the leaves here
     also: Any  # what else has to be the same on all ranks
     elements: int
     half: float
@@ -73,7 +74,7 @@ class SharedOptions(Options):
             sums = self._sums(merged)
         if self.strict and merged.error == 0.0 and not merged.rounded:
             sums.exact_total = merged.total, merged.exponent
-        self.half, self.elements = merged.half, merged.size
+        self.elements, self.found = merged.size, found
         engine.settle(found, read, 0, False)
         request.norms, read.measured = found.norms(), found
         if self.session.alone:
@@ -98,7 +99,7 @@ class SharedOptions(Options):
         """Find out how much of a Measure, that of all ranks, belongs to the leaves of these: `strict` bounds that."""
         here = engine.measure(read, self.ord, self.grad_scale, self.finite_only, norms=False)
         own = self.session.merge(part_of(here, read, None), self.ord, self.alike)
-        self.half, self.elements, self.rounded = whole.half if self.casts else own.half, own.size, own.rounded
+        self.elements, self.rounded, self.found = own.size, own.rounded, here
         if self.ord in (1.0, 2.0) and whole.total:
             self.share = own.value() / whole.value()
         elif self.ord != math.inf and sums.norm(None):
@@ -114,10 +115,9 @@ class SharedOptions(Options):
         asked = (self.threshold_shown(request.threshold), self.threshold_shown(self.skip_above), request.mode.name)
         told = self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked, self.also
         self.alike = zlib.crc32(repr(told).encode())
-        if request.to.casts:
-            part = part._replace(casts=True, half=coarsest(counted_arrays(request.to, self.counted)))
-        merged = self.session.merge(part, self.ord, self.alike, extra)
-        self.rounded, self.casts = merged.rounded, merged.casts
+        half = coarsest(counted_arrays(request.to, self.counted))
+        merged = self.session.merge(part._replace(casts=bool(request.to.casts), half=half), self.ord, self.alike, extra)
+        self.rounded, self.casts, self.half = merged.rounded, merged.casts, merged.half
         return merged
 
     @staticmethod
@@ -141,33 +141,34 @@ class SharedOptions(Options):
 
         Each round exchanges the sum of what would be written, so that every rank shrinks alike. `slack` doubles from round to
         round, in the end to a factor of 0."""
-        threshold, step = request.threshold, request.mode is STEP
-        if threshold == math.inf or sums.shows_nonfinite() or (plan.keeps(0) and not step and not self.casts):
+        if request.mode is STEP:
+            shrink_step(request, plan, sums)
             return
-        if plan.keeps(0) and not step:  # what is rounded to another dtype may exceed a threshold that it kept
+        if request.threshold == math.inf or sums.shows_nonfinite() or (plan.keeps(0) and not self.casts):
+            return
+        if self.casts:  # what is rounded to another dtype may exceed a threshold that it kept
             plan.multiply_kept()
+            plan.hold_range(0, self._largest_casts(request.to))
         slack = self.half / math.sqrt(max(self.elements, 1))
         while True:
-            ratio = self._ratio_of_step(plan, sums, threshold) if step else self._ratio(engine, request, plan, sums)
+            ratio = self._ratio(engine, request, plan, sums)
             if ratio > 1.0:
                 return
             plan.shrink(0, max(0.0, ratio * (1.0 - max(slack, 2.0**-53))))
             slack *= 2.0
 
-    def _ratio_of_step(self, plan: Plan, sums: Sums, threshold: float) -> float:
-        """Return what `_ratio` does for a step, whose products are not rounded to a gradient: all ranks know its sum."""
-        if self.ord not in RATIONAL or self.rounded:
-            norm = float(plan.exact_factor() * Fraction(sums.norm()) * Fraction(self.grad_scale))
-            most = threshold * safety(self.ord)
-            return most / norm if norm > most else 2.0
-        return ratio_of(power_of(plan.exact_factor(), self.ord) * sums.exact(), threshold, self.ord, 1)
+    def _largest_casts(self, to: Leaves) -> Floats:
+        """Return the largest magnitude on any rank that is rounded to each dtype from another."""
+        words = [bits_of(x) for x in largest_casts(to, self.found)]
+        self.session.merge(Part(), self.ord, self.alike, words)
+        return np.array([number_of(word) for word in self.session.extra[: len(words)]])
 
     def _ratio(self, engine: Engine, request: Request, plan: Plan, sums: Sums) -> float:
         """Return the factor that brings what would be written to its threshold, and a number above 1 if it keeps it already."""
         to, exact = request.to, self.ord in (1.0, 2.0) and not self.rounded
         planned = by_unit(request, plan, sums)
         written = engine.measure_written(to, planned, self.ord)
-        part = part_of(written, to, self.counted)
+        part = part_of(written, to, self.counted)._replace(first=None)  # where an element overflows, nobody asks
         if exact:
             total, exponent = dyadic(exact_total(to, self.ord, self.counted, planned), 0)
             part = part._replace(total=total, exponent=exponent)
@@ -208,9 +209,8 @@ def part_of(sums: AnySums, leaves: Leaves, counted: list[int] | None) -> Part:
     ord, (nans, infs) = sums.ord, sums.parts()
     total, exponent = dyadic(*sums.scaled()) if counted is None else joined((dyadic(*sums.scaled(i)) for i in counted), ord)
     error = sums.error if ord in (1.0, 2.0) else 0.0
-    arrays = counted_arrays(leaves, counted)
-    rounded, size, half = not exact_order(ord, leaves.sources), sum(a.size for a in arrays), coarsest(arrays)
-    return Part(total, exponent, error, rounded, nans, infs, sums.max_abs(), sums.first_nonfinite, size, half)
+    rounded, size = not exact_order(ord, leaves.sources), sum(a.size for a in counted_arrays(leaves, counted))
+    return Part(total, exponent, error, rounded, nans, infs, sums.max_abs(), sums.first_nonfinite, size)
 
 
 def counted_arrays(leaves: Leaves, counted: list[int] | None) -> list[Array]:

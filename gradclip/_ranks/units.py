@@ -118,9 +118,11 @@ class SharedUnits(SharedOptions):
         mine = self._owned(leaves, owner)
         own = everything if mine is owner else units.by_owner(everything.count, mine)
         with StandardState():
-            self._meet(request, read, own, everything, blocks, _sizes(leaves, mine, everything.count), batch)
+            held, counted = (_sizes(leaves, of, everything.count) for of in (owner, mine))
+            self._meet(request, read, own, everything, blocks, counted, batch)
             whole = self._whole(read, mine)
-            merged = self._merged(read, own, everything, blocks, mine, self.grad_scale)
+            merged = self._merged(read, own, everything, blocks, counted, mine, self.grad_scale)
+            self.sizes = held
             engine.settle(everything, read, 0, False)
             self._keep(read, everything, blocks, merged, owner)
             sums = merged_sums(units, owner, everything, numbers_of(blocks), merged, self._sums(whole))
@@ -135,7 +137,8 @@ class SharedUnits(SharedOptions):
         mine[first:] = np.where(self._owned(leaves, owner[:first]) >= 0, owner[first:], -1)
         moved = [b._replace(first=b.first + first) for b in blocks]
         with StandardState():
-            merged = self._merged(read, both.by_owner(both.count, mine), both, moved, mine, 1.0)
+            sizes = [0] * both.count  # nobody asks
+            merged = self._merged(read, both.by_owner(both.count, mine), both, moved, sizes, mine, 1.0)
             engine.settle(both, read, first, False)
             return merged_sums(both, owner, both, numbers_of(moved), merged, both)
 
@@ -187,7 +190,7 @@ class SharedUnits(SharedOptions):
         batch: int | None,
     ) -> None:
         """Exchange what there is one of, and agree on the table of names."""
-        worst, self.sizes = Worst.of(request.to.arrays, self.grad_scale), sizes
+        worst = Worst.of(request.to.arrays, self.grad_scale)
         names = hashed([tuple(b._replace(first=0)) for b in blocks])
         many = NONE if batch is None or not read.count else batch
         extra = [names, -names, len(blocks), many, NONE if many == NONE else -many]
@@ -195,7 +198,7 @@ class SharedUnits(SharedOptions):
         total, exponent = dyadic(*own.scaled())
         error = own.error if self.ord in (1.0, 2.0) else 0.0
         part = Part(total, exponent, error, not exact_order(self.ord, read.sources), *everything.parts(), everything.max_abs())
-        part = part._replace(first=everything.first_nonfinite, size=sum(sizes), half=worst.half)
+        part = part._replace(first=everything.first_nonfinite, size=sum(sizes))
         self.first = self._merge(request, part, extra)
         found = self.session.extra
         if found[BATCH] != NONE and found[BATCH] != -found[UNBATCH]:
@@ -216,11 +219,18 @@ class SharedUnits(SharedOptions):
         return whole._replace(total=found.total, exponent=found.exponent, error=0.0)
 
     def _merged(
-        self, read: Leaves, own: Sums, everything: Sums, blocks: Sequence[Block], owner: Indices, grad_scale: float
+        self,
+        read: Leaves,
+        own: Sums,
+        everything: Sums,
+        blocks: Sequence[Block],
+        sizes: list[int],
+        owner: Indices,
+        grad_scale: float,
     ) -> list[Part]:
         """Return what all ranks found for each norm of the blocks, in their order.
 
-        own, everything : the Sums of what is counted here, and of what is here"""
+        own, everything : the Sums of what is counted here, and of what is here; sizes : of what is counted"""
         which, place = numbers_of(blocks), self.table.places(blocks)
         exact = self.strict and self.ord in (1.0, 2.0) and not self.rounded
         if exact:
@@ -228,10 +238,9 @@ class SharedUnits(SharedOptions):
         else:
             sums = [dyadic(*own.scaled(k)) for k in which]
         found_here = [everything.parts(k) for k in which]
-        sizes = [self.sizes[k] if k < len(self.sizes) else 0 for k in which]  # of parameters nobody asks
         parts = [
-            Part(*total, nans=nans, infs=infs, size=size)
-            for total, (nans, infs), size in zip(sums, found_here, sizes, strict=True)
+            Part(*total, nans=nans, infs=infs, size=sizes[k])
+            for total, (nans, infs), k in zip(sums, found_here, which, strict=True)
         ]
         found = exchanged(self.session, parts, place, self.table.count, self.ord, exact)
         error = 0.0 if exact else self.first.error + CUT
@@ -291,7 +300,8 @@ class SharedUnits(SharedOptions):
 
         So no rank needs to know what the others would write."""
         for k, bound in enumerate(request.threshold.tolist()):
-            if bound == math.inf or plan.keeps(k) or sums.shows_nonfinite(k) or sums.norm(k) == 0.0:
+            kept = plan.keeps(k) and not self.casts  # what is rounded to another dtype may exceed a threshold that it kept
+            if bound == math.inf or kept or sums.shows_nonfinite(k) or sums.norm(k) == 0.0:
                 continue
             safe = self.safe(k, bound)
             if request.mode is NORMALIZE or not sums.norm(k) <= safe:  # else it is only unscaled, and not to be enlarged

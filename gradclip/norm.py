@@ -394,6 +394,9 @@ class _ByNorm(Request):
         sums = self.measure(engine, read)
         if isinstance(self.shown, PerLeaf):
             self.threshold = _asked(self.shown, self.paths, sums, self.options)
+            if self.options.shared:
+                shared: Any = self.options  # whose module is not imported for a name
+                shared.agree_on_thresholds(self.threshold)
         return engine.decide(self, sums)
 
 
@@ -420,12 +423,14 @@ class _ByGroup(Request):
             limits = (
                 [None] * len(groups.names) if isinstance(self.shown, PerLeaf) else self.threshold.tolist()[: len(groups.names)]
             )
-            sums = shared.join(self, engine, read, units, shared.blocks(groups.names, 1, limits), sums)
+            sums = shared.join(self, engine, read, units, shared.named(groups.names, 1, limits), sums)
         else:
             engine.settle(sums, read)
         self.norms = sums.norms()[: self.counted]
         if isinstance(self.shown, PerLeaf):
             self.threshold = groups.completed(_asked(self.shown, groups.names, sums, options).tolist())
+            if options.shared:
+                shared.agree_on_thresholds(self.threshold)
         report, plan = engine.decide(self, sums)
         return complete(report, groups.names), plan
 

@@ -340,7 +340,9 @@ class _BySample(Request):
         if self.options.shared:
             shared: Any = self.options  # whose module is not imported for a name
             shared.check_samples(leaves, self.groups is None and not isinstance(self.shown, float), self.needs_all)
-            shared.also = None if self.mask is None else _flags(self.mask, None).tobytes()
+            mask = None if self.mask is None else _flags(self.mask, None).tobytes()
+            together = self.names is None and isinstance(self.shown, float)
+            shared.also = self.names is None, together, type(self.rule).__name__, mask
             self.own(leaves)
 
     def own(self, leaves: Leaves) -> None:
@@ -366,7 +368,7 @@ class _BySample(Request):
             _name_first(sums, read, self.owner)
         if options.shared:
             shared: Any = options  # whose module is not imported for a name
-            blocks = shared.blocks(self.part_names(read), self.batch, self.told) if read.count else []
+            blocks = shared.named(self.part_names(read), self.batch, self.told) if read.count else []
             sums = shared.join(self, engine, read, units, blocks, sums, self.batch)
         else:
             engine.settle(sums, read)

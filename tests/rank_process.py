@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 import gradclip
-from gradclip.thresholds import EMA, PerLeaf, Quantile, Threshold
+from gradclip.thresholds import EMA, PerLeaf, Quantile, Schedule, Threshold
 
 
 def communicator(kind):
@@ -40,13 +40,13 @@ def share(all_leaves, rank, size, turn=0):
 
 
 class Sudden(Threshold):
-    """A rule that fails on one rank alone."""
+    """A rule that fails on the last rank alone."""
 
-    def __init__(self, rank):
-        self.rank = rank
+    def __init__(self, last):
+        self.last = last
 
     def next_threshold(self, norm):
-        if self.rank == 1:
+        if self.last:
             raise KeyError("no threshold")
         return 1.0
 
@@ -55,6 +55,33 @@ class Sudden(Threshold):
 
     def load_state_dict(self, state):
         pass
+
+
+class Unshown(Exception):
+    """An error that cannot be shown."""
+
+    def __str__(self):
+        raise LookupError("no text")
+
+
+def broken(last):
+    yield np.ones(3)
+    if last:
+        raise Unshown
+
+
+def rule(last):
+    """A rule whose history is another one on the last rank."""
+    found = EMA(factor=1.0, beta=0.5, warmup=1)
+    found.next_threshold(2.0 if last else 1.0)
+    return found
+
+
+def rules_by_leaf(names, last):
+    found = PerLeaf(EMA(factor=1.0, beta=0.5, warmup=1))
+    for name in names:
+        found.next_threshold(name, 2.0 if last else 1.0)
+    return found
 
 
 def shown(report, written=()):
@@ -89,26 +116,36 @@ def with_nan(comm, rank, size, policy, **norm):
     return shown(report, grads.items())
 
 
+def skipping(g, last, comm):
+    """A step that is left out on one rank; on the others `strict` would go on to exchange."""
+    limit = Schedule(lambda step: 1e-3 if last else 1e300)
+    gradclip.clip_by_global_norm_(g, 1e20, comm=comm, skip_above=limit, strict=True)
+
+
+clip_ = gradclip.clip_by_global_norm_
+FAILING = {
+    "leaf": lambda g, last, comm: clip_(g | ({"bad": np.ones(3, int)} if last else {}), 1.0, comm=comm),
+    "keyword": lambda g, last, comm: clip_(g, 1.0, comm=comm, ord=-1 if last else 2),
+    "max_norm": lambda g, last, comm: clip_(g, "1" if last else 1.0, comm=comm),
+    "out": lambda g, last, comm: gradclip.clip_by_global_norm(g, 1.0, comm=comm, out={} if last else g),
+    "rule": lambda g, last, comm: clip_(g, Sudden(last), comm=comm),
+    "threshold": lambda g, last, comm: clip_(g, 1.0 + last, comm=comm),
+    "rules": lambda g, last, comm: clip_(g, rule(last), comm=comm),
+    "rules of skips": skipping,
+    "functions": lambda g, last, comm: (
+        gradclip.apply_clip_(g, gradclip.measure(g), 1.0, comm=comm) if last else clip_(g, 1.0, comm=comm)
+    ),
+    "unshown": lambda g, last, comm: gradclip.clip_by_global_norm(broken(last), 1.0, comm=comm),
+    "surrogates": lambda g, last, comm: clip_({"\udc80": np.array([np.nan if last else 1.0])}, 1.0, comm=comm),
+    "step": lambda g, last, comm: gradclip.sgd_step_({} if last else {n: x + 1 for n, x in g.items()}, g, 0.1, 1.0, comm=comm),
+}
+
+
 def failing(comm, rank, size, what):
     grads = share(leaves("normal"), rank, size)
     before = {name: x.tobytes() for name, x in grads.items()}
-    last = rank == size - 1
     try:
-        if what == "leaf" and last:
-            grads["bad"] = np.ones(3, int)
-        if what == "keyword" and last:
-            gradclip.clip_by_global_norm_(grads, 1.0, comm=comm, ord=-1)
-        elif what == "out":
-            gradclip.clip_by_global_norm(grads, 1.0, comm=comm, out={} if last else grads)
-        elif what == "rule":
-            gradclip.clip_by_global_norm_(grads, Sudden(rank), comm=comm)
-        elif what == "threshold":
-            gradclip.clip_by_global_norm_(grads, 1.0 + rank, comm=comm)
-        elif what == "step":
-            params = {name: np.ones_like(x) for name, x in grads.items()}
-            gradclip.sgd_step_({} if last else params, grads, 0.1, 1.0, comm=comm)
-        else:
-            gradclip.clip_by_global_norm_(grads, "1" if last and what == "max_norm" else 1.0, comm=comm)
+        FAILING[what](grads, rank == size - 1, comm)
     finally:
         if any(before[name] != grads[name].tobytes() for name in before):
             raise AssertionError("written")
@@ -281,26 +318,37 @@ def by_samples(comm, rank, size, call, nan=False, idle=False, **norm):
     return shown(report, summed.items())
 
 
+by_norm_ = gradclip.clip_by_norm_
+FAILING_UNITS = {
+    "leaf": lambda g, last, **k: by_norm_(g | ({"bad": np.ones(3, int)} if last else {}), 1.0, **k),
+    "twice": lambda g, last, **k: by_norm_({"a": {"b": np.ones(2)}} | ({"a/b": np.ones(2)} if last else {}), 1.0, **k),
+    "threshold": lambda g, last, **k: by_norm_(g, {"w0": 1.0 + last, "*": 1.0}, **k),
+    "call": lambda g, last, **k: (by_norm_ if last else gradclip.normalize_)(g, 1.0, **k),
+    "columns": lambda g, last, **k: by_norm_(np.ones((3, 4 + last)), 1.0, axis=0, **k),
+    "groups": lambda g, last, **k: by_norm_(g, 1.0, groups={"*": "all"} if last else None, **k),
+    "slices": lambda g, last, **k: by_norm_({"w0": g["w0"]}, 1.0, axis=1 if last else None, **k),
+    "parts of samples": lambda g, last, **k: gradclip.clip_per_sample_(np.ones((3, 4)), {"*": 1.0} if last else 1.0, **k),
+    "rules": lambda g, last, **k: by_norm_(g, rules_by_leaf(g, last), **k),
+    "rules of groups": lambda g, last, **k: by_norm_(g, rules_by_leaf("a", last), groups={"*": "a"}, **k),
+    "not rows": lambda g, last, **k: gradclip.clip_adaptive({"w": np.ones((4, 2 + last))}, {"w": np.ones((4, 2 + last))}, **k),
+    "not rows of cubes": lambda g, last, **k: by_norm_(np.ones((4, 2 + last, 3)), 1.0, axis=(0, 1), **k),
+    "owned by nobody": lambda g, last, **k: by_norm_(g, 1.0, owned={"b": False}, **k),
+    "owned samples": lambda g, last, **k: gradclip.per_sample_clip_sum(np.ones((3, 4)), 1.0, owned=False, **k),
+    "batch": lambda g, last, **k: gradclip.clip_per_sample_(np.ones((3 + last, 4)), 1.0, **k),
+    "mask": lambda g, last, **k: gradclip.clip_per_sample_(np.ones((3, 4)), 1.0, mask=np.arange(3) == last, **k),
+}
+
+
 def failing_units(comm, rank, size, what):
-    grads, last = shard(rows(), rank, size), rank == size - 1
-    if what == "leaf":
-        gradclip.clip_by_norm_(grads | ({"bad": np.ones(3, int)} if last else {}), 1.0, comm=comm)
-    elif what == "twice":
-        gradclip.clip_by_norm_({"a": {"b": np.ones(2)}} | ({"a/b": np.ones(2)} if last else {}), 1.0, comm=comm)
-    elif what == "threshold":
-        gradclip.clip_by_norm_(grads, {"w0": 1.0 + rank, "*": 1.0}, comm=comm)
-    elif what == "call":
-        (gradclip.clip_by_norm_ if last else gradclip.normalize_)(grads, 1.0, comm=comm)
-    elif what == "columns":
-        gradclip.clip_by_norm_(np.ones((3, 4 + rank)), 1.0, axis=0, comm=comm)
-    elif what == "batch":
-        gradclip.clip_per_sample_(np.ones((3 + rank, 4)), 1.0, comm=comm)
-    else:
-        gradclip.clip_per_sample_(np.ones((3, 4)), 1.0, mask=np.arange(3) == rank, comm=comm)
+    grads = shard(rows(), rank, size)
+    before = {name: x.tobytes() for name, x in grads.items()}
+    try:
+        FAILING_UNITS[what](grads, rank == size - 1, comm=comm)
+    finally:
+        assert all(before[name] == x.tobytes() for name, x in grads.items())
 
 
 SMALL = ("leaf", "axis 0", "axis -1", "groups", "adaptive", "adaptive columns")
-FAILING_UNITS = ("leaf", "twice", "threshold", "call", "columns", "batch", "mask")
 CASES = {
     **{f"units {c} {o}": lambda *who, c=c, o=o: by_units(*who, c, **OPTIONS[o]) for c in UNITS for o in OPTIONS},
     **{f"units {c} {k}": lambda *who, c=c, k=k: by_units(*who, c, k) for c in UNITS for k in ("equal", "single", "replicated")},
@@ -329,10 +377,7 @@ CASES = {
     "spike": lambda *who: clip(*who, "normal", skip_above=1.0),
     **{f"nan {p}": lambda *who, p=p: with_nan(*who, p) for p in ("raise", "skip", "zero", "propagate")},
     "nan strict": lambda *who: with_nan(*who, "raise", strict=True),
-    **{
-        f"fail {w}": lambda *who, w=w: failing(*who, w)
-        for w in ("leaf", "keyword", "max_norm", "out", "rule", "threshold", "step")
-    },
+    **{f"fail {w}": lambda *who, w=w: failing(*who, w) for w in FAILING},
     "replicated": replicated,
     "others": others,
     **{f"cast {c}": lambda *who, c=c: strict_cast(*who, c) for c in CASTS},
@@ -348,7 +393,7 @@ if __name__ == "__main__":
         try:
             found = case(comm, rank, size) or {}
         except Exception as error:
-            found = {"error": type(error).__name__, "text": str(error)}
+            found = {"error": type(error).__name__, "text": "" if isinstance(error, Unshown) else str(error)}
         print(f"RANK{rank} " + json.dumps([name, found]), flush=True)
     if sys.argv[1] == "torch":  # a process that ends before the others have left the group may abort
         dist = sys.modules["torch.distributed"]

@@ -152,20 +152,39 @@ def test_an_error_on_one_rank_is_one_on_all(ranks, what):
 
 
 def test_a_rule_that_fails_after_the_exchange_fails_on_all(ranks):
-    if len(ranks) == 1:
-        pytest.skip("rank 1 fails")
+    last = len(ranks) - 1
     for i, rank in enumerate(ranks):
-        expected = ("KeyError", "'no threshold'") if i == 1 else ("RuntimeError", "rank 1 failed: KeyError: 'no threshold'")
+        told = "RuntimeError", f"rank {last} failed: KeyError: 'no threshold'"
+        expected = ("KeyError", "'no threshold'") if i == last else told
         assert rank["fail rule"]["error"] == expected[0]
         assert rank["fail rule"]["text"].startswith(expected[1])
 
 
-def test_arguments_that_differ_are_an_error_on_all(ranks):
+DIFFER = {
+    "threshold": "the arguments differ between ranks",
+    "functions": "the arguments differ between ranks",
+    "rules": "the rules of different ranks, as max_norm or skip_above, give different thresholds",
+    "rules of skips": "the rules of different ranks",
+}
+
+
+@pytest.mark.parametrize("what", DIFFER)
+def test_what_differs_between_ranks_is_an_error_on_all(ranks, what):
     if len(ranks) == 1:
         pytest.skip("one rank differs from none")
     for rank in ranks:
-        assert rank["fail threshold"]["error"] == "ValueError"
-        assert "the arguments differ between ranks" in rank["fail threshold"]["text"]
+        assert rank[f"fail {what}"]["error"] == "ValueError"
+        assert DIFFER[what] in rank[f"fail {what}"]["text"]
+
+
+def test_a_path_or_an_error_that_is_no_text_is_told_all_the_same(ranks):
+    last = len(ranks) - 1
+    for rank in ranks:
+        assert rank["fail surrogates"]["error"] == "NonFiniteGradientError"
+        assert rank["fail surrogates"]["text"].startswith(f"rank {last}: \\udc80: NaN or Inf at flat index 0")
+    *others, failed = [rank["fail unshown"] for rank in ranks]
+    assert failed["error"] == "Unshown"
+    assert all(other["text"] == f"rank {last} failed: Unshown; no rank wrote anything" for other in others)
 
 
 def test_replicated_leaves_are_counted_once(ranks):
@@ -334,12 +353,21 @@ WORDS = {
     "columns": "grads: threshold or number of units differ",
     "batch": "batches differ between ranks",
     "mask": "the arguments differ between ranks",
+    "groups": "the arguments differ between ranks",
+    "slices": "w0: threshold or number of units differ",
+    "parts of samples": "the arguments differ between ranks",
+    "rules": "the rules of different ranks give different thresholds",
+    "rules of groups": "the rules of different ranks give different thresholds",
+    "not rows": "w: threshold or number of units differ between ranks, or they hold parts of it that are not rows",
+    "not rows of cubes": "grads: threshold or number of units differ between ranks, or they hold parts of it that are not rows",
+    "owned by nobody": "b: owned by no rank, so it has no norm",
+    "owned samples": "grads: owned by no rank, so it has no norm",
 }
 
 
 @pytest.mark.parametrize("what", WORDS)
 def test_errors_where_units_have_norms_of_their_own_are_errors_on_all(ranks, what):
-    if len(ranks) == 1 and what not in ("leaf", "twice"):
+    if len(ranks) == 1 and what not in ("leaf", "twice", "owned by nobody", "owned samples"):
         pytest.skip("one rank differs from none")
     for rank in ranks:
         assert WORDS[what] in rank[f"fail units {what}"]["text"]

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+from launch import LIBRARIES, by_gloo
 from marks import slow
 
 PRELUDE = """
@@ -173,3 +175,11 @@ def test_small_stacks_are_enough(isa):
         GRADCLIP_ISA=isa,
     )
     assert told == ["True"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is not a signal that can be sent there")
+@pytest.mark.skipif(not LIBRARIES["torch"], reason="PyTorch is missing")
+@pytest.mark.parametrize("call", ["global", *slow(["strict", "leaf"])])
+def test_ctrl_c_waits_until_all_ranks_have_written(call, tmp_path):
+    told = by_gloo(2, tmp_path, str(Path(__file__).with_name("interrupted_process.py")), call)
+    assert [text.split() for text in told] == [["KeyboardInterrupt", "True", "True"], ["returned", "True", "True"]]

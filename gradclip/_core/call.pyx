@@ -96,9 +96,13 @@ cdef class Request:
         """Return the report, and the plan that is to be written: None if nothing is."""
         sums = self.measure(engine, read)
         if self.options.skip_above is not None and self.is_left_out(sums):
+            if self.shared:
+                self.options.agree_on_rules(self)
             return engine.decide(self, sums)
         if not (type(self.threshold) is float or PyArray_Check(self.threshold)) and isinstance(self.threshold, Threshold):
             self.threshold = self.shown = asked("max_norm", self.threshold, sums, self.options)
+        if self.shared:
+            self.options.agree_on_rules(self)
         if type(self.threshold) is float and engine is HOST and self.mode is CLIP and self.to.source == NULL and \
                 self.options.plain and (<Sums?>sums).keeps(self.threshold):
             return unclipped(sums, self.shown, self.to.units, self.norms), None     # the usual step, kept short
@@ -290,9 +294,15 @@ cdef object engine_of(Leaves read, bint elsewhere):
 cdef object served(Request request, Leaves read, Leaves leaves, out):
     """Measure, decide and write, after everything was checked; returns the report, or (out, report).
 
-    leaves : those of the gradients, of which the report tells once they are released
+    leaves : those of the gradients, of which the report tells once they are released"""
+    if not request.shared:
+        return answered(request, read, leaves, out)
+    with request.options.session:   # Ctrl-C waits, once ranks have met, until all have written
+        return answered(request, read, leaves, out)
 
-    Nothing that may fail comes after the write pass."""
+
+cdef object answered(Request request, Leaves read, Leaves leaves, out):
+    """Do what `served` does. Nothing that may fail comes after the write pass."""
     engine = engine_of(read, request.elsewhere or request.shared)
     report, plan = request.decide(engine, read)
     (<ClipReport?>report)._leaves = leaves

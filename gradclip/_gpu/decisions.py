@@ -11,8 +11,9 @@ from .._core import mode
 from .._core.options import DEFAULT, Options
 from .._core.rounding import exact_order, safety
 from .._core.samples import kept, largest_term, safe_norms
+from .._core.uninterrupted import Uninterrupted
 from ..report import ClipReport, Factors, pending
-from .program import THREADS, Uninterrupted
+from .program import THREADS
 from .table import sample_table, table_of
 
 if TYPE_CHECKING:

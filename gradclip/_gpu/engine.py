@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from .._core.decide import decide, decide_clamp, reported_size
 from .._core.samples import batch_of, decide_samples
+from .._core.uninterrupted import Uninterrupted
 from .._cpu import accumulate, exact, passes
 from .._cpu.plan import clamping
 from . import decisions
-from .program import Uninterrupted
 from .reading import read
 from .strict import enforce
 from .sums import About, DeviceSums, absorb, value_at

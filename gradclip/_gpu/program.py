@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from functools import cache
 from pathlib import Path
-from threading import current_thread, local, main_thread
-from types import FrameType
+from threading import local
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -250,26 +248,6 @@ def _borrowed(stream: Any, device: int) -> Any:
     if hasattr(cupy.cuda.Stream, "from_external"):
         return cupy.cuda.Stream.from_external(_Borrowed(stream))
     return cupy.cuda.ExternalStream(stream.cuda_stream, device)  # CuPy before 14
-
-
-class Uninterrupted:
-    """A ``with`` block that Ctrl-C waits for: of several writes all are made, or none."""
-
-    def __enter__(self) -> None:
-        self._handler: Any = None  # what `signal.signal` gives back
-        self._caught: tuple[int, FrameType | None] | None = None
-        if current_thread() is main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._catch)
-
-    def _catch(self, *args: Any) -> None:
-        self._caught = args
-
-    def __exit__(self, *exception: object) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            caught, self._caught = self._caught, None  # a frame, which knows this block
-            if caught is not None and callable(self._handler):
-                self._handler(*caught)
 
 
 class Remembered(Generic[Value]):

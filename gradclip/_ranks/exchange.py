@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._core.arguments import Words
+from .._core.uninterrupted import Uninterrupted
 from .comms import MAX, SUM, Peers, peers_of
 
 LIMBS = 142  # of 32 bits, as in _cpu/kernels/exact.h: up to 2**62 squares of the largest float64
@@ -22,6 +23,9 @@ LOWEST = -2372  # the exponent of the lowest bit there
 WINDOW = 32 * (LIMBS - 3)  # bits below the largest sum that travel where powers may have any exponent
 TEXT = 1024  # bytes
 NONE = -(2**62)  # what has no part in a maximum
+OF_ARGUMENTS = (
+    "the arguments differ between ranks (threshold, ord, eps, nonfinite, grad_scale, strict, skip_above), or the functions do"
+)
 
 FAILED, FIRST, ALIKE, UNLIKE, LARGEST, ERROR, NORM, TOP, COARSEST = range(9)  # words of MAX,
 WORDS, EXTRA = 9, 9  # and how many, and how many more for norms of units
@@ -50,31 +54,52 @@ class Part(NamedTuple):
 
 
 class Session:
-    """The exchanges of one call. Open: another is still to come on every rank, so that one that fails has to take part."""
+    """The exchanges of one call. Open: another is still to come on every rank, so that one that fails has to take part.
+
+    From the first exchange to the end of a ``with`` block Ctrl-C waits: a rank that left the others in between would leave them
+    waiting, or writing alone."""
 
     def __init__(self, comm: Any) -> None:
         self._peers: Peers = peers_of(comm)
         self.alone = comm is None
         self.open = self._peers.size > 1
-        self._busy = False
+        self._within = False
+        self._held: Uninterrupted | None = None
         self.extra: list[int] = []
 
-    def reduce(self, words: Words, op: str) -> Words:
-        """Return words of all ranks, reduced: MAX or SUM. Between two calls of `merge`."""
-        self._busy = True
-        found = self._peers.start(words, op)()
-        self._busy = False
-        return found
+    def __enter__(self) -> Session:
+        return self
 
-    def merge(self, part: Part, ord: float, alike: int, extra: Sequence[int] = ()) -> Part:
+    def __exit__(self, *exception: object) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            held.__exit__()
+
+    def begin(self) -> None:
+        """Begin what all ranks do alike: one that fails before `end` has nothing to say that the others would understand."""
+        if self._held is None:
+            held = Uninterrupted()
+            held.__enter__()
+            self._held = held
+        self._within = True
+
+    def end(self) -> None:
+        """End what `begin` began: what the others do next is to merge."""
+        self._within = False
+
+    def reduce(self, words: Words, op: str) -> Words:
+        """Return words of all ranks, reduced: MAX or SUM. Between `begin` and `end`."""
+        return self._peers.start(words, op)()
+
+    def merge(self, part: Part, ord: float, alike: int, extra: Sequence[int] = (), unlike: str = OF_ARGUMENTS) -> Part:
         """Return what all ranks found together, the same on every rank; raise an error if one failed or has other arguments.
 
-        alike : a number that stands for the arguments, which have to be the same
+        alike : a number that stands for the arguments, which have to be the same; unlike : what is said if they are not
         extra : up to EXTRA words, of which `self.extra` holds the maxima then"""
         if self.alone:
             self.extra = list(extra)
             return part
-        self._busy = True
+        self.begin()
         most = np.full(WORDS + EXTRA, NONE, np.int64)
         most[WORDS : WORDS + len(extra)] = extra
         most[[ALIKE, UNLIKE]] = alike, -alike
@@ -99,13 +124,13 @@ class Session:
         if waiting is not None:
             most = waiting()
         words = adding()
-        self._refuse(most, words)
+        self._refuse(most, words, unlike)
         self.extra = most[WORDS:].tolist()
         merged = self._merged(most, words, base, ord, part)
-        self._busy = False
+        self.end()
         return merged
 
-    def _refuse(self, most: Words, words: Words) -> None:
+    def _refuse(self, most: Words, words: Words, unlike: str) -> None:
         """Raise an error if a rank failed, or if the arguments differ."""
         if words[FAILURES]:
             rank = -int(most[FAILED])
@@ -113,9 +138,7 @@ class Session:
             raise RuntimeError(f"rank {rank} failed: {self._told(rank, '')}; no rank wrote anything")
         if most[ALIKE] != -most[UNLIKE]:
             self.open = False
-            raise ValueError(
-                "the arguments differ between ranks (threshold, ord, eps, nonfinite, grad_scale, strict, skip_above)"
-            )
+            raise ValueError(unlike)
 
     def _merged(self, most: Words, words: Words, base: int, ord: float, part: Part) -> Part:
         nans, infs = int(words[NANS]), int(words[INFS])
@@ -142,9 +165,14 @@ class Session:
 
     def fail(self, error: BaseException) -> None:
         """Take part in the next exchange of the others with nothing but an error, which each of them raises as its own."""
-        if not self.open or self._busy:
+        if not self.open or self._within:
             return
         self.open = False
+        with Uninterrupted():
+            self._fail(text_of(error))
+
+    def _fail(self, text: str) -> None:
+        """Do what `fail` does, with the text of the error."""
         most = np.full(WORDS + EXTRA, NONE, np.int64)
         most[FAILED] = -self._peers.rank
         words = np.zeros(HEAD + LIMBS, np.int64)
@@ -153,13 +181,21 @@ class Session:
         adding = self._peers.start(words, SUM)
         rank = -int(waiting()[FAILED])
         adding()
-        self._told(rank, f"{type(error).__name__}: {error}" if rank == self._peers.rank else "")
+        self._told(rank, text if rank == self._peers.rank else "")
 
     def _told(self, rank: int, text: str) -> str:
         """Return the text of one rank, which the others learn; a long one is cut."""
-        data = text.encode()[:TEXT] if rank == self._peers.rank else b""
+        data = text.encode(errors="backslashreplace")[:TEXT] if rank == self._peers.rank else b""
         words = np.frombuffer(data.ljust(TEXT, b"\0"), np.int64)
         return self._peers.start(words, SUM)().tobytes().rstrip(b"\0").decode(errors="replace")
+
+
+def text_of(error: BaseException) -> str:
+    """Return what other ranks are told of an error, also of one that cannot be shown."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def tell(norm: Mapping[str, Any], error: BaseException) -> None:

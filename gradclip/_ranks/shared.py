@@ -34,10 +34,26 @@ if TYPE_CHECKING:
     from ..report import ClipReport
 
 
+OF_RULES = "the rules of different ranks, as max_norm or skip_above, give different thresholds"
+
+
 class SharedOptions(Options):
     """The Options of a call with `comm` or `owned`, which measures, holds `strict` and ends in its own way."""
 
-    __slots__ = ("alike", "also", "casts", "counted", "elements", "found", "half", "owned", "rounded", "session", "share")
+    __slots__ = (
+        "alike",
+        "also",
+        "casts",
+        "counted",
+        "elements",
+        "found",
+        "half",
+        "owned",
+        "rounded",
+        "ruled",
+        "session",
+        "share",
+    )
     shared = True
 
     session: Session
@@ -47,6 +63,7 @@ class SharedOptions(Options):
     casts: bool  # whether some rank writes to leaves of another dtype
     found: Any  # the Sums that were measured of the leaves here
     also: Any  # what else has to be the same on all ranks
+    ruled: bool  # whether rules are still to give their thresholds
     elements: int
     half: float
     share: Fraction  # of the sum behind the norm, or of the norm where that is not RATIONAL, that belongs to what is written
@@ -58,7 +75,7 @@ class SharedOptions(Options):
         for name in Options.__slots__:
             setattr(self, name, getattr(checked, name))
         self.share = Fraction(1)
-        self.owned, self.also = owned, None
+        self.owned, self.also, self.ruled = owned, None, False
 
     def measure(self, request: Request, engine: Engine, read: Leaves) -> Sums:
         """Return the Sums of all ranks, after the first exchange."""
@@ -90,7 +107,7 @@ class SharedOptions(Options):
             found = whole._nans, whole._infs, whole.max_abs, whole.first_nonfinite, whole.size
             merged = self._merge(request, Part(whole._sum, whole._exponent, error, True, *found))
             sums = self._sums(merged)
-            if self.strict:
+            if self.strict and not sums.shows_nonfinite():
                 self._take_share(engine, read, merged, sums)
         self._close(request)
         return sums
@@ -102,18 +119,28 @@ class SharedOptions(Options):
         self.elements, self.rounded, self.found = own.size, own.rounded, here
         if self.ord in (1.0, 2.0) and whole.total:
             self.share = own.value() / whole.value()
-        elif self.ord != math.inf and sums.norm(None):
-            self.share = Fraction(self._sums(own).norm()) / Fraction(sums.norm())
+        elif self.ord != math.inf and whole.total:
+            norms = self._sums(own).norm(), sums.norm()
+            beyond = math.inf in norms  # true norms beyond float64
+            self.share = Fraction(float(own.value() / whole.value()) ** (1 / self.ord) if beyond else norms[0] / norms[1])
 
     def _close(self, request: Request) -> None:
         """Close the Session unless something may still fail on one rank alone: a rule, or what `strict` reads."""
-        if not self.strict and not isinstance(request.threshold, Threshold) and not isinstance(self.skip_above, Threshold):
+        self.ruled = isinstance(request.threshold, Threshold) or isinstance(self.skip_above, Threshold)
+        if not self.strict and not self.ruled:
             self.session.open = False
+
+    def agree_on_rules(self, request: Request) -> None:
+        """Raise an error if a rule failed on some rank, or gave another threshold there; called when the rules were asked."""
+        if self.ruled and self.session.open:
+            given = self.alike, request.threshold, request.skips
+            self.session.merge(Part(), self.ord, zlib.crc32(repr(given).encode()), unlike=OF_RULES)
+            self.session.open = self.strict
 
     def _merge(self, request: Request, part: Part, extra: Sequence[int] = ()) -> Part:
         """Exchange what was measured, together with a number that stands for the arguments."""
         asked = (self.threshold_shown(request.threshold), self.threshold_shown(self.skip_above), request.mode.name)
-        told = self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked, self.also
+        told = type(request).__name__, self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked, self.also
         self.alike = zlib.crc32(repr(told).encode())
         half = coarsest(counted_arrays(request.to, self.counted))
         merged = self.session.merge(part._replace(casts=bool(request.to.casts), half=half), self.ord, self.alike, extra)

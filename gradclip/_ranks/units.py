@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 BELOW = 8  # limbs below the largest sum of a name, which errors of 2**-250 of it hide behind
 CUT = 2.0**-200  # a bound on the relative error that leaving out the rest makes, for up to 2**50 ranks
 LEADS = 3  # words of a sum before its limbs: NaN, Inf, elements
+OR_ROWS = "or they hold parts of it that are not rows (divided along axis 0)"
 NAMES, UNNAMED, COUNT, BATCH, UNBATCH, LEAST, MOST, ROUGH, INEXACT = range(9)  # extra words of the first exchange
 
 
@@ -55,14 +56,15 @@ class Block(NamedTuple):
     name: str
     first: int  # the number of the first of them here
     size: int
-    alike: Any = None  # what has to be the same on all ranks: its threshold
+    alike: Any = None  # what has to be the same on all ranks: its threshold, and how it is cut into units
 
 
 class SharedUnits(SharedOptions):
     """The Options of a call with `comm` or `owned` in which units have norms of their own."""
 
-    __slots__ = ("first", "inexact", "leaves", "sizes", "table", "values", "worst")
+    __slots__ = ("blocks", "first", "inexact", "leaves", "sizes", "table", "values", "worst")
 
+    blocks: Sequence[Block]
     first: Part  # what the first exchange found
     table: Table
     values: list[Fraction]  # the sum behind each norm, exact where `strict` asks for it
@@ -122,7 +124,9 @@ class SharedUnits(SharedOptions):
             self._meet(request, read, own, everything, blocks, counted, batch)
             whole = self._whole(read, mine)
             merged = self._merged(read, own, everything, blocks, counted, mine, self.grad_scale)
-            self.sizes = held
+            self.session.end()
+            self.sizes, self.blocks = held, blocks
+            self._refuse_uncounted(merged)
             engine.settle(everything, read, 0, False)
             self._keep(read, everything, blocks, merged, owner)
             sums = merged_sums(units, owner, everything, numbers_of(blocks), merged, self._sums(whole))
@@ -138,7 +142,9 @@ class SharedUnits(SharedOptions):
         moved = [b._replace(first=b.first + first) for b in blocks]
         with StandardState():
             sizes = [0] * both.count  # nobody asks
+            self.session.begin()
             merged = self._merged(read, both.by_owner(both.count, mine), both, moved, sizes, mine, 1.0)
+            self.session.end()
             engine.settle(both, read, first, False)
             return merged_sums(both, owner, both, numbers_of(moved), merged, both)
 
@@ -154,7 +160,7 @@ class SharedUnits(SharedOptions):
         sums = self.join(request, engine, read, both.of_units(0, leaves.units, self.grad_scale), blocks)
         return sums, self.beside(engine, read, leaves, both, blocks).weigh(leaves.units, request.factor, request.eps)
 
-    def blocks(self, names: Sequence[str], count: int, alike: Sequence[Any]) -> list[Block]:
+    def named(self, names: Sequence[str], count: int, alike: Sequence[Any]) -> list[Block]:
         """Return the blocks of groups or of parts of samples, each of `count` norms."""
         known = map(str, range(len(names))) if self.session.alone else names  # alone, paths may be the same
         return [Block(name, k * count, count, value) for k, (name, value) in enumerate(zip(known, alike, strict=True))]
@@ -204,6 +210,7 @@ class SharedUnits(SharedOptions):
         if found[BATCH] != NONE and found[BATCH] != -found[UNBATCH]:
             self.session.open = False
             raise ValueError(f"batches differ between ranks, from {-found[UNBATCH]} to {found[BATCH]} samples")
+        self.session.begin()
         self.inexact = bool(found[INEXACT])
         self.worst = Worst(self.first.half, number_of(found[LEAST]), number_of(-found[MOST]), not found[ROUGH])
         self.table = Table.of(self.session, blocks, found[NAMES] == -found[UNNAMED], found[COUNT])
@@ -274,6 +281,29 @@ class SharedUnits(SharedOptions):
             values = dict(zip(local, totals, strict=True))
             self.values = [shared[k].value() if k in shared else values[k] for k in range(everything.count)]
 
+    def _refuse_uncounted(self, merged: Sequence[Part]) -> None:
+        """Raise an error if no rank counts the elements behind a norm that are here."""
+        for part, (k, name) in zip(merged, ((b.first + i, b.name) for b in self.blocks for i in range(b.size)), strict=True):
+            if self.sizes[k] and not part.size:
+                raise TypeError(f"{name or 'grads'}: owned by no rank, so it has no norm")
+
+    def agree_on_thresholds(self, threshold: Floats) -> None:
+        """Raise an error if a rule failed on some rank, or gave another threshold there.
+
+        threshold : of each norm, as the rules of this rank gave it"""
+        if not self.session.open:
+            return
+        self.session.merge(Part(), self.ord, self.alike)
+        self.session.begin()
+        words = np.full((self.table.count, 2), np.iinfo(np.int64).min, np.int64)  # below the bits of -inf
+        for k, place in zip(numbers_of(self.blocks), self.table.places(self.blocks), strict=True):
+            words[place] = bits_of(float(threshold[k])), -bits_of(float(threshold[k]))
+        words = self.session.reduce(words.ravel(), MAX).reshape(-1, 2)
+        if (words[:, 0] != -words[:, 1]).any():
+            self.session.open = False
+            raise ValueError("the rules of different ranks give different thresholds to what shares a norm")
+        self.session.end()
+
     # ---- decisions ----------------------------------------------------------------------------------
 
     def exceeding(self, sums: Sums, threshold: Floats) -> Flags | None:
@@ -322,7 +352,7 @@ class SharedUnits(SharedOptions):
         self.session.open = False
         least, clipped, count, size = self.session.extra[:4]
         smallest = math.nan if least == 1 else number_of(-least)
-        smallest = 1.0 if smallest == math.inf else smallest
+        smallest = scale if smallest == math.inf else smallest  # no rank has a norm
         return everywhere(report, smallest, bool(clipped)), count, size
 
 
@@ -337,10 +367,10 @@ class Table:
         """Return the table of all ranks.
 
         alike : whether they have the same blocks; most : how many a rank has at most"""
-        own = [hashed(b.name) for b in blocks]
         if alike:
-            counts = {h: b.size for h, b in zip(own, blocks, strict=True)}
+            counts = {hashed(b.name): b.size for b in blocks if b.size}
         else:
+            own = [hashed(b.name) for b in blocks]
             names = union(session, own, most)
             row = {h: i for i, h in enumerate(names)}
             words = np.full((len(names), 3), NONE, np.int64)
@@ -353,7 +383,7 @@ class Table:
                 known = {row[h]: b.name for h, b in zip(own, blocks, strict=True)}
                 name = next((known[i] for i in wrong if i in known), "a leaf that this rank does not hold")
                 session.open = False
-                raise ValueError(f"{name}: threshold or number of units differ between ranks")
+                raise ValueError(f"{name}: threshold or number of units differ between ranks, {OR_ROWS}")
             counts = dict(zip(names, words[:, 0].tolist(), strict=True))
         starts = np.concatenate([[0], np.cumsum(list(counts.values()), dtype=np.int64)]).tolist()
         return cls(dict(zip(counts, starts, strict=False)), starts[-1])
@@ -425,7 +455,7 @@ def numbers_of(blocks: Sequence[Block]) -> list[int]:
 def blocks_of(leaves: Leaves, threshold: Any) -> list[Block]:
     """Return the blocks of leaves that are clipped each on its own, or in units.
 
-    Units that lie along axis 0 are whole here and are in none.
+    Units that lie along axis 0 are whole here. Their block has no norms, and says only what shape their rows have.
 
     threshold : of each unit, or anything else that is not compared"""
     paths, axes, counts = leaves.paths(), leaves.unit_axes, leaves.leaf_units()
@@ -434,9 +464,13 @@ def blocks_of(leaves: Leaves, threshold: Any) -> list[Block]:
             raise ValueError(f"comm knows leaves by their paths, but {count} have the path {path}")
     first, blocks = 0, []
     for i, (path, count) in enumerate(zip(paths, counts, strict=True)):
-        if axes is None or 0 not in axes[i]:
+        along = axes[i] if axes is not None else ()
+        row = (along, leaves.arrays[i].shape[1:]) if along else None
+        if 0 not in along:
             value = float(threshold[first]) if isinstance(threshold, np.ndarray) and count else None
-            blocks.append(Block(path, first, count, value))
+            blocks.append(Block(path, first, count, (value, row)))
+        elif leaves.arrays[i].size:
+            blocks.append(Block(path, first, 0, row))
         first += count
     return blocks
 

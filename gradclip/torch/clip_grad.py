@@ -364,6 +364,8 @@ class _Clipping(Request):
         super().__init__(options, max_norm)
         self.elsewhere = True  # decided on the host, wherever the gradients lie
         self.error_if_nonfinite = error_if_nonfinite
+        if options.shared:
+            options.also = error_if_nonfinite  # type: ignore[attr-defined]
 
     def decide(self, engine: Engine, read: Leaves) -> tuple[ClipReport, Plan | None]:
         sums: Any = self.measure(engine, read)

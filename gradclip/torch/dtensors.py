@@ -117,7 +117,9 @@ class Sharing:
             owned = _each(self.owned, grads)
             values = set(_flat(owned))
             norm["owned"] = values.pop() if len(values) == 1 else owned  # the usual cases, and the quick ones
-            return serve(parts(grads, write, True), options_of(norm))
+            options: Any = options_of(norm)
+            with options.session:
+                return serve(parts(grads, write, True), options)
         except BaseException as error:
             tell_ranks(norm, error)
             raise

@@ -208,6 +208,18 @@ class Ranks:
     def differ(self):
         return clip(self._like(self._line, ROWS), 1.0 + self._rank)
 
+    def unlike(self):  # arguments on the last rank, some of which PyTorch's function serves or refuses
+        last, found = self._rank == self._size - 1, []
+        for args in ((-1.0 if last else 1.0,), (1.0, 0.0 if last else 2.0), (1.0, 2.0, last), ("x" if last else 1.0,)):
+            made = self._like(self._line, ROWS)
+            before = [p.grad.to_local().clone() for p in made]
+            try:
+                ours.clip_grad_norm_(made, *args)
+            except (RuntimeError, ValueError) as error:
+                found.append(f"{type(error).__name__}: {error}")
+            assert all(torch.equal(p.grad.to_local(), x) for p, x in zip(made, before, strict=True))
+        return found
+
     def terms(self):
         made = self._like(self._line, ALL)
         made[1].grad = DTensor.from_local(torch.ones(3, 2, dtype=torch.float64), self._line, [Partial()], run_check=False)

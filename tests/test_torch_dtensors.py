@@ -68,6 +68,15 @@ def test_strided_shards(ranks):
         assert rank["strided"]["norm"] == alone(grads=[grad.repeat(4, 1) for grad in gradients()])[0]
 
 
+def test_arguments_that_one_rank_alone_has_are_an_error_on_all(ranks):
+    *others, failed = [rank["unlike"] for rank in ranks]
+    for found in (*others, failed):
+        assert [text[:47] for text in found[:3]] == ["ValueError: the arguments differ between ranks "] * 3
+    told = "ValueError: could not convert string to float: 'x'"
+    assert failed[3] == told
+    assert all(f[3] == f"RuntimeError: rank {len(ranks) - 1} failed: {told}; no rank wrote anything" for f in others)
+
+
 def test_ranks_that_are_in_no_mesh(ranks):
     for rank in ranks[:2]:
         check(rank["pair"], alone(), "DTensor")

@@ -100,21 +100,20 @@ def clip_grad_norm_(
         return _left(*theirs)
     parameters = _listed(parameters)
     grads = _gradients(parameters)
-    max_norm, order = float(max_norm), float(norm_type)
 
-    def serve(leaves: list[Tensor], options: Options) -> ClipReport:
-        return serve_in_place(leaves, _Clipping(options, max_norm, error_if_nonfinite))
+    def make(options: Options, threshold: float) -> Request:
+        return _Clipping(options, threshold, error_if_nonfinite)
 
-    usual = max_norm >= 0 and order > 0
-    dtensors = dtensors_module([*parameters, *grads]) if usual else None
+    dtensors = dtensors_module([*parameters, *grads])
     if dtensors is not None:  # also on a rank without gradients: others may have some
-        norm: Tensor = dtensors.clip(serve, parameters, grads, order)
-        return norm
+        norm: Tensor | None = dtensors.clip(make, parameters, grads, max_norm, norm_type)
+        return _left(theirs[0], parameters, *theirs[2:]) if norm is None else norm
+    max_norm, order = float(max_norm), float(norm_type)
     if not grads:
         return torch.tensor(0.0)
     report = None
-    if usual and not _without_norm(grads, order):
-        report = _served(lambda leaves: serve(leaves, _options(order)), grads, True)
+    if max_norm >= 0 and order > 0 and not _without_norm(grads, order):
+        report = _served(lambda leaves: serve_in_place(leaves, make(_options(order), max_norm)), grads, True)
     return _left(theirs[0], parameters, *theirs[2:]) if report is None else as_tensor(report.norm, grads)
 
 
@@ -195,18 +194,18 @@ def get_total_norm(
     if torch.compiler.is_compiling():
         return _left(*theirs)
     tensors = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    order = float(norm_type)
     if not tensors:
         return torch.tensor(0.0)
-    dtensors = dtensors_module(tensors) if order > 0 else None
-    if dtensors is not None:
-        sums, norm = dtensors.measure(tensors, order)
+    dtensors = dtensors_module(tensors)
+    found = None if dtensors is None else dtensors.measure(tensors, norm_type)
+    order = float(norm_type)
+    if found is not None:
         if error_if_nonfinite:
-            _check_finite(sums, order)
-        shared: Tensor = norm
+            _check_finite(found[0], order)
+        shared: Tensor = found[1]
         return shared
     sums = None
-    if order > 0 and not _without_norm(tensors, order):
+    if dtensors is None and order > 0 and not _without_norm(tensors, order):
         sums = _served(lambda leaves: measured(leaves, _options(order))[0], tensors, False)
     if sums is None:
         return _left(theirs[0], tensors, *theirs[2:])

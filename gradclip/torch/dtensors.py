@@ -6,6 +6,7 @@ its mesh on which it is replicated, the first rank counts. A plain tensor beside
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar
@@ -16,12 +17,13 @@ from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from .._core.call import Request, options_of, tell_ranks
+from .._core.call import Request, options_of, serve_in_place, tell_ranks
 from .._core.engine import HOST, on_devices
 from .._core.options import Options
 from .._cpu.sums import Sums
 from .._leaves import Leaves
 from .._ranks.comms import MeshPeers, peers_of
+from .._ranks.exchange import Part, Session
 from ..report import ClipReport
 from .tensors import PLAIN, as_tensor, has_cupy, plain
 
@@ -36,14 +38,30 @@ Serve: TypeAlias = Callable[[list[Any], Options], ClipReport]
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128}
 
 
-def clip(serve: Serve, parameters: Sequence[Tensor], grads: list[Tensor], order: float) -> Tensor:
-    """Have a call clip the gradients of parameters, and return their norm as PyTorch does."""
-    report = Sharing([*parameters, *grads]).clip(grads, {"ord": order, "nonfinite": "propagate"}, serve)
+def clip(
+    make: Callable[[Options, float], Request], parameters: Sequence[Tensor], grads: list[Tensor], max_norm: Any, order: Any
+) -> Tensor | None:
+    """Clip the gradients of parameters, and return their norm as PyTorch does; None if all ranks leave this to PyTorch.
+
+    make : returns the Request of Options and a threshold; max_norm, order : as the caller gave them"""
+    sharing = Sharing([*parameters, *grads])
+    threshold, order = sharing.numbers(max_norm, order)
+    if not (threshold >= 0 and order > 0):
+        return None
+
+    def serve(leaves: list[Any], options: Options) -> ClipReport:
+        return serve_in_place(leaves, make(options, threshold))
+
+    report = sharing.clip(grads, {"ord": order, "nonfinite": "propagate"}, serve)
     return _as_norm(report.norm, grads or parameters)
 
 
-def measure(tensors: list[Tensor], order: float) -> tuple[Sums, Tensor]:
-    """Return the Sums of all ranks, and the norm as PyTorch returns it."""
+def measure(tensors: list[Tensor], order: Any) -> tuple[Sums, Tensor] | None:
+    """Return the Sums of all ranks, and the norm as PyTorch returns it; None if all ranks leave this to PyTorch."""
+    sharing = Sharing(tensors)
+    _, order = sharing.numbers(0.0, order)
+    if not order > 0:
+        return None
 
     def serve(found: list[Any], options: Any) -> Sums:
         leaves = Leaves(found)
@@ -53,7 +71,7 @@ def measure(tensors: list[Tensor], order: float) -> tuple[Sums, Tensor]:
         sums: Sums = options.measure(request, engine, leaves)
         return sums
 
-    sums = Sharing(tensors).served(tensors, {"ord": order, "nonfinite": "propagate"}, serve, write=False)
+    sums = sharing.served(tensors, {"ord": order, "nonfinite": "propagate"}, serve, write=False)
     return sums, _as_norm(sums.norm(), tensors)
 
 
@@ -81,6 +99,20 @@ class Sharing:
         first = dict(zip(meshes, firsts, strict=True))
         self._counts: dict[Any, bool] = {(place, ()): first[mesh] for place, mesh in found.items()}
         self._peers = MeshPeers([peers_of(line) for line in _lines(ranks, meshes)], self._rank, len(ranks))
+
+    def numbers(self, max_norm: Any, order: Any) -> tuple[float, float]:
+        """Return a threshold and an order as floats. A rank that cannot fails on all ranks.
+
+        PyTorch's own functions serve some of them. So that none of the ranks waits there for others here, all compare these."""
+        try:
+            found = float(max_norm), float(order)
+        except BaseException as error:
+            tell_ranks({"comm": self._peers}, error)
+            raise
+        if not (found[0] >= 0 and found[1] > 0):
+            with Session(self._peers) as session:
+                session.merge(Part(), 2.0, zlib.crc32(repr(found).encode()))
+        return found
 
     def owned(self, tensor: Tensor, name: str) -> bool:
         """Return whether this rank counts its part of a gradient.

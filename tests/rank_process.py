@@ -313,7 +313,7 @@ def by_samples(comm, rank, size, call, nan=False, idle=False, **norm):
     if idle and rank == 0 and size > 1:
         grads = {}
     if nan and rank == size - 1:
-        grads["b"][3, 0] = np.nan
+        grads["own"][3, 0] = np.nan
     summed, report = SAMPLES[call](grads, comm=comm, **norm)
     return shown(report, summed.items())
 

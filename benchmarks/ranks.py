@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 4 benchmarks/ranks.py         # over gloo: what 1 to 4 ranks take, beside the model
     mpiexec -n 4 python benchmarks/ranks.py                 # over MPI
 
-A call exchanges two arrays, started together: a maximum of 9 words and a sum of 147 words of 8 bytes. A step is one message
+A call exchanges two arrays, started together: a maximum of 18 words and a sum of 148 words of 8 bytes. A step is one message
 there and one back, both at once; it takes a latency, and its bytes over the bandwidth.
 
   tree (recursive doubling)   log2(ranks) steps, each with all bytes: what libraries take for so few bytes
@@ -20,9 +20,10 @@ import time
 import numpy as np
 
 from gradclip._ranks.comms import MAX, SUM, peers_of
-from gradclip._ranks.exchange import HEAD, LIMBS, Part, Session
+from gradclip._ranks.exchange import EXTRA, HEAD, LIMBS, WORDS, Part, Session
 
-BYTES = 8 * (9 + HEAD + LIMBS)
+FEW, MANY = WORDS + EXTRA, HEAD + LIMBS  # words of a MAX and of a SUM
+BYTES = 8 * (FEW + MANY)
 RANKS = 8, 64, 512, 4096, 32_768, 100_000
 NETWORKS = {"100 Gb/s, RDMA": (5e-6, 12.5e9), "10 Gb/s, TCP": (30e-6, 1.25e9)}  # seconds a step, bytes per second
 ELEMENTS = 100_000_000  # of bfloat16 on a rank
@@ -90,7 +91,7 @@ def draw(path):
     for first, second, bend in (0, 1, -0.25), (2, 3, -0.25), (0, 2, -0.5), (1, 3, -0.5):
         arrow = {"arrowstyle": "<->", "color": "#D55E00", "connectionstyle": f"arc3,rad={bend}"}
         who.annotate("", (second - 0.1, 1.22), (first + 0.1, 1.22), arrowprops=arrow)
-    who.set(xlim=(-0.6, 3.9), ylim=(-0.4, 2.7), title=f"{BYTES} bytes a step: 72 of a MAX, {BYTES - 72} of a SUM")
+    who.set(xlim=(-0.6, 3.9), ylim=(-0.4, 2.7), title=f"{BYTES} bytes a step: {8 * FEW} of a MAX, {8 * MANY} of a SUM")
     who.axis("off")
     ranks = np.unique(np.geomspace(2, 100_000, 200).astype(int))
     for (name, net), color in zip(NETWORKS.items(), ("#0072B2", "#D55E00"), strict=True):
@@ -132,7 +133,7 @@ def fastest(call):
 
 def bare(comm):
     """Return a function that exchanges as many words, without any work on them."""
-    peers, few, many = peers_of(comm), np.zeros(9, np.int64), np.zeros(HEAD + LIMBS, np.int64)
+    peers, few, many = peers_of(comm), np.zeros(FEW, np.int64), np.zeros(MANY, np.int64)
 
     def exchange():
         first, second = peers.start(few, MAX), peers.start(many, SUM)
@@ -141,13 +142,19 @@ def bare(comm):
     return exchange
 
 
+def merged(comm, part):
+    """Exchange a part as a call does."""
+    with Session(comm) as session:
+        session.merge(part, 2.0, 7)
+
+
 def measure():
     engine, rank, comms, barrier = groups()
     part, found = Part(12345678901234567, -60, 1e-20, max_abs=1.0, size=1000), []
     for comm in comms:
         barrier()
         if comm is not None:
-            found.append((fastest(lambda c=comm: Session(c).merge(part, 2.0, 7)), fastest(bare(comm))))
+            found.append((fastest(lambda c=comm: merged(c, part)), fastest(bare(comm))))
         barrier()
     if rank == 0:
         none, step = found[0][1], found[1][1] - found[0][1]

@@ -1,10 +1,11 @@
-"""Every kernel against integers on random bits, for a moment: tests/oracle/run.py takes as long as it is given."""
+"""Kernels and whole calls against integers on random bits, for a moment: the drivers in tests/oracle take as long as given."""
 
 import ctypes
 import sys
 
 import pytest
-from oracle.run import AT_ONCE, COMPILER, DTYPES, OPERATIONS, Oracle
+from oracle.run import AT_ONCE, COMPILER, DTYPES, OPERATIONS
+from oracle.whole_calls import CALLS, Exact, trial
 
 from gradclip._cpu import machine
 
@@ -21,7 +22,7 @@ MEMBERS = [
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
-    return Oracle(tmp_path_factory.mktemp("oracle"))
+    return Exact(tmp_path_factory.mktemp("oracle"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -48,3 +49,11 @@ def test_a_wrong_kernel_is_noticed(oracle, member):
         oracle.tables = tables
     assert wrong is not None
     assert message
+
+
+def test_whole_calls_give_what_integers_give(oracle):
+    assert {trial(oracle, 1, number)[0] for number in range(20)} == set(CALLS)
+
+
+def test_whole_calls_on_a_gpu_give_what_integers_give(oracle, cupy):
+    assert {trial(oracle, 2, number, cupy)[0] for number in range(10)} == set(CALLS)

@@ -635,3 +635,29 @@ int64_t oracle_run(const gc_kernels *k, int dtype, uint64_t seed, int64_t first,
 }
 
 int oracle_operations(void) { return OPERATIONS; }
+
+/* ---- whole calls: whole_calls.py ---- */
+
+/* words += the magnitudes (ord 1) or squares (ord 2) of n numbers that are finite. */
+void oracle_add_powers(int dtype, const char *x, int64_t n, int ord, wide_sum *words)
+{
+    const format *f = &FORMATS[dtype];
+    for (int64_t i = 0; i < n; i++) {
+        const exact e = decoded(f, load_bits(x + i * f->size, f->size));
+        add_term(words, &e, ord);
+    }
+}
+
+/* The first of n elements y, of dtype `to`, that is not x * factor: rounded once, or with an error of 0.501 ulp. -1: none. */
+int64_t oracle_first_wrong(int dtype, const char *x, int to, const char *y, int64_t n, double factor, int once)
+{
+    const format *f = &FORMATS[dtype], *g = &FORMATS[to];
+    const exact by = decoded_double(factor);
+    for (int64_t i = 0; i < n; i++) {
+        const exact e = decoded(f, load_bits(x + i * f->size, f->size)), p = product(&e, &by);
+        const uint64_t got = load_bits(y + i * g->size, g->size);
+        if (once ? got != rounded(g, &p) : !is_next_to(g, &p, got))
+            return i;
+    }
+    return -1;
+}

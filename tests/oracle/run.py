@@ -39,7 +39,8 @@ class Oracle:
         library = Path(folder) / "oracle.so"
         flags = ["-O1", "-shared", "-fPIC", f"-I{KERNELS}"]
         subprocess.run([COMPILER, *flags, str(HERE / "oracle.c"), "-o", str(library)], check=True)
-        self._run = ctypes.CDLL(str(library)).oracle_run
+        self._library = ctypes.CDLL(str(library))
+        self._run = self._library.oracle_run
         self._run.restype = ctypes.c_int64
         self._run.argtypes = [
             ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p,

@@ -1,7 +1,9 @@
 """Failures at random places, for a moment: the drivers in tests/faults take as long as they are given."""
 
 import itertools
+import sys
 
+import child_process
 import numpy as np
 import pytest
 from faults import calls
@@ -24,3 +26,12 @@ def test_a_call_that_writes_before_it_fails_is_noticed(way, monkeypatch):
 
     with pytest.raises(AssertionError, match="hasty"):
         [way(np.random.default_rng(seed), hasty, "hasty") for seed in range(200)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has neither these signals nor limits")
+@pytest.mark.parametrize("way", ["kill", "full", "corrupt"])
+def test_files_are_never_half_written(way):
+    done = child_process.script("tests/faults/files.py", "--times", "10", "--way", way, "--fork")
+    assert done.returncode == 0, done.stderr
+    assert "10 commands" in done.stdout

@@ -3,8 +3,8 @@
     python tests/faults/calls.py --seed 1 --failures 100000
 
 Calls are those of tests/calls.py: every public function, in place, with `out` and without. This is made to go wrong: NaN and
-Inf among the gradients; a leaf that is read-only, of another dtype, of another shape, or that overlaps another one; memory that is
-refused; Ctrl-C at a line of Python; and Ctrl-C by a signal at any moment. A call that fails must leave every byte as it was.
+Inf among the gradients; a leaf that is read-only, of another dtype, of another shape, or that overlaps another one; refused
+memory; Ctrl-C at a line of Python; and Ctrl-C by a signal at any moment. A call that fails must leave every byte as it was.
 One that Ctrl-C interrupts may be complete nevertheless, and nothing between."""
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ import sys
 import child_process
 import numpy as np
 import pytest
-from faults import calls
+from faults import arguments, calls
+
+import gradclip
 
 
 def some(count, ways):
@@ -26,6 +28,27 @@ def test_a_call_that_writes_before_it_fails_is_noticed(way, monkeypatch):
 
     with pytest.raises(AssertionError, match="hasty"):
         [way(np.random.default_rng(seed), hasty, "hasty") for seed in range(200)]
+
+
+def test_arguments_of_all_kinds_give_a_result_or_a_promised_error():
+    arguments.counts.clear()
+    arguments.run(1, 20)
+    assert {"a result", "TypeError", "ValueError"} <= set(arguments.counts)
+
+
+@pytest.mark.parametrize("broken", ["an error of another kind", "a byte changed"])
+def test_a_function_that_breaks_its_promise_is_noticed(broken, monkeypatch):
+    def function(grads, max_norm):
+        if broken == "a byte changed":
+            grads += 1
+            raise ValueError
+        raise KeyError
+
+    monkeypatch.setattr(gradclip, "normalize_", function)
+    machine = arguments.Calls()
+    machine.add(dtype=np.float32, shape=[2], turn=0, number=1)
+    with pytest.raises(AssertionError if broken == "a byte changed" else KeyError):
+        machine.call(name="normalize_", first=1.0, second=1.0, options={}, out="no")
 
 
 @pytest.mark.slow

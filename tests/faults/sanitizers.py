@@ -1,0 +1,89 @@
+"""Build the library with a sanitizer in a folder of its own, and run tests on it; or run the kernels under valgrind.
+
+    python tests/faults/sanitizers.py address undefined
+    python tests/faults/sanitizers.py valgrind
+
+address, undefined: GCC's or Clang's sanitizers of these names in the C and Cython code, so that the first error ends the run.
+The tests are those of kernels, passes and whole calls against integers, unless others are named behind `--tests`. valgrind: the
+extension as it is installed, its kernels driven by tests/oracle/run.py, and every access to memory watched. Valgrind computes
+long double with 64 bits, so only kernels, which have none, can be held to exact results there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = (
+    "tests/test_oracle.py",
+    "tests/test_passes.py",
+    "tests/test_value_pass.py",
+    "tests/test_cast.py",
+    "tests/test_faults.py",
+)
+RUNTIMES = {"address": "libasan.so", "undefined": "libubsan.so"}
+
+
+def copy(folder):
+    """Copy what git tracks to a folder."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
+    packed = subprocess.run(["tar", "-c", "--null", "-T", "-"], cwd=ROOT, input=names, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x"], cwd=folder, input=packed, check=True)
+
+
+def with_sanitizers(kinds, tests, folder):
+    """Build with some sanitizers and run tests; return the exit status of pytest."""
+    copy(folder)
+    flags = f"-fsanitize={','.join(kinds)} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
+    environment = {**os.environ, "CFLAGS": flags, "LDFLAGS": flags, "GRADCLIP_DEBUG": "1", "PYTHONPATH": str(folder)}
+    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(build, cwd=folder, env=environment, check=True)
+    compiler = os.environ.get("CC", "cc").split()
+    preload = [
+        subprocess.run(
+            [*compiler, f"-print-file-name={RUNTIMES[kind]}"], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for kind in kinds
+    ]
+    # What Python itself never gives back is not looked for; memory that is refused is what tests ask for.
+    options = {
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    environment |= {"LD_PRELOAD": " ".join(preload), **options}
+    for name in ("CFLAGS", "LDFLAGS"):  # tests compile a driver, which is none of this
+        del environment[name]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
+    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+
+
+def with_valgrind():
+    """Run every kernel under valgrind; return its exit status."""
+    command = [
+        "valgrind", "--quiet", "--error-exitcode=9", "--undef-value-errors=no", "--exit-on-first-error=yes", sys.executable,
+        str(ROOT / "tests" / "oracle" / "run.py"), "--rounds", "12",
+    ]  # fmt: skip
+    return subprocess.run(command, env={**os.environ, "PYTHONMALLOC": "malloc"}, check=False).returncode
+
+
+def main():
+    """Run what the command line asks for; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="+", choices=[*RUNTIMES, "valgrind"])
+    parser.add_argument("--tests", nargs="+", default=TESTS)
+    options = parser.parse_args()
+    status = with_valgrind() if "valgrind" in options.kinds else 0
+    kinds = [kind for kind in options.kinds if kind != "valgrind"]
+    if kinds and not status:
+        with tempfile.TemporaryDirectory() as folder:
+            status = with_sanitizers(kinds, options.tests, folder)
+    print("no error" if status == 0 else f"exit status {status}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -30,8 +30,10 @@ cnp.import_array()
 cdef extern from "Python.h":
     PyObject **PySequence_Fast_ITEMS(object)
 cdef extern from "numpy/arrayobject.h":     # of what is borrowed
-    int PyArray_NDIM(const void *array)
-    cnp.npy_intp *PyArray_DIMS(const void *array)
+    ctypedef struct Borrowed "PyArrayObject":
+        pass
+    int PyArray_NDIM(const Borrowed *array)
+    cnp.npy_intp *PyArray_DIMS(const Borrowed *array)
 
 cdef enum:
     MAX_NDIM = 64       # of NumPy's arrays
@@ -185,10 +187,12 @@ cdef class Leaves(Units):
         cdef Py_ssize_t *word = self._few_words
         cdef const cnp.npy_intp *length
         cdef tuple shape
+        cdef const Borrowed *a
         self._shapes = word
         for i in range(self.count):
             if usual:
-                ndim, length = PyArray_NDIM(array[i]), PyArray_DIMS(array[i])
+                a = <const Borrowed *>array[i]
+                ndim, length = PyArray_NDIM(a), PyArray_DIMS(a)
             else:
                 shape = <tuple>(self._foreign[i] if sparse and self.is_sparse(i) else self.arrays[i]).shape
                 ndim = len(shape)

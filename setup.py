@@ -35,14 +35,15 @@ if MSVC or os.environ.get("GRADCLIP_DEBUG"):
 else:
     STRICT.append("-g0")
     STRIP = ["-Wl,-s"] if sys.platform == "linux" else []
-SETS = {"baseline": []}
-if X86:
-    SETS["avx2"] = ["/arch:AVX2"] if MSVC else ["-mavx2", "-mfma", "-mf16c"]
-    SETS["avx512"] = (
-        ["/arch:AVX512"]
-        if MSVC
-        else ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
-    )
+AVX = {
+    "avx2": ["/arch:AVX2"] if MSVC else ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": ["/arch:AVX512"]
+    if MSVC
+    else ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
+}
+SETS = {"baseline": [], **(AVX if X86 else {})}
+# Functions of C: the others bring a type of their own to every module.
+DIRECTIVES = {"binding": False, "embedsignature": True, "embedsignature.format": "clinic"}
 
 
 NO_COMPILER = """no C compiler that works: {tried}
@@ -70,8 +71,7 @@ class Build(build_ext):
             self.extensions,
             build_dir=f"{self.build_temp}/cython",
             nthreads=processes,
-            # functions of C: the others bring a type of their own to every module
-            compiler_directives={"binding": False, "embedsignature": True, "embedsignature.format": "clinic"},
+            compiler_directives=DIRECTIVES,
         )
         for extension, made in zip(self.extensions, translated, strict=True):
             extension.sources = made.sources  # here alone: an sdist holds no generated C

@@ -142,7 +142,7 @@ class SharedOptions(Options):
         asked = (self.threshold_shown(request.threshold), self.threshold_shown(self.skip_above), request.mode.name)
         told = type(request).__name__, self.ord, self.eps, self.nonfinite, self.grad_scale, self.strict, *asked, self.also
         self.alike = zlib.crc32(repr(told).encode())
-        half = coarsest(counted_arrays(request.to, self.counted))
+        half = coarsest(request.to.arrays)
         merged = self.session.merge(part._replace(casts=bool(request.to.casts), half=half), self.ord, self.alike, extra)
         self.rounded, self.casts, self.half = merged.rounded, merged.casts, merged.half
         return merged

@@ -119,3 +119,34 @@ def test_only_a_leaf_that_is_cast_limits_the_factor_of_apply_clip(ord):
     assert (part[0].tolist(), report.scale, report.clipped) == ([3, 4], 1.0, False)
     _, report = gradclip.apply_clip([w, s], whole, 1e9, strict=True, out=[np.zeros(1, HALF), np.zeros(2, DOUBLE)])
     assert (report.scale, report.clipped) == (65504 / 1e6, True)
+
+
+@pytest.mark.parametrize("to", [HALF, SINGLE], ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_what_overflows_becomes_the_largest_number(form, to):
+    """The same factor with and without a cast."""
+    most = float(np.finfo(to).max)
+    for size in (1, 40):
+        x = np.full(size, 1.0, to)
+        x[-1] = 1.375 * 2.0 ** (14 if to == HALF else 126)
+        for source in (to, DOUBLE):
+            out = np.zeros(size, to)
+            _, report = FORMS[form](x.astype(source), 1e300, out=out, grad_scale=0.125, strict=True)
+            assert (out[-1], report.scale, report.clipped) == (most, most / float(x[-1]), True)
+
+
+def test_each_leaf_limits_the_factor_by_its_own_number():
+    grads = [np.array([3.0], np.float32), np.array([2e4], np.float16)]
+    report = gradclip.clip_by_global_norm(grads, 1e9, grad_scale=0.125, strict=True)[1]
+    assert report.scale == 65504 / 2e4
+    scales = gradclip.clip_by_norm(grads, 1e9, grad_scale=0.125, strict=True)[1].scales
+    assert scales.tolist() == [8.0, 65504 / 2e4]
+    wide, out = [np.array([1e6], np.float32), np.array([1e3], np.float32)], [np.zeros(1, np.float16), np.zeros(1, np.float32)]
+    assert gradclip.clip_by_global_norm(wide, 1e9, strict=True, owned=[True, False], out=out)[1].scale == 65504 / 1e6
+
+
+def test_clipped_tells_of_the_exact_norm():
+    """It is above, though the float64 norm is the threshold, and though its rounding keeps that."""
+    x, out = np.array([3, 4, 1e-20], np.float32), np.zeros(3, np.float16)
+    report = gradclip.clip_by_global_norm(x, 5.0, strict=True, out=out)[1]
+    assert (report.norm, report.scale, report.clipped, out.tolist()) == (5.0, 1.0, True, [3.0, 4.0, 0.0])

@@ -124,7 +124,12 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
     options, share, threshold = request.options, request.share, request.threshold
     margin = MARGIN if request.partial else 1  # a share is a quotient of sums that have errors
     together = type(threshold) is float
-    units = [(None, threshold)] if together else list(enumerate(threshold.tolist()))
+    units = [(None, threshold)] if together else enumerate(threshold.tolist())
+    held = [
+        (i, unit, bound)
+        for i, (unit, bound) in enumerate(units)
+        if bound < math.inf and not plan.keeps(i) and not sums.shows_nonfinite(unit)
+    ]
     shared, exact = together or request.by_owner, exact_order(options.ord, request.to.sources)
     slack, rounding = typical(request.to.arrays, shared), RoundingBound.of_leaves(request.to, options, shared)
     for more in reversed(range(ROUNDS)):
@@ -133,8 +138,13 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
         if request.by_owner:
             written = written.by_owner(plan.count, request.owner)
         over = False
-        for i, (unit, bound) in enumerate(units):
-            if bound == math.inf or plan.keeps(i) or sums.shows_nonfinite(unit):
+        limited: set[int] = set()
+        if more and written.nonfinite():
+            overflowed = [i for i, unit, _ in held if written.nonfinite(unit)]
+            limited = plan.keep_in_range(request.to, (request.found or sums).units, overflowed, request.owner)
+            over = bool(limited)
+        for i, unit, bound in held:
+            if i in limited:
                 continue
             ratio = _ratio(written, unit, bound, options.ord, share, written.error if exact else 0.0, margin)
             if ratio is None:  # so that another split of the same elements gives the same factor

@@ -177,6 +177,24 @@ cdef class Plan:
                     w.clips |= gc_keep_finite(&w.factor, units.largest(j), MOST[to.leaf[i].dtype])
         gc_fp_leave(saved)
 
+    def keep_in_range(self, Units to, Sums units, overflowed, owner=None):
+        """Shrink factors until no element leaves the range of what it is rounded to: the largest becomes the largest number.
+
+        units: what was measured of the units of `to`; overflowed: the entries that are meant; owner: as `spread` takes it.
+        Returns the set of those that were shrunk. Others overflow by a rounding alone."""
+        cdef const Py_ssize_t *number = indices(owner)
+        cdef Py_ssize_t i, j, k
+        meant, shrunk = set(overflowed), set()
+        cdef gc_fpenv saved = gc_fp_enter()
+        for i in range(to.count):
+            for j in range(to.leaf[i].first_unit, to.leaf[i].first_unit + to.leaf[i].units):
+                k = j % self.count if owner is None else number[j]
+                if k in meant and gc_keep_finite(&self.write[k].factor, units.largest(j), MOST[to.leaf[i].dtype]):
+                    self.write[k].clips = True
+                    shrunk.add(k)
+        gc_fp_leave(saved)
+        return shrunk
+
     def keep_finite(self, Sums units, most, owner=None):
         """Shrink factors of samples until no element leaves the range of what it is rounded to: `most`, of each leaf.
 

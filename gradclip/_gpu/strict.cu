@@ -109,10 +109,11 @@ __device__ double ratio_to(const Sum *written, double bound, double ord, double 
 enum { LATE = 2 }; /* open, a round behind the processor */
 
 /* One round, a thread for each Write that is still open: it is closed, or shrinks. rounding: of the last round, after which
- * nothing is measured again; else null. unit: what was measured before. */
+ * nothing is measured again; else null. most: the largest number of what is written, Inf if dtypes differ. unit: what was measured
+ * before. */
 KERNEL(enforce, )(const Sum *written, const Sum *unit, i64 n, const double *thresholds, double threshold, double eps,
-                  double ord, double grad_scale, double safety, double slack, const gc_rounding_bound *rounding, i64 *open,
-                  Write *writes)
+                  double ord, double grad_scale, double safety, double slack, double most, const gc_rounding_bound *rounding,
+                  i64 *open, Write *writes)
 {
     const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= n || !open[i])
@@ -135,15 +136,19 @@ KERNEL(enforce, )(const Sum *written, const Sum *unit, i64 n, const double *thre
     }
     if (open[i] == LATE)
         slack = fmax(slack / 2, 0x1p-53);
+    const double largest = ldexp(unit[i].amax, (int)unit[i].exponent);
+    if (written[i].nans + written[i].infs > 0 && !rounding && gc_keep_finite(&w->factor, largest, most)) {
+        w->clips = 1;
+        return;
+    }
     const double ratio = ratio_to(written + i, threshold, ord, safety);
     if (ratio > 1) {
         open[i] = 0;
     } else if (rounding) {
         w->clips = 1;
         const gc_question ask = {ord, eps, grad_scale, 1, 0, 1};
-        const double most = written[i].nans + written[i].infs > 0 ? rounding->most : GC_INF; /* what is finite stays so */
-        w->factor = gc_limited_factor(unit + i, gc_safe_threshold(threshold, rounding), &ask, most,
-                                      ldexp(unit[i].amax, (int)unit[i].exponent));
+        most = written[i].nans + written[i].infs > 0 ? rounding->most : GC_INF; /* what is finite stays so */
+        w->factor = gc_limited_factor(unit + i, gc_safe_threshold(threshold, rounding), &ask, most, largest);
     } else
         shrink(w, ratio * (1 - slack));
 }

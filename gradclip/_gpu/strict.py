@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,8 @@ def enforce(request: Request, sums: DeviceSums, decided: Decided, opened: list[D
     shared = together or request.by_owner
     slack, rounding = typical(request.to.arrays, shared), RoundingBound.of_leaves(request.to, options, shared)
     tables = [table_of(request.to, stream.device) for stream in sums.streams]
+    alike = len({a.dtype for a in request.to.arrays if a.size}) == 1
+    most = rounding.most if alike else math.inf  # of one dtype, which the largest of all elements may reach
     common = options.eps, order_of(options.ord), options.grad_scale, safety(options.ord)
     for more in reversed(range(ROUNDS)):
         triples = zip(tables, decided.writes, opened, strict=True)
@@ -34,6 +37,6 @@ def enforce(request: Request, sums: DeviceSums, decided: Decided, opened: list[D
         for k, stream in enumerate(sums.streams):
             n = len(decided.writes[k])
             last = 0 if more else stream.constant(np.array(rounding))
-            args = *decided.thresholds[k], *common, max(slack, 2.0**-53), last, opened[k], decided.writes[k]
+            args = *decided.thresholds[k], *common, max(slack, 2.0**-53), most, last, opened[k], decided.writes[k]
             stream.launch("enforce", -(-n // THREADS), written.shared(k, together), sums.shared(k, together), n, *args)
         slack *= 2.0

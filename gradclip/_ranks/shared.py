@@ -6,7 +6,7 @@ import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -94,6 +94,7 @@ class SharedOptions(Options):
         self.elements, self.found = merged.size, found
         engine.settle(found, read, 0, False)
         request.norms, read.measured = found.norms(), found
+        request.found = cast("Sums", found)  # on the host, which decides
         if self.session.alone:
             sums.first_value = found.first_value
         self._close(request)
@@ -179,6 +180,8 @@ class SharedOptions(Options):
         slack = self.half / math.sqrt(max(self.elements, 1))
         while True:
             ratio = self._ratio(engine, request, plan, sums)
+            if ratio is None:
+                continue
             if ratio > 1.0:
                 return
             plan.shrink(0, max(0.0, ratio * (1.0 - max(slack, 2.0**-53))))
@@ -190,8 +193,10 @@ class SharedOptions(Options):
         self.session.merge(Part(), self.ord, self.alike, words)
         return np.array([number_of(word) for word in self.session.extra[: len(words)]])
 
-    def _ratio(self, engine: Engine, request: Request, plan: Plan, sums: Sums) -> float:
-        """Return the factor that brings what would be written to its threshold, and a number above 1 if it keeps it already."""
+    def _ratio(self, engine: Engine, request: Request, plan: Plan, sums: Sums) -> float | None:
+        """Return the factor that brings what would be written to its threshold, and a number above 1 if it keeps it already.
+
+        None: something overflowed, and the factor was shrunk so that it does not."""
         to, exact = request.to, self.ord in (1.0, 2.0) and not self.rounded
         planned = by_unit(request, plan, sums)
         written = engine.measure_written(to, planned, self.ord)
@@ -200,8 +205,9 @@ class SharedOptions(Options):
             total, exponent = dyadic(exact_total(to, self.ord, self.counted, planned), 0)
             part = part._replace(total=total, exponent=exponent)
         merged = self.session.merge(part, self.ord, self.alike)
-        if merged.nans + merged.infs:
-            return 0.5  # overflow is above any threshold
+        if merged.nans + merged.infs:  # overflow is above any threshold
+            found_here = request.found if self.session.alone else None  # the largest elements may be on other ranks
+            return None if found_here is not None and plan.keep_in_range(to, found_here, [0]) else 0.5
         if exact or self.ord == math.inf:
             margin = MARGIN if exact and request.partial else 1
             return ratio_of(merged.value(), request.threshold, self.ord, self.share, margin)

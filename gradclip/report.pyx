@@ -85,7 +85,11 @@ cdef class ClipReport:
 
     @property
     def clipped(self):
-        """Whether clipping changed something."""
+        """Whether clipping changed something.
+
+        With ``strict`` the exact norm decides, which may be above the threshold where `norm` equals `max_norm`. If results are
+        rounded to another dtype too, these may keep the threshold as they are. Then this is True all the same, and `scale` 1.0.
+        """
         return self.clipped_count > 0 or self._elsewhere
 
     @property
@@ -166,7 +170,8 @@ cdef class ClipReport:
             A sequence of named tuples: ``path``, ``shape``, ``dtype``, ``norm``, ``factor`` (the smallest, if a leaf has
             several), ``clipped`` (elements that were outside, of `clip_by_value` alone, which has no factor), ``max_abs``,
             ``nan`` and ``inf`` (how many elements are). None is what the call did not find out: after `apply_clip_` the
-            largest magnitudes, and whatever the measure did not keep of these very leaves. ``str()`` of it is plain text, and rich draws it.
+            largest magnitudes, and whatever the measure did not keep of these very leaves. ``str()`` of it is plain text, and
+            rich draws it.
 
         Examples
         --------

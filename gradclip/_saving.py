@@ -30,20 +30,24 @@ _unfinished: set[Path] = set()  # the temporary files that exist at this moment
 def replacing(path: Name) -> Iterator[BinaryIO]:
     """Yield a new binary file, which takes the place of `path` at the end of the ``with`` block.
 
-    The new file lies in the folder of `path`. An exception in the block removes it and leaves `path` as it was. Its name
-    cannot be guessed, and no file of that name may exist, so that nobody can plant a link there. It has the permissions of
-    the file that it replaces before the first byte is written; if there is no such file, those that `open` gives.
+    The new file lies in the folder of `path`. An exception in the block removes it and leaves `path` as it was. On Linux it
+    has no name until it is complete, so that nothing half written remains where the process is killed. Its name cannot be
+    guessed, and no file of that name may exist, so that nobody can plant a link there. It has the permissions of the file
+    that it replaces before the first byte is written; if there is no such file, those that `open` gives.
     """
     place = check_writable(path)
     beside = place.with_name(f".gradclip-{_token()}")
     _unfinished.add(beside)
     try:
-        with open(beside, "x+b", opener=_private if place.exists() else None) as file:
+        nameless = _nameless(place)
+        with nameless or open(beside, "x+b", opener=_private if place.exists() else None) as file:
             if place.exists():
                 _copy_permissions(place, beside, file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
+            if nameless:  # src_dir_fd, which is not looked at, has Python call linkat, which alone can do this
+                os.link(f"/proc/self/fd/{file.fileno()}", beside, src_dir_fd=file.fileno(), follow_symlinks=True)
         os.replace(beside, place)
     finally:
         beside.unlink(missing_ok=True)
@@ -67,6 +71,18 @@ def check_writable(path: Name) -> Path:
     if not os.access(place.parent, os.W_OK) or (place.exists() and not os.access(place, os.W_OK)):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     return place
+
+
+def _nameless(place: Path) -> BinaryIO | None:
+    """Open a new file without a name in the folder of `place`; None where the system or the file system has no such files."""
+    kind = getattr(os, "O_TMPFILE", 0)
+    if not kind or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        descriptor = os.open(place.parent, kind | os.O_RDWR, 0o600 if place.exists() else 0o666)
+    except OSError:  # if it has another reason, a file with a name meets it too
+        return None
+    return open(descriptor, "w+b")
 
 
 def _token() -> str:

@@ -10,7 +10,8 @@ fork of a process that has imported everything, so that more of the moments are 
 may be written is too small, as when a disk is full. corrupt: some bytes of the file are others, or its end is missing.
 
 The input must be byte for byte what it was, and the output what it was before or complete. Nothing else may be left in the
-folder: after SIGKILL alone, which a program cannot notice, a new file of a name of its own (`.gradclip-...`) may be."""
+folder: after SIGKILL alone, which a program cannot notice, a new file of a name of its own (`.gradclip-...`) may be, which on
+Linux is complete."""
 
 from __future__ import annotations
 
@@ -90,6 +91,7 @@ class Folder:
         left = [p for p in self.path.iterdir() if p not in (self.input, self.output)]
         assert all(p.name.startswith(".gradclip-") for p in left), left
         assert may_leave or not left, left
+        assert not hasattr(os, "O_TMPFILE") or all(p.read_bytes() == complete for p in left), left
         return "complete" if now == complete else "as before", len(left)
 
 
@@ -192,6 +194,7 @@ def main():
     parser.add_argument("--way", choices=WAYS, default="kill")
     parser.add_argument("--fork", action="store_true", help="in forks of a process that has imported everything")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     counts = outcomes(options.seed, options.times, options.way, fork if options.fork else start)
     print(f"{counts.total():,} commands (seed {options.seed}, {options.way}): every input as it was, no output half written")
     for what, count in counts.most_common():

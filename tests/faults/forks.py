@@ -125,9 +125,10 @@ def main():
     orders = [",".join(order) for order in itertools.permutations(found)]
     pairs = list(itertools.product(orders, orders))
     each = -(-options.forks // len(pairs))
-    for imports, uses in pairs:
+    for number, (imports, uses) in enumerate(pairs, 1):
         command = [sys.executable, str(Path(__file__).resolve()), "--forks", str(each), "--orders", imports, uses]
         subprocess.run(command, check=True, timeout=LIMIT * (each + 10))
+        print(f"{number} of {len(pairs)}: {each} forks, imports {imports}, uses {uses}", flush=True)
     print(
         f"{each * len(pairs):,} forks of {len(pairs)} processes with {', '.join(found)} in every order: all worked, all ended"
     )

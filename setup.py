@@ -42,8 +42,8 @@ AVX = {
     else ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
 }
 SETS = {"baseline": [], **(AVX if X86 else {})}
-# Functions of C: the others bring a type of their own to every module.
-DIRECTIVES = {"binding": False, "embedsignature": True, "embedsignature.format": "clinic"}
+# Functions of C: the others bring a type of their own to every module. Nor is a class pickled that does not say how.
+DIRECTIVES = {"auto_pickle": False, "binding": False, "embedsignature": True, "embedsignature.format": "clinic"}
 
 
 NO_COMPILER = """no C compiler that works: {tried}

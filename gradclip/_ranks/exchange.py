@@ -77,7 +77,7 @@ class Session:
 
     def begin(self) -> None:
         """Begin what all ranks do alike: one that fails before `end` has nothing to say that the others would understand."""
-        if self._held is None:
+        if self._held is None and not self.alone:
             held = Uninterrupted()
             held.__enter__()
             self._held = held

@@ -6,25 +6,26 @@ import sys
 import child_process
 import numpy as np
 import pytest
-from faults import arguments, calls
+from faults import arguments, failures
 
 import gradclip
 
 
 def some(count, ways):
     """What failed in some calls."""
-    return {what for what in itertools.islice(calls.failures(1, ways), count) if what}
+    return {what for what in itertools.islice(failures.failures(1, ways), count) if what}
 
 
 def test_calls_that_fail_change_nothing():
-    assert some(600, (calls.spoilt, calls.at_a_line)) == {spoil.__name__ for spoil in calls.SPOILT} | {"Ctrl-C at a line"}
+    expected = {spoil.__name__ for spoil in failures.SPOILT} | {"Ctrl-C at a line"}
+    assert some(600, (failures.spoilt, failures.at_a_line)) == expected
 
 
-@pytest.mark.parametrize("way", [calls.spoilt, calls.at_a_line])
+@pytest.mark.parametrize("way", [failures.spoilt, failures.at_a_line])
 def test_a_call_that_writes_before_it_fails_is_noticed(way, monkeypatch):
     def hasty(x):
         x.grads["b"][2][1][0, 0] += 1
-        calls.CALLS["apply_clip_"](x)
+        failures.CALLS["apply_clip_"](x)
 
     with pytest.raises(AssertionError, match="hasty"):
         [way(np.random.default_rng(seed), hasty, "hasty") for seed in range(200)]

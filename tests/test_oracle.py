@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 import pytest
-from oracle.run import AT_ONCE, COMPILER, DTYPES, OPERATIONS
+from oracle.kernel_cases import AT_ONCE, COMPILER, DTYPES, OPERATIONS
 from oracle.whole_calls import CALLS, Exact, trial
 
 from gradclip._cpu import machine

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from .._leaves.tensors import DeviceTensor
 from .capture import Allocating, keep
 
 if TYPE_CHECKING:
@@ -181,7 +180,7 @@ class DeviceStream:
                     made.append(cupy.ndarray(array.shape, array.dtype, memory + offset, order=order))
                     offset += size
                 else:
-                    made.append(cupy.empty_like(array.array() if isinstance(array, DeviceTensor) else array))
+                    made.append(cupy.empty_like(array))
         return made
 
     def constant(self, array: Array) -> DeviceArray:

@@ -26,6 +26,7 @@ cdef class Leaves(Units):
     cdef int check_apart(self, Leaves others, bint same_view) except -1
     cdef Tree walked(self)
     cdef object new(self, Py_ssize_t i, shape=*)
+    cdef object model(self, Py_ssize_t i)
     cdef bint has_tensors(self)
     cpdef written(self)
     cpdef check_count(self, Py_ssize_t found)

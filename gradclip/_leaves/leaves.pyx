@@ -360,9 +360,16 @@ cdef class Leaves(Units):
             if self.leaf[i].device:
                 there.setdefault(self.leaf[i].device - 1, []).append(i)
         for device, which in there.items():
-            for i, array in zip(which, self.stream(device).all_empty_like([self.arrays[i] for i in which])):
+            for i, array in zip(which, self.stream(device).all_empty_like([self.model(i) for i in which])):
                 made[i] = array
         return made
+
+    cdef object model(self, Py_ssize_t i):
+        """What a new array on a GPU is made like: a CuPy array, or what tells as much of itself."""
+        array = self.arrays[i]
+        if type(array) is DeviceTensor and not (array._c_contiguous or array._f_contiguous):
+            return array.array()
+        return array
 
     def stream(self, int device):
         """A device, and the stream in which these are worked on there: found out once."""

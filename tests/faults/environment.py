@@ -28,7 +28,7 @@ import numpy as np
 if __name__ == "__main__":  # as pytest does by its setting `pythonpath`
     sys.path[:0] = [str(Path(__file__).parents[1])]
 from calls import CALLS, flat, inputs
-from oracle.run import COMPILER
+from oracle.kernel_cases import COMPILER
 
 import gradclip
 

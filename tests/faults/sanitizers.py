@@ -4,10 +4,11 @@
     python tests/faults/sanitizers.py valgrind
 
 address, undefined: GCC's or Clang's sanitizers of these names in the C and Cython code, so that the first error ends the run.
-The tests are those of kernels, passes and whole calls against integers, unless others are named behind `--tests`. valgrind: the
-extension as it is installed, its baseline kernels driven by tests/oracle/run.py, and every access to memory watched. Valgrind
-computes long double with 64 bits, so only kernels, which have none, can be held to exact results there; and 3.19 ends at an
-instruction of AVX (`vmovq` between registers), so the other sets are left to the pages that may not be touched."""
+The tests are those of kernels, passes and whole calls against integers, unless others are named behind `--tests`. valgrind:
+the extension as it is installed, its baseline kernels driven by tests/oracle/kernel_cases.py, and every access to memory
+watched. Valgrind computes long double with 64 bits, so only kernels, which have none, can be held to exact results there; and
+3.19 ends at an instruction of AVX (`vmovq` between registers), so the other sets are left to the pages that may not be
+touched."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ import numpy as np
 if __name__ == "__main__":  # as pytest does by its setting `pythonpath`
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "benchmarks")]
 from gpu_leaves import host, on_gpu
-from oracle.run import DTYPES, Oracle
+from oracle.kernel_cases import DTYPES, Oracle
 from reference import COMPLEX, REAL
 
 import gradclip

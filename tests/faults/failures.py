@@ -1,6 +1,6 @@
 """Make calls fail in every way, at random places, and look whether a byte of anybody's memory has changed.
 
-    python tests/faults/calls.py --seed 1 --failures 100000
+    python tests/faults/failures.py --seed 1 --failures 100000
 
 Calls are those of tests/calls.py: every public function, in place, with `out` and without. This is made to go wrong: NaN and
 Inf among the gradients; a leaf that is read-only, of another dtype, of another shape, or that overlaps another one; refused

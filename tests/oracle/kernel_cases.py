@@ -1,6 +1,6 @@
 """Compare every kernel of the host with integers, on random bits, sizes and offsets.
 
-    python tests/oracle/run.py --seed 1 --seconds 60 --dtype float16 --isa avx2
+    python tests/oracle/kernel_cases.py --seed 1 --seconds 60 --dtype float16 --isa avx2
 
 Without `--dtype` and `--isa` it takes all dtypes and all instruction sets of this machine, and divides the time among them. It
 stops at the first difference, prints the round that shows it again (`--first ROUND --rounds 1`) and exits with status 1. The

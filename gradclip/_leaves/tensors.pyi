@@ -1,4 +1,0 @@
-from typing import Any
-
-class DeviceTensor:
-    def array(self) -> Any: ...

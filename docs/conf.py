@@ -1,11 +1,59 @@
 """Sphinx: ``python -m pip install -e ".[docs]" && python -m sphinx -W docs docs/_build``."""
 
+import os
+import re
 from importlib.util import find_spec
+from pathlib import Path
+
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
 
 project = "gradclip"
+release = re.search('"(.*)"', (Path(__file__).parents[1] / "gradclip" / "_version.py").read_text(encoding="utf-8"))[1]
 autodoc_mock_imports = [name for name in ("torch", "jax", "optax") if not find_spec(name)]  # for gradclip.torch, gradclip.jax
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
-html_theme = "furo"
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.viewcode",
+    "sphinx_design",
+]
+if os.environ.get("GRADCLIP_DOCS_ONLINE"):  # other projects' names become links; to know them, their sites must be reached
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "numpy": ("https://numpy.org/doc/stable", None),
+    }
+default_role = "py:obj"  # a name between single backticks is a link, where it is one of ours
+myst_enable_extensions = ["colon_fence"]
+autosummary_generate = False  # its tables point to what stands on the same page
 exclude_patterns = ["_build"]
 numpydoc_show_class_members = False
 autodoc_typehints = "none"  # types are in the sections below a signature; there `**norm` stays spelled out
+html_theme = "furo"
+html_title = f"gradclip {release}"
+html_math_renderer = "mathml"
+html_theme_options = {
+    "source_repository": "https://github.com/gradclip/gradclip/",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+
+
+def inline_math(translator, node):
+    """Write a formula as MathML, which browsers show by themselves: no script and no font comes from elsewhere."""
+    translator.body.append(convert(node.astext()))
+    raise SkipNode
+
+
+def displayed_math(translator, node):
+    """Write a formula on lines of its own, which a narrow screen can scroll."""
+    formula = convert(node.astext(), display="block")
+    translator.body.append(f'<div class="math" style="overflow-x: auto">{formula}</div>')
+    raise SkipNode
+
+
+def setup(app):
+    """Make the renderer known."""
+    app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))

@@ -33,6 +33,8 @@ numpydoc_show_class_members = False
 autodoc_typehints = "none"  # types are in the sections below a signature; there `**norm` stays spelled out
 html_theme = "furo"
 html_title = f"gradclip {release}"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_theme_options = {
     "source_repository": "https://github.com/gradclip/gradclip/",

@@ -49,24 +49,20 @@ def with_sanitizers(kinds, tests, folder):
     """Build with some sanitizers and run tests; return the exit status of pytest."""
     copy(folder)
     flags = f"-fsanitize={','.join(kinds)} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
-    environment = {**os.environ, "CFLAGS": flags, "LDFLAGS": flags, "GRADCLIP_DEBUG": "1", "PYTHONPATH": str(folder)}
+    # By the compiler's name, so that setup.py's trials are linked with them too.
+    compiler = os.environ.get("CC", "cc")
+    environment = {**os.environ, "CC": f"{compiler} {flags}", "GRADCLIP_DEBUG": "1", "PYTHONPATH": str(folder)}
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(build, cwd=folder, env=environment, check=True)
-    compiler = os.environ.get("CC", "cc").split()
-    preload = [
-        subprocess.run(
-            [*compiler, f"-print-file-name={RUNTIMES[kind]}"], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        for kind in kinds
-    ]
+    places = [[*compiler.split(), f"-print-file-name={RUNTIMES[kind]}"] for kind in kinds]
+    preload = [subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() for command in places]
     # What Python itself never gives back is not looked for; memory that is refused is what tests ask for.
     options = {
         "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1:detect_stack_use_after_return=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     environment |= {"LD_PRELOAD": " ".join(preload), **options}
-    for name in ("CFLAGS", "LDFLAGS"):  # tests compile a driver, which is none of this
-        del environment[name]
+    environment["CC"] = compiler  # tests compile a driver, which is none of this
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]
     return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 

@@ -9,7 +9,8 @@ from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 
 project = "gradclip"
-release = re.search('"(.*)"', (Path(__file__).parents[1] / "gradclip" / "_version.py").read_text(encoding="utf-8"))[1]
+ROOT = Path(__file__).parents[1]
+release = re.search('"(.*)"', (ROOT / "gradclip" / "_version.py").read_text(encoding="utf-8"))[1]
 autodoc_mock_imports = [name for name in ("torch", "jax", "optax") if not find_spec(name)]  # for gradclip.torch, gradclip.jax
 extensions = [
     "myst_parser",
@@ -56,6 +57,17 @@ def displayed_math(translator, node):
     raise SkipNode
 
 
+def cython_source(app, module):
+    """The source of a Cython module, which Sphinx does not find by itself, and the lines of its classes."""
+    path = ROOT / (module.replace(".", "/") + ".pyx")
+    if not path.exists():
+        return None
+    code = path.read_text(encoding="utf-8")
+    classes = {line: re.match(r"cdef class (\w+)", text) for line, text in enumerate(code.splitlines(), 1)}
+    return code, {found[1]: ("class", line, line) for line, found in classes.items() if found}
+
+
 def setup(app):
-    """Make the renderer known."""
+    """Make both known."""
+    app.connect("viewcode-find-source", cython_source)
     app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))

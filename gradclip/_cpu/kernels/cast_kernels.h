@@ -2,8 +2,9 @@
  * block_kernels.h; the first part, which is the same for all, once.
  *
  * A product of float64 is rounded to 53 bits, and a half comes by way of float32. Neither may show. On the way to float32 a
- * product is rounded to odd: the last bit that is kept is set if any bit behind it was, so that no tie of a half arises. And a
- * product that became a tie by its rounding to 53 bits, which is rare, is moved off it to the side where the exact one lies. */
+ * product is rounded to odd: the last bit that is kept is set if any bit behind it was, so that no tie of a half arises. By
+ * vectors, it is rounded to odd to 53 bits too; one by one, a product that became a tie by its rounding to 53 bits is moved off it
+ * to the side where the exact one lies. */
 #ifndef GRADCLIP_CAST_KERNELS_H
 #define GRADCLIP_CAST_KERNELS_H
 
@@ -92,16 +93,16 @@ static void NAME(cast)(void *y, const double *x, const double *factor, ptrdiff_t
         q[i] = x[i] * factor[i];
 #else
     const uint64_t last = SHORT ? GC_BEHIND_FLOAT : GC_BEHIND_FLOAT / 2; /* ties of float32 have one bit more */
-    uint64_t ties = 0, again = 0;
-    ptrdiff_t i = CAST_VECTORS(q, x, factor, n, &ties, &again);
+    uint64_t ties = 0, tiny = 0;
+    const ptrdiff_t done = CAST_VECTORS(q, x, factor, n, &tiny), first = tiny >> 63 ? 0 : done;
     GC_IVDEP
-    for (; i < n; i++) {
+    for (ptrdiff_t i = first; i < n; i++) {
         const double product = x[i] * factor[i];
         ties |= gc_may_be_tie(product, last);
         q[i] = PUT(ODD(product));
     }
-    if (again >> 63 || (ties >> 63 && !gc_products_are_exact(x, factor, n)))
-        for (i = 0; i < n; i++)
+    if (ties >> 63 && !gc_products_are_exact(x + first, factor + first, n - first))
+        for (ptrdiff_t i = first; i < n; i++)
             q[i] = PUT(ODD(gc_product_off_ties(x[i], factor[i], last)));
 #endif
 }

@@ -3,16 +3,15 @@
 #define GRADCLIP_CAST_VECTORS_H
 
 #if defined(GC_AVX512) || defined(GC_AVX2)
-/* Eight or four products, and whether one may be a tie: as gc_may_be_tie tells it. */
-static inline vq gc_products(const double *x, const double *factor, uint64_t last, vq *ties)
+/* The bits of eight or four products, rounded to odd: what is not exact has its last bit set, and so is no tie. NaN and Inf stay. */
+static inline vq gc_products(const double *x, const double *factor)
 {
-    vd p, f;
-    memcpy(&p, x, sizeof p);
+    vd v, f;
+    memcpy(&v, x, sizeof v);
     memcpy(&f, factor, sizeof f);
-    p *= f;
-    const vq u = (vq)p, magnitude = u << 1;
-    *ties |= ((u & last) - 1) & (magnitude | (0 - magnitude));
-    return u;
+    const vd p = v * f, rest = vd_fma(v, f, -p);
+    const vq u = (vq)p, inexact = (vq)(rest != 0) & (vq)(rest - rest == 0);
+    return (u - (((vq)rest ^ u) >> 63 & inexact)) | (inexact & 1); /* the product was rounded away from 0, or towards it */
 }
 
 static inline vd gc_odd_products(vq u)
@@ -30,58 +29,50 @@ static inline uint64_t gc_any_of(vq v)
 }
 #endif
 
-/* Casts by the instructions that a set has for them: each returns how many elements it cast. `again`: its first bit is set where
+/* Casts by the instructions that a set has for them: each returns how many elements it cast. `tiny`: its first bit is set where
  * some of them have to be cast one by one. */
-static inline ptrdiff_t gc_cast_f16(uint16_t *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *ties,
-                                    uint64_t *again)
+static inline ptrdiff_t gc_cast_f16(uint16_t *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *tiny)
 {
     ptrdiff_t i = 0;
-    (void)again;
+    (void)tiny;
 #if defined(GC_AVX512) || defined(GC_AVX2)
-    vq any = {0};
     for (; i + GC_W <= n; i += GC_W)
-        gc_store_f16(y + i, gc_odd_products(gc_products(x + i, factor + i, GC_BEHIND_FLOAT, &any)));
-    *ties |= gc_any_of(any);
+        gc_store_f16(y + i, gc_odd_products(gc_products(x + i, factor + i)));
 #else
-    (void)y, (void)x, (void)factor, (void)n, (void)ties;
+    (void)y, (void)x, (void)factor, (void)n;
 #endif
     return i;
 }
 
-static inline ptrdiff_t gc_cast_bf16(uint16_t *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *ties,
-                                     uint64_t *again)
+static inline ptrdiff_t gc_cast_bf16(uint16_t *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *tiny)
 {
     ptrdiff_t i = 0;
 #if defined(GC_AVX512) || defined(GC_AVX2)
-    vq any = {0}, tiny = {0};
+    vq some = {0};
     for (; i + GC_W <= n; i += GC_W) {
-        const vq u = gc_products(x + i, factor + i, GC_BEHIND_FLOAT, &any), a = u & INT64_MAX;
-        tiny |= (a - ((uint64_t)(1023 - 126) << 52)) & (0 - a); /* subnormal, and not 0 */
+        const vq u = gc_products(x + i, factor + i), a = u & INT64_MAX;
+        some |= (a - ((uint64_t)(1023 - 126) << 52)) & (0 - a); /* subnormal, and not 0 */
         gc_store_bf16(y + i, gc_odd_products(u));
     }
-    *ties |= gc_any_of(any);
-    *again |= gc_any_of(tiny);
+    *tiny |= gc_any_of(some);
 #else
-    (void)y, (void)x, (void)factor, (void)n, (void)ties, (void)again;
+    (void)y, (void)x, (void)factor, (void)n, (void)tiny;
 #endif
     return i;
 }
 
-static inline ptrdiff_t gc_cast_f32(float *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *ties,
-                                    uint64_t *again)
+static inline ptrdiff_t gc_cast_f32(float *y, const double *x, const double *factor, ptrdiff_t n, uint64_t *tiny)
 {
     ptrdiff_t i = 0;
-    (void)again;
+    (void)tiny;
 #if defined(GC_AVX512) || defined(GC_AVX2)
-    vq any = {0};
     for (; i + GC_W <= n; i += GC_W) {
-        const vd p = (vd)gc_products(x + i, factor + i, GC_BEHIND_FLOAT / 2, &any);
+        const vd p = (vd)gc_products(x + i, factor + i);
         const vf v = GC_TO_FLOAT(p);
         memcpy(y + i, &v, sizeof v);
     }
-    *ties |= gc_any_of(any);
 #else
-    (void)y, (void)x, (void)factor, (void)n, (void)ties;
+    (void)y, (void)x, (void)factor, (void)n;
 #endif
     return i;
 }

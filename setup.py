@@ -75,6 +75,7 @@ class Build(build_ext):
         )
         for extension, made in zip(self.extensions, translated, strict=True):
             extension.sources = made.sources  # here alone: an sdist holds no generated C
+            forget_place_of_numpy(Path(made.sources[0]))
         with ThreadPoolExecutor(self.parallel) as threads:
             kernels = list(chain.from_iterable(threads.map(self.compile_kernels, SETS)))
         for extension in self.extensions:
@@ -114,6 +115,14 @@ class Build(build_ext):
                     self.compiler.link_executable(objects, f"{folder}/probe", extra_postargs=[] if MSVC else list(flags))
             except Exception as error:
                 return error
+
+
+def forget_place_of_numpy(source):
+    """Shorten the path of NumPy's declarations in generated C: the extension would hold it, and pip has another each time."""
+    text = source.read_text(encoding="utf-8")
+    shorter = re.sub(r'"[^"\n]*/(numpy/__init__[^"\n]*\.pxd)"', r'"\1"', text)
+    if shorter != text:
+        source.write_text(shorter, encoding="utf-8")
 
 
 def extension(name, *sources):

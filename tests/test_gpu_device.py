@@ -139,12 +139,12 @@ def test_a_foreign_byte_order_is_refused(cupy):
         gradclip.global_norm([on_gpu(cupy, np.ones(2)), on_gpu(cupy, np.ones(2, ">f4"))])
 
 
-@pytest.fixture
-def torch_tensor(cupy, monkeypatch):
+@pytest.fixture(params=["plain", "of a subclass"])
+def torch_tensor(cupy, monkeypatch, request):
     """A maker of what looks like a CUDA tensor, of a PyTorch that works in a stream of its own; its `stream`."""
 
     class Tensor:
-        is_cuda, requires_grad, layout = True, False, "strided"
+        is_cuda, is_cpu, requires_grad, layout = True, False, False, "strided"
         stream = cupy.cuda.Stream(non_blocking=True)
         detach = lambda self: self  # noqa: E731
         is_conj = is_neg = is_inference = lambda self: False
@@ -157,6 +157,7 @@ def torch_tensor(cupy, monkeypatch):
             self.shape, self.stride, self.storage_offset = self.array.shape, lambda: (1,), lambda: 0
             self.data_ptr, self.is_contiguous = lambda: self.array.data.ptr, lambda: True
             self.numel, self.element_size = lambda: self.array.size, lambda: self.array.itemsize
+            self.get_device = lambda: 0
             storage = SimpleNamespace(device=SimpleNamespace(type="cuda"), nbytes=lambda: self.array.nbytes)
             self.untyped_storage = lambda: storage
 
@@ -168,6 +169,7 @@ def torch_tensor(cupy, monkeypatch):
     module = ModuleType("torch")
     module.strided, module.bfloat16, module.from_dlpack = "strided", "bfloat16", lambda array: array
     module.float64 = np.dtype(np.float64)
+    module.Tensor = Tensor if request.param == "plain" else object
     module.cuda = SimpleNamespace(current_stream=lambda device: SimpleNamespace(cuda_stream=Tensor.stream.ptr))
     module.told = []
     module.autograd = SimpleNamespace(graph=SimpleNamespace(increment_version=module.told.extend))
@@ -235,6 +237,37 @@ def test_tensors_of_pytorch_itself(cupy):
     weight = torch.ones(3, device="cuda", requires_grad=True)
     with pytest.raises(TypeError, match="1: .*requires grad"):
         gradclip.clip_by_global_norm_([tensors[0], weight * 2], 1.0)
+
+
+SKIP = {"nonfinite": "skip"}
+FORMS = {
+    "axis": lambda g, p, o: gradclip.clip_by_norm_(g, 1.0, axis=1, **SKIP),
+    "strict": lambda g, p, o: gradclip.clip_by_global_norm_(g, 1.0, strict=True),
+    "values": lambda g, p, o: gradclip.clip_by_value_(g, 0.5),
+    "adaptive": lambda g, p, o: gradclip.clip_adaptive_(g, p, 0.1, **SKIP),
+    "step": lambda g, p, o: gradclip.sgd_step_(o, g, 0.1, 1.0, **SKIP),
+    "out": lambda g, p, o: gradclip.clip_by_global_norm(g, 1.0, out=o, **SKIP)[1],
+    "samples": lambda g, p, o: gradclip.clip_per_sample_(g, 1.0, mask=[True] * 7 + [False]),
+    "sum": lambda g, p, o: gradclip.per_sample_clip_sum(g, 1.0, out=[x[0] for x in o])[1],
+    "no samples": lambda g, p, o: gradclip.per_sample_clip_sum([x[:0] for x in g], 1.0, out=[x[0] for x in o])[1],
+    "measured": lambda g, p, o: gradclip.apply_clip_(g, gradclip.measure(g), 1.0, strict=True),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_all_functions_take_tensors_of_pytorch_itself(cupy, name, turned):
+    torch = pytest.importorskip("torch")
+    if is_stand_in(cupy) or not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU")
+    numbers = torch.arange(1, 97, dtype=torch.float64).reshape(8, 12) / 7
+    here = [[numbers.float() + k, numbers.half().t().reshape(8, 12) + k] for k in range(3)]
+    gpu = [[x.cuda() for x in leaves] for leaves in here]
+    if turned:
+        here, gpu = ([[x.t().contiguous().t() for x in leaves] for leaves in trees] for trees in (here, gpu))
+    assert_same_report(FORMS[name](*here), FORMS[name](*gpu))
+    for leaves, on_the_gpu in zip(here, gpu, strict=True):
+        assert all(torch.equal(x, y.cpu()) for x, y in zip(leaves, on_the_gpu, strict=True))
 
 
 @pytest.mark.slow

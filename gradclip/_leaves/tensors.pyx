@@ -61,9 +61,12 @@ cdef class DeviceTensor:
         """The CuPy array that has this memory."""
         return view_on_gpu(self.tensor)
 
-    def get(self):
-        """A copy on the host."""
-        return self.array().get()
+    def __getattr__(self, name):
+        """What else a CuPy array has."""
+        return getattr(self.array(), name)
+
+    def __len__(self):
+        return self.shape[0]
 
     def __getitem__(self, index):
         return self.array()[index]

@@ -46,8 +46,8 @@ def replacing(path: Name) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            if nameless:  # src_dir_fd, which is not looked at, has Python call linkat, which alone can do this
-                os.link(f"/proc/self/fd/{file.fileno()}", beside, src_dir_fd=file.fileno(), follow_symlinks=True)
+            if nameless:
+                _give_name(file, beside)
         os.replace(beside, place)
     finally:
         beside.unlink(missing_ok=True)
@@ -83,6 +83,23 @@ def _nameless(place: Path) -> BinaryIO | None:
     except OSError:  # if it has another reason, a file with a name meets it too
         return None
     return open(descriptor, "w+b")
+
+
+def _give_name(file: BinaryIO, beside: Path) -> None:
+    """Give a file the name `beside`, where it has none. If the system refuses that, as some containers do, make a copy."""
+    descriptor = file.fileno()
+    try:  # src_dir_fd, which is not looked at, has Python call linkat, which alone can do this
+        os.link(f"/proc/self/fd/{descriptor}", beside, src_dir_fd=descriptor, follow_symlinks=True)
+    except OSError:
+        with open(beside, "x+b", opener=_private) as copy:
+            found = os.fstat(descriptor)
+            _copy_owner(copy.fileno(), found)
+            os.chmod(copy.fileno(), stat.S_IMODE(found.st_mode))
+            file.seek(0)
+            while data := file.read(2**20):
+                copy.write(data)
+            copy.flush()
+            os.fsync(copy.fileno())
 
 
 def _token() -> str:

@@ -1,5 +1,6 @@
 """Files that are replaced: with which permissions, past which links, and what stays behind when the program is ended."""
 
+import errno
 import os
 import signal
 import stat
@@ -20,9 +21,18 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="links, permissions a
 NAMELESS = hasattr(os, "O_TMPFILE")
 
 
-@pytest.fixture(params=["no name", "a name"])
+def refuse(*args, **options):
+    """Make no link, as some containers do."""
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@pytest.fixture(params=["no name", "a copy", "a name"])
 def name_of_new_file(request, monkeypatch):
-    """New files have no name until they are complete, where the system has such files; or one of their own from the start."""
+    """New files have no name until they are complete, where the system has such files; or one of their own from the start.
+
+    What has no name is copied where it cannot be given one."""
+    if request.param == "a copy":
+        monkeypatch.setattr(os, "link", refuse)
     if request.param == "a name":
         monkeypatch.setattr(_saving, "_nameless", lambda place: None)
     elif not NAMELESS:

@@ -64,6 +64,9 @@ def _read_head(stream: BinaryIO) -> tuple[bytes, tuple[int, ...], bool, np.dtype
     return head + rest, *_parsed(version, rest)
 
 
+_OF_PARSERS = "Cannot parse header", "malformed node", "source code string"  # how messages of Python's parser begin
+
+
 @lru_cache(4096)  # arrays of one shape have the same header, and rewriting reads each a second time
 def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Return the shape, whether the order is Fortran's, and the dtype that the bytes of a header give."""
@@ -73,9 +76,9 @@ def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], b
             shape, fortran_order, dtype = _READERS[version](io.BytesIO(header))
             return shape, fortran_order, dtype
         except Exception as error:
-            if isinstance(error, ValueError) and not str(error).startswith(("Cannot parse header", "malformed node")):
+            if isinstance(error, ValueError) and not str(error).startswith(_OF_PARSERS):
                 raise  # NumPy's message, which says what is wrong
-            raise ValueError("the header cannot be read") from None  # instead of a message of Python's parser
+            raise ValueError("the header cannot be read") from None
 
 
 def _fill(stream: Any, buffer: memoryview) -> None:

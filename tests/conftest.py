@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import types
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -103,3 +104,19 @@ def cupy():
         del sys.modules["cupy"]
     else:
         sys.modules["cupy"] = real
+
+
+@pytest.fixture
+def timm_utils(monkeypatch):
+    """`timm.utils` without what the whole package imports: torchvision, of which PyPI has no build for processors alone."""
+    found = find_spec("timm")
+    if found is None:
+        pytest.skip("could not import 'timm'")
+    folder = Path(found.origin).parent
+    for name, path in {"timm": folder, "timm.utils": folder / "utils"}.items():
+        package = types.ModuleType(name)
+        package.__path__ = [str(path)]
+        monkeypatch.setitem(sys.modules, name, package)
+    yield
+    for name in [name for name in sys.modules if name.startswith("timm.utils.")]:
+        del sys.modules[name]

@@ -1,8 +1,6 @@
 """docs/migrating.md: what its tables say is the same, for the peers that are installed. PyTorch's are in test_torch."""
 
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,14 +123,10 @@ def test_zclip():
     np.testing.assert_allclose(clipped, ours, rtol=0.05)
 
 
-def test_timm():
-    """Only the file is loaded: the package needs torchvision."""
-    torch, timm = pytest.importorskip("torch"), importlib.util.find_spec("timm")
-    if timm is None:
-        pytest.skip("timm is not installed")
-    spec = importlib.util.spec_from_file_location("agc_of_timm", Path(timm.origin).parent / "utils" / "agc.py")
-    agc = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(agc)
+def test_timm(timm_utils):
+    torch = pytest.importorskip("torch")
+    from timm.utils import agc
+
     params = [torch.nn.Parameter(torch.from_numpy(leaf)) for leaf in arrays(1, 0.5).values()]
     for p, grad in zip(params, arrays().values(), strict=True):
         p.grad = torch.from_numpy(grad)

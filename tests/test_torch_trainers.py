@@ -172,11 +172,8 @@ def test_an_attached_optimizer_under_lightning(tmp_path):
     assert module.attached.report.norm > 0.1
 
 
-def test_timm(calls):
-    try:
-        from timm.utils import clip_grad as utils
-    except ImportError:  # needs torchvision, which PyPI does not have beside a PyTorch for processors alone
-        pytest.skip("timm is not installed")
+def test_timm(calls, timm_utils):
+    from timm.utils import clip_grad as utils
 
     def train():
         model, data = model_and_data()

@@ -12,3 +12,4 @@ cdef class ClipReport:
 
 
 cdef ClipReport unclipped(sums, max_norm, Py_ssize_t size, norms)
+cdef ClipReport clipped(sums, max_norm, Py_ssize_t size, norms, plan, bint acts)

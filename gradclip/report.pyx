@@ -240,6 +240,15 @@ cdef ClipReport unclipped(sums, max_norm, Py_ssize_t size, norms):
     return report
 
 
+cdef ClipReport clipped(sums, max_norm, Py_ssize_t size, norms, plan, bint acts):
+    """Return the report of a step that a plan for all leaves is written in. acts: whether it brings them to the threshold."""
+    cdef ClipReport report = unclipped(sums, max_norm, size, norms)
+    report._plan = plan
+    if acts:
+        report._clipped_count = size
+    return report
+
+
 def pending(fill, max_norm, norms=None):
     """Return a report whose numbers are still on a device.
 

@@ -1,3 +1,4 @@
+from gradclip._cpu.sums cimport Sums
 from gradclip._leaves.leaves cimport Leaves
 
 
@@ -9,6 +10,7 @@ cdef class Request:
     cdef int ask(self, options, threshold, shown, mode) except -1
     cpdef Leaves prepare(self, Leaves leaves)
     cpdef Leaves target(self, Leaves leaves, out)
+    cdef decide_for_all(self, Sums sums)
     cdef bint is_left_out(self, sums) except -1
     cpdef decide(self, engine, Leaves read)
     cpdef measure(self, engine, Leaves read)

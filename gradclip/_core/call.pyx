@@ -16,9 +16,11 @@ from gradclip._core.mode import CLIP
 from gradclip._core.options import DEFAULT, Options
 from gradclip._core.rounding import exact_order
 from gradclip._cpu.passes cimport measure as measure_on_host
+from gradclip._cpu.plan cimport Plan, plan_of_all
+from gradclip._cpu.scalar cimport GC_KEEP
 from gradclip._cpu.sums cimport Sums
 from gradclip._leaves.leaves cimport Leaves
-from gradclip.report cimport ClipReport, unclipped
+from gradclip.report cimport ClipReport, clipped, unclipped
 from gradclip.thresholds import Threshold
 from gradclip.thresholds.base import number_or_rule
 
@@ -103,10 +105,19 @@ cdef class Request:
             self.threshold = self.shown = asked("max_norm", self.threshold, sums, self.options)
         if self.shared:
             self.options.agree_on_rules(self)
-        if type(self.threshold) is float and engine is HOST and self.mode is CLIP and self.to.source == NULL and \
-                self.options.plain and (<Sums?>sums).keeps(self.threshold):
-            return unclipped(sums, self.shown, self.to.units, self.norms), None     # the usual step, kept short
+        if engine is HOST and type(self.threshold) is float and self.mode is CLIP and not self.shared:
+            if self.to.source == NULL and self.options.plain and (<Sums?>sums).keeps(self.threshold):
+                return unclipped(sums, self.shown, self.to.units, self.norms), None     # the usual step, kept short
+            if not (self.options.strict or self.by_owner) and self.counted is None and (<Sums?>sums).is_finite():
+                return self.decide_for_all(sums)
         return engine.decide(self, sums)
+
+    cdef decide_for_all(self, Sums sums):
+        """Return what the engine of the host decides where one threshold is that of all leaves and all elements are finite:
+        a third of a small call that clips, where that took half."""
+        cdef Plan plan = plan_of_all(sums, self.threshold, self.options.eps)
+        report = clipped(sums, self.shown, self.to.units, self.norms, plan, plan.write.clips)
+        return report, plan if self.to.is_target or plan.write.kind != GC_KEEP else None
 
     cdef bint is_left_out(self, sums) except -1:
         """Whether the norm is above ``skip_above``; then the report shows this threshold, if `max_norm` is a rule.

@@ -18,3 +18,6 @@ cdef class Plan:
     cdef object alone           # a bool for each unit, whether it is a padded sample, which has no factor; None: there are none
 
     cpdef clamp(self, Py_ssize_t i, double low, double high)
+
+
+cdef Plan plan_of_all(Sums sums, double threshold, double eps)

@@ -380,6 +380,17 @@ cdef class Plan:
         return True
 
 
+cdef Plan plan_of_all(Sums sums, double threshold, double eps):
+    """Return the Plan that brings all leaves together to a threshold, or leaves them as they are: sooner than by `decide`."""
+    cdef Plan plan = Plan.__new__(Plan, 1)
+    cdef gc_question ask = question(sums, eps, False, False)
+    cdef gc_fpenv saved = gc_fp_enter()
+    cdef gc_measured unit = sums.at(ALL)
+    decide_one(plan.write, &unit, threshold, &ask, -1)
+    gc_fp_leave(saved)
+    return plan
+
+
 def largest_casts(Units to, Sums units):
     """Return the largest magnitude that is rounded from another dtype to each kernel dtype, as float64; 0 if there is none.
 

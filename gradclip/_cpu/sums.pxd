@@ -20,6 +20,7 @@ cdef class Sums:
     cdef Sum total
 
     cdef int start(self, Py_ssize_t count, Py_ssize_t size, double ord, double grad_scale, bint finite_only) except -1
+    cdef bint is_finite(self) noexcept
     cdef bint keeps(self, double threshold) noexcept
 
     cdef double relative_error(self) noexcept

@@ -204,10 +204,14 @@ cdef class Sums:
         gc_fp_leave(saved)
         return result
 
+    cdef bint is_finite(self) noexcept:
+        """Whether every element is."""
+        return self.total.nans + self.total.infs == 0
+
     cdef bint keeps(self, double threshold) noexcept:
         """Whether every element is finite and the norm of all does not exceed a threshold."""
         cdef gc_fpenv saved = gc_fp_enter()     # flush-to-zero changes comparisons too
-        cdef bint result = self.total.nans + self.total.infs == 0 and self.norm_of(ALL) <= threshold
+        cdef bint result = self.is_finite() and self.norm_of(ALL) <= threshold
         gc_fp_leave(saved)
         return result
 

@@ -123,11 +123,12 @@ def skipping(g, last, comm):
 
 
 clip_ = gradclip.clip_by_global_norm_
+OTHER = {"other": np.ones(1)}  # unlike the leaves of any rank, and unlike none at all
 FAILING = {
     "leaf": lambda g, last, comm: clip_(g | ({"bad": np.ones(3, int)} if last else {}), 1.0, comm=comm),
     "keyword": lambda g, last, comm: clip_(g, 1.0, comm=comm, ord=-1 if last else 2),
     "max_norm": lambda g, last, comm: clip_(g, "1" if last else 1.0, comm=comm),
-    "out": lambda g, last, comm: gradclip.clip_by_global_norm(g, 1.0, comm=comm, out={} if last else g),
+    "out": lambda g, last, comm: gradclip.clip_by_global_norm(g, 1.0, comm=comm, out=OTHER if last else g),
     "rule": lambda g, last, comm: clip_(g, Sudden(last), comm=comm),
     "threshold": lambda g, last, comm: clip_(g, 1.0 + last, comm=comm),
     "rules": lambda g, last, comm: clip_(g, rule(last), comm=comm),
@@ -137,7 +138,9 @@ FAILING = {
     ),
     "unshown": lambda g, last, comm: gradclip.clip_by_global_norm(broken(last), 1.0, comm=comm),
     "surrogates": lambda g, last, comm: clip_({"\udc80": np.array([np.nan if last else 1.0])}, 1.0, comm=comm),
-    "step": lambda g, last, comm: gradclip.sgd_step_({} if last else {n: x + 1 for n, x in g.items()}, g, 0.1, 1.0, comm=comm),
+    "step": lambda g, last, comm: gradclip.sgd_step_(
+        OTHER if last else {n: x + 1 for n, x in g.items()}, g, 0.1, 1.0, comm=comm
+    ),
 }
 
 
@@ -326,7 +329,7 @@ FAILING_UNITS = {
     "call": lambda g, last, **k: (by_norm_ if last else gradclip.normalize_)(g, 1.0, **k),
     "columns": lambda g, last, **k: by_norm_(np.ones((3, 4 + last)), 1.0, axis=0, **k),
     "groups": lambda g, last, **k: by_norm_(g, 1.0, groups={"*": "all"} if last else None, **k),
-    "slices": lambda g, last, **k: by_norm_({"w0": g["w0"]}, 1.0, axis=1 if last else None, **k),
+    "slices": lambda g, last, **k: by_norm_({"w0": np.ones((2, 3))}, 1.0, axis=1 if last else None, **k),
     "parts of samples": lambda g, last, **k: gradclip.clip_per_sample_(np.ones((3, 4)), {"*": 1.0} if last else 1.0, **k),
     "rules": lambda g, last, **k: by_norm_(g, rules_by_leaf(g, last), **k),
     "rules of groups": lambda g, last, **k: by_norm_(g, rules_by_leaf("a", last), groups={"*": "a"}, **k),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from launch import LIBRARIES, by_gloo, by_mpiexec
+from marks import slow
 from rank_process import CASES, CASTS, OPTIONS, SAMPLES, SMALL, UNITS, batch, leaves, params_like, rows, steps_at_the_threshold
 from reference import rounded_norm
 
@@ -18,7 +19,10 @@ WORKER = str(Path(__file__).with_name("rank_process.py"))
 SAME = ("norm", "scale", "max_abs", "max_norm", "clipped", "skipped", "nonfinite")
 
 
-@pytest.fixture(scope="module", params=[("torch", 1), ("torch", 2), ("torch", 3), ("mpi", 2)], ids=str)
+NUMBERS = [("torch", 1), ("torch", 2), ("torch", 3), ("mpi", 2)]
+
+
+@pytest.fixture(scope="module", params=slow([*NUMBERS, ("torch", 8)], fast=NUMBERS), ids=str)
 def ranks(request, tmp_path_factory):
     """What each rank found, by case."""
     library, size = request.param

@@ -193,6 +193,15 @@ def strict_cast(comm, rank, size, call):
     return shown(report, out.items())
 
 
+def cast_on_one_rank(comm, rank, size):
+    """The first rank rounds its leaf to another dtype; the others clip theirs in place. Every norm keeps its threshold."""
+    grads = {"w": np.arange(1.0, 5.0) * 1e5}
+    if rank:
+        return shown(clip_(grads, 1e300, comm=comm, strict=True), grads.items())
+    out, report = gradclip.clip_by_global_norm(grads, 1e300, comm=comm, strict=True, out={"w": np.zeros(4, np.float16)})
+    return shown(report, out.items())
+
+
 def steps_at_the_threshold(comm, rank, size):
     """Steps of halves whose norm is their threshold: `strict` shrinks it at most by a last bit."""
     found = []
@@ -251,6 +260,10 @@ UNITS = {
     "adaptive leaves": lambda g, p, **k: gradclip.clip_adaptive(g, p, 0.05, unit_axis=(), **k),
     "rules": lambda g, p, **k: stepped(g, **k),
 }
+HALVES = ("leaf", "axis 0", "axis -1", "groups", "normalize")  # what float16 is clipped by
+BEYOND = {  # norms of elements that float16 holds, and that it does not hold itself
+    "beyond float16": lambda g, p, **k: gradclip.normalize({n: g[n] for n in g if n[0] == "w"}, 1e5, per_leaf=True, **k)
+}
 SAMPLES = {
     "clipped": lambda g, **k: gradclip.clip_per_sample(g, 1.0, **k),
     "by leaf": lambda g, **k: gradclip.clip_per_sample(g, {"w0": 1.0, "*": 2.0}, **k),
@@ -287,7 +300,12 @@ def by_units(comm, rank, size, call, kind="", **norm):
     """A call over shards. The matrices of `replicated` are held whole by all ranks, and counted by the first.
 
     In `idle` the first of several ranks has no leaves."""
-    whole = rows(np.float32 if kind == "single" else np.float64, kind == "nan", kind == "equal", kind in ("small", "idle"))
+    whole = rows(
+        {"single": np.float32, "half": np.float16}.get(kind, np.float64),
+        kind == "nan",
+        kind == "equal",
+        kind in ("small", "idle"),
+    )
     grads, params = (shard(x, rank, size) for x in (whole, params_like(whole)))
     if kind == "idle" and size > 1:
         grads = shard(whole, rank - 1, size - 1) if rank else {}
@@ -296,7 +314,7 @@ def by_units(comm, rank, size, call, kind="", **norm):
         norm["owned"] = {"w0": rank == 0}
     before = {n: x.copy() for n, x in grads.items()}
     try:
-        clipped, report = UNITS[call](grads, params, comm=comm, **norm)
+        clipped, report = (UNITS | BEYOND)[call](grads, params, comm=comm, **norm)
     finally:
         assert all(before[n].tobytes() == x.tobytes() for n, x in grads.items())
     return shown(report, clipped.items())
@@ -384,6 +402,8 @@ CASES = {
     "replicated": replicated,
     "others": others,
     **{f"cast {c}": lambda *who, c=c: strict_cast(*who, c) for c in CASTS},
+    "cast on one rank": cast_on_one_rank,
+    **{f"units {c} half": lambda *who, c=c: by_units(*who, c, "half", strict=True) for c in (*HALVES, *BEYOND)},
     "steps at the threshold": steps_at_the_threshold,
     "strict replicas": strict_replicas,
     "rules": rules,

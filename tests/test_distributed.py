@@ -4,13 +4,28 @@ Each number of ranks runs all cases of rank_process.py in one go."""
 
 import json
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from launch import LIBRARIES, by_gloo, by_mpiexec
 from marks import slow
-from rank_process import CASES, CASTS, OPTIONS, SAMPLES, SMALL, UNITS, batch, leaves, params_like, rows, steps_at_the_threshold
+from rank_process import (
+    BEYOND,
+    CASES,
+    CASTS,
+    HALVES,
+    OPTIONS,
+    SAMPLES,
+    SMALL,
+    UNITS,
+    batch,
+    leaves,
+    params_like,
+    rows,
+    steps_at_the_threshold,
+)
 from reference import rounded_norm
 
 import gradclip
@@ -38,6 +53,11 @@ def ranks(request, tmp_path_factory):
             found[int(head[4:])][name] = result
     assert all(f.keys() == CASES.keys() for f in found)
     return found
+
+
+def power(x):
+    """The exact sum of squares."""
+    return sum((Fraction(float(element)) ** 2 for element in np.ravel(x)), Fraction(0))
 
 
 def alone(case, **norm):
@@ -99,6 +119,14 @@ def test_strict_keeps_elements_in_the_range_of_another_dtype(ranks, call):
     written = [np.frombuffer(bytes.fromhex(x), np.float16) for rank in ranks for x in rank[f"cast {call}"]["leaves"].values()]
     assert np.isfinite(np.concatenate(written)).all()
     assert max(np.abs(x).max(initial=0) for x in written) > 10000
+
+
+def test_strict_keeps_elements_in_range_where_only_one_rank_casts(ranks):
+    alike(ranks, "cast on one rank")
+    first, *others = [bytes.fromhex(rank["cast on one rank"]["leaves"]["w"]) for rank in ranks]
+    assert np.frombuffer(first, np.float16).max() == 65504.0
+    scale = float.fromhex(ranks[0]["cast on one rank"]["scale"])
+    assert all(other == (np.arange(1.0, 5.0) * 1e5 * scale).tobytes() for other in others)
 
 
 def test_strict_shrinks_a_step_whose_norm_is_the_threshold_as_one_process_does(ranks):
@@ -230,7 +258,7 @@ def joined(ranks, case, axis=0):
     found = {}
     for name in {name for rank in ranks for name in rank[case]["leaves"]}:
         parts = [bytes.fromhex(rank[case]["leaves"][name]) for rank in ranks if name in rank[case]["leaves"]]
-        kind = np.float32 if "single" in case else np.float64
+        kind = np.float32 if "single" in case else np.float16 if "half" in case else np.float64
         arrays = [np.frombuffer(part, kind) for part in parts]
         found[name] = np.concatenate([a.reshape(4, -1) for a in arrays], 1) if axis else np.concatenate(arrays)
     return found
@@ -270,6 +298,52 @@ def test_norms_of_units_run_over_the_shards_of_all_ranks(ranks, call, kind):
         return
     same_report(ranks, case, report)
     assert same_bytes(joined(ranks, case), expected)
+
+
+def cut(call, name, x):
+    """Name and elements of each slice that has a norm of its own."""
+    slices = {"axis 0": x.T, "axis -1": x}.get(call, [x])
+    return [((name, i), part) for i, part in enumerate(slices)] if x.ndim > 1 else [((name, 0), x)]
+
+
+def by_norm(call, leaves):
+    """The elements behind each norm of a call, by name."""
+    found = {}
+    for name, x in leaves.items():
+        group = {"w": "w", "few": "rest"}.get(name[0] if name[0] == "w" else name)
+        for key, part in [(group, x)] if call == "groups" else cut(call, name, x):
+            found.setdefault(key, []).append(np.ravel(part))
+    found.pop(None, None)
+    return {key: np.concatenate(parts) for key, parts in found.items()}
+
+
+@pytest.mark.parametrize("call", HALVES)
+def test_strict_by_unit_leaves_no_room_for_the_worst_rounding(ranks, call):
+    """Over ranks norms come as close to their thresholds as in one process."""
+    whole, case = rows(np.float16), f"units {call} half"
+    names = [name for name in whole if call != "axis -1" or whole[name].ndim > 1]
+    written = {name: x.reshape(whole[name].shape) for name, x in joined(ranks, case).items()}
+    alone = UNITS[call](whole, params_like(whole), strict=True)[0]
+    limit = {"axis 0": 0.5, "axis -1": 0.5, "normalize": 2.0}.get(call, 1.0)
+    losses = []
+    here, there, before = (by_norm(call, {n: x[n] for n in names}) for x in (written, alone, whole))
+    for key, x in here.items():
+        bound = Fraction(0.1 if key == "rest" else limit)
+        assert power(x) <= bound**2
+        if power(before[key]) > (0 if call == "normalize" else bound**2):
+            losses.append([float(1 - power(y) / bound**2) for y in (x, there[key])])
+    over_ranks, in_one = np.mean(losses, axis=0)
+    assert over_ranks < min(1.1 * in_one, 2.0**-11)  # of squares, of which the worst rounding may take 2**-10
+
+
+def test_strict_normalizes_beyond_the_largest_half(ranks):
+    """A norm of 100000 of elements that float16 holds: ranks do not stop at 65504."""
+    written, whole = joined(ranks, "units beyond float16 half"), rows(np.float16)
+    alone = BEYOND["beyond float16"](whole, None, strict=True)[0]
+    for name, x in alone.items():
+        assert np.isfinite(written[name]).all()
+        assert 0.999 < np.linalg.norm(written[name].astype(float)) / np.linalg.norm(x.astype(float)) < 1.001
+        assert power(written[name]) <= Fraction(1e5) ** 2
 
 
 @pytest.mark.parametrize("call", SMALL)

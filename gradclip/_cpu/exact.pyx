@@ -487,10 +487,11 @@ def exact_sum(Leaves leaves, double ord, Plan plan=None, unit=None, bint by_owne
     return Fraction(exact.integer()) * Fraction(2) ** LOWEST
 
 
-def exact_sums(Leaves leaves, double ord, units, owner):
+def exact_sums(Leaves leaves, double ord, units, owner, Plan plan=None):
     """The sums of some owners of units as a list, each as `exact_sum` gives it.
 
-    units: numbers of owners, in rising order; owner: of each unit, -1: it has none"""
+    units: numbers of owners, in rising order; owner: of each unit, -1: it has none
+    plan: what is summed is what it would write"""
     cdef const Py_ssize_t *which = indices(units)
     cdef Py_ssize_t start, i, count = len(units)
     cdef Exact exact
@@ -499,6 +500,8 @@ def exact_sums(Leaves leaves, double ord, units, owner):
         exact = Exact(min(<Py_ssize_t>BATCH, count - start), ord, 1, True)
         exact.set_owners(owner)
         exact.task.which = &which[start]
+        if plan is not None:
+            exact.task.write, exact.task.per_unit = plan.write, plan.count > 1
         exact.add(leaves)
         found += [Fraction(exact.integer(i)) * Fraction(2) ** LOWEST for i in range(exact.count)]
     return found

@@ -65,6 +65,11 @@ cdef double rounded(double x, int dtype) noexcept:
     return x
 
 
+cdef bint is_cast(Units to, Py_ssize_t i) noexcept:
+    """Whether a leaf receives what is made of one of another dtype."""
+    return to.source != NULL and to.source[i].dtype != to.leaf[i].dtype
+
+
 cdef gc_question question(Sums sums, double eps, bint normalize, bint held) noexcept:
     """Return what `gc_decide` has to know of a call, whichever unit it decides."""
     return gc_question(sums.order, eps, sums.grad_scale, sums.finite_only, normalize, held)
@@ -173,7 +178,7 @@ cdef class Plan:
                 w = &self.write[k]
                 if w.kind == GC_KEEP:
                     w.kind = GC_SCALE
-                if to.source[i].dtype != to.leaf[i].dtype and (units.finite_only or units.nonfinite_of(j) == 0):
+                if is_cast(to, i) and (units.finite_only or units.nonfinite_of(j) == 0):
                     w.clips |= gc_keep_finite(&w.factor, units.largest(j), MOST[to.leaf[i].dtype])
         gc_fp_leave(saved)
 
@@ -214,16 +219,18 @@ cdef class Plan:
         gc_fp_leave(saved)
 
     def hold_range(self, Py_ssize_t i, largest):
-        """Shrink the factor of entry i until no element leaves the range of another dtype to which it is rounded.
+        """Shrink the factor of entry i until no element leaves the range of what it is rounded to; returns whether it was.
 
-        largest: the largest magnitude that is rounded to each kernel dtype, as `largest_casts` returns it"""
+        largest: the largest magnitude that is rounded to each kernel dtype, a row of what `largest_written` returns"""
         cdef const double *magnitude = doubles(largest)
+        cdef bint shrunk = False
         cdef int dtype
         cdef gc_fpenv saved = gc_fp_enter()
         for dtype in range(4):
             if gc_keep_finite(&self.write[i].factor, magnitude[dtype], MOST[dtype]):
-                self.write[i].kind, self.write[i].clips = GC_SCALE, True
+                self.write[i].kind, self.write[i].clips, shrunk = GC_SCALE, True, True
         gc_fp_leave(saved)
+        return shrunk
 
     def zero_nonfinite(self, Sums sums, owner=None):
         """Bring elements that are not finite to 0, in units that have any or were measured elsewhere; not in those without an
@@ -391,17 +398,25 @@ cdef Plan plan_of_all(Sums sums, double threshold, double eps):
     return plan
 
 
-def largest_casts(Units to, Sums units):
-    """Return the largest magnitude that is rounded from another dtype to each kernel dtype, as float64; 0 if there is none.
+def largest_written(Units to, Sums units, Py_ssize_t count=1, owner=None, bint casts=False):
+    """Return the largest magnitude that each of `count` factors multiplies and that is rounded to each kernel dtype, as rows of
+    float64; 0 if there is none.
 
-    units: what was measured of the units of `to`"""
-    result = np.zeros(4)
+    units: what was measured of the units of `to`; owner: as `Plan.spread` takes it
+    casts: whether only leaves that are rounded from another dtype are meant"""
+    result = np.zeros((count, 4))
     cdef double *largest = doubles(result)
-    cdef Py_ssize_t i, j
+    cdef double *word
+    cdef const Py_ssize_t *number = indices(owner)
+    cdef Py_ssize_t i, j, k
     for i in range(to.count):
-        if to.source[i].dtype != to.leaf[i].dtype:
-            for j in range(to.leaf[i].first_unit, to.leaf[i].first_unit + to.leaf[i].units):
-                largest[to.leaf[i].dtype] = max(largest[to.leaf[i].dtype], units.largest(j))
+        if casts and not is_cast(to, i):
+            continue
+        for j in range(to.leaf[i].first_unit, to.leaf[i].first_unit + to.leaf[i].units):
+            k = j % count if owner is None else number[j]
+            if k >= 0:
+                word = &largest[4 * k + to.leaf[i].dtype]
+                word[0] = max(word[0], units.largest(j))
     return result
 
 

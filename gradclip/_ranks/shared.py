@@ -19,7 +19,7 @@ from .._core.options import SHARED, Options
 from .._core.rounding import exact_order, safety, unit_of
 from .._core.strict import MARGIN, by_unit, ratio_of, shrink_step
 from .._cpu.exact import exact_sum, sums_of
-from .._cpu.plan import StandardState, largest_casts
+from .._cpu.plan import StandardState, largest_written
 from .._leaves import Leaves, is_nesting
 from ..thresholds import Threshold
 from .exchange import Part, Session, bits_of, number_of
@@ -176,7 +176,7 @@ class SharedOptions(Options):
             return
         if self.casts:  # what is rounded to another dtype may exceed a threshold that it kept
             plan.multiply_kept()
-            plan.hold_range(0, self._largest_casts(request.to))
+            plan.hold_range(0, self._largest(request.to, True))
         slack = self.half / math.sqrt(max(self.elements, 1))
         while True:
             ratio = self._ratio(engine, request, plan, sums)
@@ -187,9 +187,9 @@ class SharedOptions(Options):
             plan.shrink(0, max(0.0, ratio * (1.0 - max(slack, 2.0**-53))))
             slack *= 2.0
 
-    def _largest_casts(self, to: Leaves) -> Floats:
-        """Return the largest magnitude on any rank that is rounded to each dtype from another."""
-        words = [bits_of(x) for x in largest_casts(to, self.found)]
+    def _largest(self, to: Leaves, casts: bool) -> Floats:
+        """Return the largest magnitude on any rank that is rounded to each dtype; casts: from another."""
+        words = [bits_of(x) for x in largest_written(to, self.found, casts=casts)[0].tolist()]
         self.session.merge(Part(), self.ord, self.alike, words)
         return np.array([number_of(word) for word in self.session.extra[: len(words)]])
 
@@ -206,15 +206,9 @@ class SharedOptions(Options):
             part = part._replace(total=total, exponent=exponent)
         merged = self.session.merge(part, self.ord, self.alike)
         if merged.nans + merged.infs:  # overflow is above any threshold
-            found_here = request.found if self.session.alone else None  # the largest elements may be on other ranks
-            return None if found_here is not None and plan.keep_in_range(to, found_here, [0]) else 0.5
-        if exact or self.ord == math.inf:
-            margin = MARGIN if exact and request.partial else 1
-            return ratio_of(merged.value(), request.threshold, self.ord, self.share, margin)
-        found = merged._replace(max_abs=0.0)
-        norm = sums_of(found.total, found.exponent, self.ord, 1.0, True, 0.0, (0, 0, None)).norm()
-        most = request.threshold * float(self.share) * safety(self.ord)
-        return most / norm if norm > most else 2.0
+            return None if plan.hold_range(0, self._largest(to, False)) else 0.5
+        margin = MARGIN if exact and request.partial else 1
+        return ratio_held(merged, request.threshold, self.ord, self.share, exact, margin)
 
     def conclude(self, request: Request, report: ClipReport) -> ClipReport:
         """Agree with the other ranks that nothing failed, if something could after the exchange; then all write.
@@ -249,6 +243,17 @@ def part_of(sums: AnySums, leaves: Leaves, counted: list[int] | None) -> Part:
 def counted_arrays(leaves: Leaves, counted: list[int] | None) -> list[Array]:
     """Return the arrays of the leaves that the norm runs over. counted: their indices; None: all."""
     return leaves.arrays if counted is None else [leaves.arrays[i] for i in counted]
+
+
+def ratio_held(part: Part, threshold: float, ord: float, share: Fraction, exact: bool, margin: Fraction | int = 1) -> float:
+    """Return the factor that brings what all ranks would write to its threshold, and a number above 1 if it keeps it already.
+
+    share, margin : as `ratio_of` takes them; exact : whether the sum is, of order 1 or 2"""
+    if exact or ord == math.inf:
+        return ratio_of(part.value(), threshold, ord, share, margin)
+    norm = sums_of(part.total, part.exponent, ord, 1.0, True, 0.0, (0, 0, None)).norm()
+    most = threshold * float(share) * safety(ord)
+    return most / norm if norm > most else 2.0
 
 
 def coarsest(arrays: list[Array]) -> float:

@@ -1,38 +1,33 @@
 """`SharedUnits`: a call in which leaves, groups, units or samples have norms of their own, each over the leaves of all ranks.
 
-What shares a norm is known by a name: the path of a leaf, or the name of a group. Ranks may hold different names, so they first
-agree on a table of them. Where all have the same names in the same order, which one word tells, that table is already there.
-Else each rank puts 62-bit hashes of its names into slots, the larger one wins a slot, and the losers try again in more slots.
-What is exchanged grows with the number of names, and not with the number of ranks.
-
-Then the sums of all names travel in one reduction. A sum takes 10 limbs below its largest, which a maximum told before. Where
-the merged sum does not tell the norm, which all ranks see alike, these names alone are summed exactly.
+What shares a norm is known by a name: the path of a leaf, or the name of a group (table.py). Where a merged sum does not tell
+the norm, which all ranks see alike, these names alone are summed exactly. `strict` exchanges what would be written (held.py).
 
 Several shards of a leaf are rows of it: they differ along axis 0. So units that lie along axis 0, as those of adaptive clipping
 usually do, are whole on their rank, and only the others are shared by path and index."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .._core.dyadic import dyadic
-from .._core.mode import NORMALIZE
 from .._core.options import refuse_skip_above
 from .._core.rounding import RATIONAL, RoundingBound, Worst, exact_order
 from .._core.strict import power_of
 from .._cpu.exact import exact_sums, merged_sums
 from .._cpu.plan import StandardState
 from ..report import everywhere
-from .comms import MAX, SUM
-from .exchange import LIMBS, LOWEST, NONE, Part, bits_of, integer_of, limbs_of, magnitude_bits, magnitude_of, number_of
+from .comms import MAX
+from .exchange import NONE, Part, bits_of, number_of
+from .held import Held
 from .shared import SharedOptions, counted_leaves, unsettled
+from .table import Block, Table, exchanged, hashed, numbers_of
 
 if TYPE_CHECKING:
     from .._core.arguments import Flags, Floats, Indices
@@ -43,32 +38,21 @@ if TYPE_CHECKING:
     from .._leaves import Leaves
     from ..report import ClipReport
 
-BELOW = 8  # limbs below the largest sum of a name, which errors of 2**-250 of it hide behind
 CUT = 2.0**-200  # a bound on the relative error that leaving out the rest makes, for up to 2**50 ranks
-LEADS = 3  # words of a sum before its limbs: NaN, Inf, elements
-OR_ROWS = "or they hold parts of it that are not rows (divided along axis 0)"
 NAMES, UNNAMED, COUNT, BATCH, UNBATCH, LEAST, MOST, ROUGH, INEXACT = range(9)  # extra words of the first exchange
-
-
-class Block(NamedTuple):
-    """Norms that are shared with other ranks by name."""
-
-    name: str
-    first: int  # the number of the first of them here
-    size: int
-    alike: Any = None  # what has to be the same on all ranks: its threshold, and how it is cut into units
 
 
 class SharedUnits(SharedOptions):
     """The Options of a call with `comm` or `owned` in which units have norms of their own."""
 
-    __slots__ = ("blocks", "first", "inexact", "leaves", "sizes", "table", "values", "worst")
+    __slots__ = ("blocks", "first", "inexact", "leaves", "mine", "sizes", "table", "values", "worst")
 
     blocks: Sequence[Block]
     first: Part  # what the first exchange found
     table: Table
     values: list[Fraction]  # the sum behind each norm, exact where `strict` asks for it
     sizes: list[int]  # elements behind each norm
+    mine: Indices  # the owner of each unit, -1 for those of leaves that another rank counts
     worst: Worst  # how the coarsest dtypes of all ranks round
     leaves: Leaves | None  # those that are clipped, where others are read behind them
     inexact: bool  # whether some rank cannot add samples as they are
@@ -117,7 +101,7 @@ class SharedUnits(SharedOptions):
             owner = np.full(read.units, -1)
             owner[: units.count] = np.arange(units.count)
             everything = units.by_owner(units.count, owner)
-        mine = self._owned(leaves, owner)
+        self.mine = mine = self._owned(leaves, owner)
         own = everything if mine is owner else units.by_owner(everything.count, mine)
         with StandardState():
             held, counted = (_sizes(leaves, of, everything.count) for of in (owner, mine))
@@ -316,26 +300,20 @@ class SharedUnits(SharedOptions):
                 found[k] = sums.shows_nonfinite(k) or self.values[k] > power_of(bound, self.ord) * scale
         return found
 
-    def safe(self, k: int, bound: float) -> float:
-        """Return a norm that unit k may be brought to: it keeps the bound however the elements on all ranks are rounded."""
+    def safe(self, k: int, bound: float, finite: bool = True) -> float:
+        """Return a norm that unit k may be brought to: it keeps the bound however the elements on all ranks are rounded.
+
+        finite : whether no element may leave the range of the dtype whose range is the least"""
         rounding = RoundingBound.of_worst(self.sizes[k], self.worst, self.ord)
-        return bound if bound == math.inf else rounding.threshold(min(bound, self.worst.most))
+        return bound if bound == math.inf else rounding.threshold(min(bound, self.worst.most) if finite else bound)
 
     def safe_norms(self, limit: Floats) -> Floats:
         """Return `safe` of each sample in each part."""
         return np.array([self.safe(k, bound) for k, bound in enumerate(limit.tolist())], np.float64)
 
     def hold(self, engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
-        """Give each unit that is changed a factor that keeps its threshold however its elements are rounded.
-
-        So no rank needs to know what the others would write."""
-        for k, bound in enumerate(request.threshold.tolist()):
-            kept = plan.keeps(k) and not self.casts  # what is rounded to another dtype may exceed a threshold that it kept
-            if bound == math.inf or kept or sums.shows_nonfinite(k) or sums.norm(k) == 0.0:
-                continue
-            safe = self.safe(k, bound)
-            if request.mode is NORMALIZE or not sums.norm(k) <= safe:  # else it is only unscaled, and not to be enlarged
-                plan.set_threshold(k, sums, k, safe, self.eps, math.inf)
+        """Shrink factors until what all ranks would write keeps the threshold of each norm in exact arithmetic."""
+        Held(self, engine, request, plan, sums).shrink()
 
     def conclude(self, request: Request, report: ClipReport) -> ClipReport:
         """Agree with the other ranks that nothing failed, and on the smallest factor; then all write."""
@@ -354,102 +332,6 @@ class SharedUnits(SharedOptions):
         smallest = math.nan if least == 1 else number_of(-least)
         smallest = scale if smallest == math.inf else smallest  # no rank has a norm
         return everywhere(report, smallest, bool(clipped)), count, size
-
-
-class Table:
-    """The names that ranks share norms by: where the norms of each stand in what is exchanged."""
-
-    def __init__(self, first: Mapping[int, int], count: int) -> None:
-        self._first, self.count = first, count
-
-    @classmethod
-    def of(cls, session: Any, blocks: Sequence[Block], alike: bool, most: int) -> Table:
-        """Return the table of all ranks.
-
-        alike : whether they have the same blocks; most : how many a rank has at most"""
-        if alike:
-            counts = {hashed(b.name): b.size for b in blocks if b.size}
-        else:
-            own = [hashed(b.name) for b in blocks]
-            names = union(session, own, most)
-            row = {h: i for i, h in enumerate(names)}
-            words = np.full((len(names), 3), NONE, np.int64)
-            for h, b in zip(own, blocks, strict=True):
-                check = hashed(tuple(b._replace(first=0)))
-                words[row[h]] = b.size, check, -check
-            words = session.reduce(words.ravel(), MAX).reshape(-1, 3)
-            wrong = np.flatnonzero(words[:, 1] != -words[:, 2]).tolist()
-            if wrong:
-                known = {row[h]: b.name for h, b in zip(own, blocks, strict=True)}
-                name = next((known[i] for i in wrong if i in known), "a leaf that this rank does not hold")
-                session.open = False
-                raise ValueError(f"{name}: threshold or number of units differ between ranks, {OR_ROWS}")
-            counts = dict(zip(names, words[:, 0].tolist(), strict=True))
-        starts = np.concatenate([[0], np.cumsum(list(counts.values()), dtype=np.int64)]).tolist()
-        return cls(dict(zip(counts, starts, strict=False)), starts[-1])
-
-    def places(self, blocks: Sequence[Block]) -> list[int]:
-        """Return where each norm of some blocks stands."""
-        return [self._first[hashed(b.name)] + i for b in blocks for i in range(b.size)]
-
-
-def hashed(value: Any) -> int:
-    """Return 62 bits that stand for a value in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(value).encode(errors="surrogatepass"), digest_size=8).digest(), "little") >> 2
-
-
-def union(session: Any, own: Sequence[int], most: int) -> list[int]:
-    """Return the numbers of all ranks, in an order that is the same on all.
-
-    most : how many a rank has at most"""
-    found: list[int] = []
-    left, room = {*own}, 4
-    while most:
-        size = room * most
-        words = np.full(size + 1, NONE, np.int64)
-        np.maximum.at(words, [h % size for h in left], list(left)) if left else None
-        words[size] = len(left)
-        words = session.reduce(words, MAX)
-        most, room = int(words[size]), 2 * room
-        new = sorted({*words[:size].tolist()} - {NONE, *found})
-        found += new
-        left -= {*new}
-    return found
-
-
-def exchanged(session: Any, parts: Sequence[Part], place: Sequence[int], count: int, ord: float, exact: bool) -> list[Part]:
-    """Return the sums of all ranks, `count` of them.
-
-    parts, place : those of this rank, and where each of them stands
-    exact : whether every bit travels; else the limbs below the largest sum do"""
-    tops = np.full(count, NONE, np.int64)
-    if not exact:
-        for k, p in zip(place, parts, strict=True):
-            if p.total:
-                tops[k] = magnitude_bits(p.value()) if ord == np.inf else p.total.bit_length() + p.exponent
-        tops = session.reduce(tops, MAX)
-    bases = [LOWEST if exact else t - 32 * BELOW for t in tops.tolist()]
-    limbs = LIMBS if exact else 0 if ord == np.inf else BELOW + 2
-    words = np.zeros((count, LEADS + limbs), np.int64)
-    for k, p in zip(place, parts, strict=True):
-        words[k, :LEADS] = p.nans, p.infs, p.size
-        if limbs and p.total:
-            words[k, LEADS:] = limbs_of(p, bases[k], limbs)
-    words = session.reduce(words.ravel(), SUM).reshape(count, LEADS + limbs)
-    found = []
-    for row, base, top in zip(words, bases, tops.tolist(), strict=True):
-        nans, infs, size = row[:LEADS].tolist()
-        if exact or (ord != np.inf and top != NONE):
-            total, exponent = integer_of(row[LEADS:]), base
-        else:
-            total, exponent = (0, 0) if top == NONE else magnitude_of(top)
-        found.append(Part(total, exponent, nans=nans, infs=infs, size=size))
-    return found
-
-
-def numbers_of(blocks: Sequence[Block]) -> list[int]:
-    """Return the numbers of the norms of some blocks, which are in rising order."""
-    return [k for b in blocks for k in range(b.first, b.first + b.size)]
 
 
 def blocks_of(leaves: Leaves, threshold: Any) -> list[Block]:

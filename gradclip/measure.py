@@ -74,6 +74,7 @@ class Measure:
     _error: Fraction | float  # how far the sum may be from the exact one; inf: its terms are rounded
     _sum: int  # what `power_sum` returns: _sum * 2**_exponent
     _exponent: int
+    _owned: bool = False  # whether `owned` said, here or in a part, which leaves are counted
 
     @property
     def nonfinite(self) -> int:
@@ -182,6 +183,7 @@ class Measure:
             self._infs + other._infs,
             self._error + other._error,
             *dyadic(Fraction(join(mine, theirs)), exponent),
+            self._owned or other._owned,
         )
 
     def _in_units_of(self, exponent: int) -> int:
@@ -281,6 +283,7 @@ def measure(grads: Any, *, ord: float = 2, grad_scale: float = 1.0, owned: Owned
         infs,
         error,
         *dyadic(*total),
+        owned is not None,
     )
 
 
@@ -323,8 +326,9 @@ def apply_clip_(
         Leave the step out if its norm is above this: `clip_by_global_norm_` says how.
     comm : mpi4py communicator or torch.distributed process group, optional
         The norm is that of the measures of all ranks together.
-    owned : None
-        Has to be given to `measure`; anything else is a TypeError here.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves the measure counts, as it was given to `measure`: only their norm is held by `strict`, which then needs
+        this. Without `strict` it changes nothing. It is a TypeError if `measure` was not given one.
 
     Returns
     -------
@@ -393,8 +397,9 @@ def apply_clip(
         is not written.
     comm : mpi4py communicator or torch.distributed process group, optional
         The norm is that of the measures of all ranks together.
-    owned : None
-        Has to be given to `measure`; anything else is a TypeError here.
+    owned : nesting of bools or dict of str to bool, optional
+        Which leaves the measure counts, as it was given to `measure`: only their norm is held by `strict`, which then needs
+        this. Without `strict` it changes nothing. It is a TypeError if `measure` was not given one.
 
     Returns
     -------
@@ -426,10 +431,14 @@ def _application(norm: Any, measure: Measure | Literal[0], max_norm: Number | Th
     for name, value in own.items():
         if name in norm and number(name, norm[name]) != value:
             raise ValueError(f"{name} is {norm[name]!r} here, but {value!r} in the measure")
-    if norm.get("owned") is not None:
+    if norm.get("owned") is not None and not measure._owned:
         raise TypeError("owned is for what is measured; give it to measure")
     norm.update(own)
     request = _Application(options_of(norm), total_threshold(max_norm))
+    if request.options.strict and measure._owned and norm.get("owned") is None:
+        raise TypeError(
+            "strict: the measure counts only leaves that are owned; give owned here as to measure, or True if all leaves count"
+        )
     request.whole, request.norms, request.elsewhere = measure, measure.norms, True
     found = measure._by_leaf() if measure.nonfinite and not request.options.finite_only else None
     if found is not None:

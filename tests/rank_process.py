@@ -214,6 +214,21 @@ def steps_at_the_threshold(comm, rank, size):
     return found
 
 
+def applied(comm, rank, size):
+    """A leaf whose elements ranks share out, and one that all hold and the first counts: `strict` holds what is counted.
+
+    With these seeds the norm would be too large if what is held were the sum over all that ranks hold."""
+    found = []
+    for seed in (6, 16, 17, 58, 83, 104):
+        rng = np.random.default_rng(seed)
+        whole = {"few": rng.standard_normal(6).astype(np.float16), "copy": rng.standard_normal(6).astype(np.float16)}
+        grads, owned = {"few": np.array_split(whole["few"], size)[rank], "copy": whole["copy"]}, {"copy": rank == 0}
+        measure = gradclip.measure(grads, owned=owned)
+        clipped, report = gradclip.apply_clip(grads, measure, 0.5, strict=True, comm=comm, owned=owned)
+        found.append(shown(report, clipped.items()))
+    return {"steps": found}
+
+
 def strict_replicas(comm, rank, size):
     """A matrix that every rank holds and the first counts, whose rows are whole on each rank."""
     grads = {"w": (np.arange(1.0, 13.0).reshape(3, 4) / 16).astype(np.float16)}
@@ -404,6 +419,7 @@ CASES = {
     **{f"cast {c}": lambda *who, c=c: strict_cast(*who, c) for c in CASTS},
     "cast on one rank": cast_on_one_rank,
     **{f"units {c} half": lambda *who, c=c: by_units(*who, c, "half", strict=True) for c in (*HALVES, *BEYOND)},
+    "applied": applied,
     "steps at the threshold": steps_at_the_threshold,
     "strict replicas": strict_replicas,
     "rules": rules,

@@ -26,6 +26,7 @@ from rank_process import (
     rows,
     steps_at_the_threshold,
 )
+from rank_process import applied as applied_alone
 from reference import rounded_norm
 
 import gradclip
@@ -127,6 +128,20 @@ def test_strict_keeps_elements_in_range_where_only_one_rank_casts(ranks):
     assert np.frombuffer(first, np.float16).max() == 65504.0
     scale = float.fromhex(ranks[0]["cast on one rank"]["scale"])
     assert all(other == (np.arange(1.0, 5.0) * 1e5 * scale).tobytes() for other in others)
+
+
+def test_strict_holds_what_a_measure_counts(ranks):
+    """`copy` is on every rank, and the first counts it: with its roundings on all of them the norm would be too large."""
+    alone = applied_alone(None, 0, 1)["steps"]
+    for i, expected in enumerate(alone):
+        found = [rank["applied"]["steps"][i] for rank in ranks]
+        few = b"".join(bytes.fromhex(f["leaves"]["few"]) for f in found)
+        copies = {f["leaves"]["copy"] for f in found}
+        assert len(copies) == 1
+        counted = np.frombuffer(few + bytes.fromhex(copies.pop()), np.float16)
+        assert power(counted) <= Fraction(0.5) ** 2
+        assert {f["norm"] for f in found} == {expected["norm"]}
+        assert {f["scale"] for f in found} == {expected["scale"]}
 
 
 def test_strict_shrinks_a_step_whose_norm_is_the_threshold_as_one_process_does(ranks):

@@ -134,7 +134,26 @@ def test_a_measure_of_what_is_owned():
     rest = gradclip.measure(x, owned={"other": True, "*": False})
     assert (found + rest).norm == gradclip.global_norm(x)
     with pytest.raises(TypeError, match="owned is for what is measured"):
-        gradclip.apply_clip_(x, found, 1.0, owned=OWNED[1])
+        gradclip.apply_clip_(x, gradclip.measure(x), 1.0, owned=OWNED[1])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("ord", [2, 1, INF])
+def test_strict_holds_the_leaves_that_a_measure_counts(dtype, ord):
+    """The others, whose sum rounds in another way, would let the norm of these be too large by a rounding."""
+    for seed in range(20):
+        x = {name: gradient(dtype, n, seed=seed + i) for i, (name, n) in enumerate((("own", 5), ("other", 400)))}
+        found, elsewhere = gradclip.measure(x, ord=ord, owned=OWNED[1]), [gradient(dtype, 50, seed=99)]
+        for whole in (found, found + gradclip.measure(elsewhere, ord=ord)):
+            clipped, report = gradclip.apply_clip(x, whole, 0.5, strict=True, owned=OWNED[1])
+            part = 0.5 if whole is found or ord == INF else 0.5 * found.norm / whole.norm
+            assert rounded_norm([clipped["own"]], ord) <= part * (1 + 1e-15)
+            assert report.norm == whole.norm
+            plain = gradclip.apply_clip(x, whole, 0.5)
+            given = gradclip.apply_clip(x, whole, 0.5, owned=OWNED[1])
+            assert given[1].scale == plain[1].scale
+            with pytest.raises(TypeError, match="strict: the measure counts only leaves that are owned"):
+                gradclip.apply_clip(x, whole, 0.5, strict=True)
 
 
 def test_without_norms_a_measure_stays_small():

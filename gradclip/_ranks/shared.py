@@ -102,7 +102,7 @@ class SharedOptions(Options):
 
     def apply(self, request: Request, engine: Engine, read: Leaves, whole: Measure) -> Sums:
         """Return the Sums of the Measures of all ranks, after the exchange. They cannot be read again, nor be made exact."""
-        self.counted, total = None, whole.power_sum()
+        self.counted, total = counted_leaves(read, self.owned), whole.power_sum()
         error = 0.0 if isinstance(whole._error, float) or not total else min(float(whole._error / total) * 1.001, 1.0)
         with StandardState():
             found = whole._nans, whole._infs, whole.max_abs, whole.first_nonfinite, whole.size
@@ -116,7 +116,7 @@ class SharedOptions(Options):
     def _take_share(self, engine: Engine, read: Leaves, whole: Part, sums: Sums) -> None:
         """Find out how much of a Measure, that of all ranks, belongs to the leaves of these: `strict` bounds that."""
         here = engine.measure(read, self.ord, self.grad_scale, self.finite_only, norms=False)
-        own = self.session.merge(part_of(here, read, None), self.ord, self.alike)
+        own = self.session.merge(part_of(here, read, self.counted), self.ord, self.alike)
         self.elements, self.rounded, self.found = own.size, own.rounded, here
         if self.ord in (1.0, 2.0) and whole.total:
             self.share = own.value() / whole.value()

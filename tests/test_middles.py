@@ -10,7 +10,8 @@ from marks import slow
 from reference import COMPLEX, REAL, layouts, power_sum, rounded_norm, snapshot
 
 import gradclip
-from gradclip._cpu import exact
+from gradclip._core.dyadic import clearly_rounded, dyadic, root
+from gradclip._cpu import exact, passes
 from gradclip._leaves import Leaves
 
 
@@ -392,3 +393,32 @@ def test_strict_by_exact_sums_of_what_would_be_written(form, monkeypatch):
     assert asked
     assert snapshot(found) == snapshot(expected)
     assert again.scales.tolist() == report.scales.tolist()
+
+
+@pytest.mark.parametrize("ord", [1, 2, 3, 0.5, math.inf])
+@pytest.mark.parametrize("scale", [1.0, 1e-200, 1e200, 0.0])
+def test_sums_of_units_as_integers(ord, scale):
+    rng = np.random.default_rng(3)
+    leaves = Leaves([rng.standard_normal(n) * scale for n in (1, 7, 300, 5000)])
+    sums = passes.measure(leaves, float(ord))
+    assert sums.dyadics(range(4)) == [dyadic(*sums.scaled(i)) for i in range(4)]
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_what_is_clearly_rounded_is_rounded_alike_within_its_error(degree):
+    sure = 0
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        middle = (int(rng.integers(2**52, 2**53)) * 2 + 1 << 20) + int(rng.integers(-3, 4)) * int(rng.integers(1, 2**18))
+        total, exponent, error = (
+            middle**degree,
+            int(rng.integers(-800, 800)),
+            float(rng.choice([0.0, 2.0**-75, 2.0**-62, 2.0**-55])),
+        )
+        if clearly_rounded(total, exponent, degree, error):
+            value = Fraction(total) * Fraction(2) ** exponent
+            assert root(value * (1 - Fraction(error)), degree) == root(value * (1 + Fraction(error)), degree)
+            sure += 1
+    assert 50 < sure < 450
+    assert not clearly_rounded(1, 2000, degree, 0.0)  # near the ends of float64's range it does not tell
+    assert clearly_rounded(0, 0, degree, 0.0)

@@ -31,3 +31,23 @@ def root(value: Fraction, degree: int) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def clearly_rounded(total: int, exponent: int, degree: int, error: float) -> bool:
+    """Return whether the root of total * 2**exponent certainly has one float64 that is the nearest, however the total errs.
+
+    That is so nearly always, and costs less than to compare roots. False too for a root near the ends of float64's range.
+
+    error : a bound on the relative error of the total"""
+    if not total:
+        return True
+    shift = 160 - total.bit_length()  # so that a square root has some 80 bits
+    shift += (exponent - shift) % degree
+    found = total << shift if shift >= 0 else total >> -shift
+    if degree == 2:
+        found = math.isqrt(found)
+    behind = found.bit_length() - 53  # bits of it that float64 does not hold
+    if not -900 < found.bit_length() + (exponent - shift) // degree < 900:
+        return False
+    off = abs((found & (1 << behind) - 1) - (1 << behind - 1))
+    return off > found * error + 4

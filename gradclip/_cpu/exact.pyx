@@ -569,6 +569,8 @@ cdef int set_total(Sum *sum, total, exponent, double order, double grad_scale) e
     cdef ExactSum exact
     cdef gc_measured all
     cdef gc_fpenv saved
+    cdef bytes data
+    cdef const unsigned char *byte
     cdef Py_ssize_t j
     sum.amax = 1
     size = total.bit_length() + exponent
@@ -577,9 +579,10 @@ cdef int set_total(Sum *sum, total, exponent, double order, double grad_scale) e
     elif order == 1 or order == 2:
         shift = exponent - LOWEST
         units = total << shift if shift >= 0 else total >> -shift | (total & (1 << -shift) - 1 != 0)
-        words = np.frombuffer(units.to_bytes(4 * LIMBS, "little"), "<u4")
+        data = units.to_bytes(4 * LIMBS, "little")
+        byte = data
         for j in range(LIMBS):
-            exact.limb[j] = words[j]
+            exact.limb[j] = byte[4 * j] | byte[4 * j + 1] << 8 | byte[4 * j + 2] << 16 | <uint64_t>byte[4 * j + 3] << 24
         exact.bottom, exact.top = 0, LIMBS - 1
         trim(&exact)
         saved = gc_fp_enter()

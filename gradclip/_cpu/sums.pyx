@@ -280,6 +280,33 @@ cdef class Sums:
         b, d = <double>(s.high - a), <double>(s.low - c)
         return Fraction(a) + Fraction(b) + Fraction(c) + Fraction(d), gc_bin_width(self.order) * <object>s.bin
 
+    def dyadics(self, units):
+        """The sums behind the norms of some units, as `_core.dyadic.dyadic` makes them of what `scaled` returns, but sooner."""
+        cdef double part[4]
+        cdef int exponent = 0
+        cdef Py_ssize_t index, i
+        cdef Sum s
+        found = []
+        for index in units:
+            s = reopen(&self.unit[index])
+            total, least, beyond = 0, 0, 0
+            if self.order == 0:
+                part[0], part[1], part[2], part[3] = <double>frexpl(s.amax, &exponent), 0, 0, 0
+                beyond = exponent
+            else:
+                part[0], part[1] = <double>s.high, <double>s.low
+                part[2], part[3] = <double>(s.high - part[0]), <double>(s.low - part[1])
+                beyond = gc_bin_width(self.order) * <object>s.bin
+            for i in range(4):
+                if part[i]:
+                    number = <int64_t>ldexpl(frexpl(part[i], &exponent), 53)
+                    shift = (exponent - 53) - least if total else 0
+                    least = min(least, exponent - 53) if total else exponent - 53
+                    total = (total << -shift) + number if shift < 0 else total + (number << shift)
+            zeros = (total & -total).bit_length() - 1
+            found.append((total >> zeros, beyond + least + zeros) if total else (0, 0))
+        return found
+
 
 cdef Sums new_sums(Py_ssize_t count, double ord, double grad_scale=1, bint finite_only=False):
     """Return Sums of as many units, of which nothing is known yet, sooner than by a call of the class."""

@@ -148,7 +148,7 @@ class Session:
             own = "" if part.first is None or rank != self._peers.rank else f"{part.first[1]} {part.first[0]}"
             index, _, path = self._told(rank, own).partition(" ")
             first = f"rank {rank}: {path}", int(index)
-        total, exponent = (integer_of(words[HEAD:]), base) if ord != np.inf else magnitude_of(int(most[NORM]))
+        total, exponent = (integers_of(words[None, HEAD:])[0], base) if ord != np.inf else magnitude_of(int(most[NORM]))
         return Part(
             total,
             exponent,
@@ -220,10 +220,12 @@ def limbs_of(part: Part, base: int, limbs: int = LIMBS) -> Words:
     return np.frombuffer(units.to_bytes(4 * limbs, "little"), "<u4").astype(np.int64)
 
 
-def integer_of(limbs: Words) -> int:
-    """Return the integer that limbs hold, which have been added and so may exceed 32 bits."""
-    low, high = (limbs & 0xFFFFFFFF).astype("<u4"), (limbs >> 32).astype("<u4")
-    return int.from_bytes(low.tobytes(), "little") + (int.from_bytes(high.tobytes(), "little") << 32)
+def integers_of(rows: Words) -> list[int]:
+    """Return the integers that rows of limbs hold, which have been added and so may exceed 32 bits."""
+    size = 4 * rows.shape[1]
+    low, high = (part.astype("<u4").tobytes() for part in (rows & 0xFFFFFFFF, rows >> 32))
+    starts = range(0, len(low), size) if size else ()
+    return [int.from_bytes(low[i : i + size], "little") + (int.from_bytes(high[i : i + size], "little") << 32) for i in starts]
 
 
 def bits_of(x: float) -> int:

@@ -116,7 +116,7 @@ class Held:
                 found = exact_sums(request.to, options.ord, np.array(which, np.intp), owner, planned)
                 totals |= zip(which, (dyadic(total, 0) for total in found), strict=True)
             else:
-                totals |= {k: dyadic(*sums.scaled(k)) for k in which}
+                totals |= zip(which, sums.dyadics(which), strict=True)
         counts = {k: everything.parts(k) for k in self.units}
         return {k: Part(*totals[k], nans=nans, infs=infs) for k, (nans, infs) in counts.items()}
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from .._core.arguments import flag
 from .._core.by_leaf import by_leaf
-from .._core.dyadic import KEPT, dyadic, root
+from .._core.dyadic import KEPT, clearly_rounded, dyadic, root
 from .._core.engine import HOST, on_devices
 from .._core.mode import STEP
 from .._core.options import SHARED, Options
@@ -293,8 +293,10 @@ def unsettled(part: Part, options: Options, grad_scale: float | None = None) -> 
     """Return whether a sum does not tell the norm, and an exact one can."""
     if options.ord not in (1.0, 2.0) or part.rounded or (part.nans + part.infs and not options.finite_only):
         return False
-    total, power = part.value(), int(options.ord)
-    scale = Fraction(options.grad_scale if grad_scale is None else grad_scale) ** power
+    factor, power = options.grad_scale if grad_scale is None else grad_scale, int(options.ord)
+    if factor == 1.0 and clearly_rounded(part.total, part.exponent, power, part.error):
+        return False
+    total, scale = part.value(), Fraction(factor) ** power
     error = Fraction(part.error)
     low, high = (root(total * (1 + by * error) / scale, power) for by in (-1, 1))
     return low != high or not (low == 0.0 or 1e-280 < low < 1e280)  # beyond, factors are made of more bits than a norm has

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .comms import MAX, SUM
-from .exchange import LIMBS, LOWEST, NONE, Part, integer_of, limbs_of, magnitude_bits, magnitude_of
+from .exchange import LIMBS, LOWEST, NONE, Part, integers_of, limbs_of, magnitude_bits, magnitude_of
 
 BELOW = 8  # limbs below the largest sum of a name, which errors of 2**-250 of it hide behind
 LEADS = 3  # words of a sum before its limbs: NaN, Inf, elements
@@ -66,7 +66,8 @@ class Table:
 
     def places(self, blocks: Sequence[Block]) -> list[int]:
         """Return where each norm of some blocks stands."""
-        return [self._first[hashed(b.name)] + i for b in blocks for i in range(b.size)]
+        starts = [(self._first[hashed(b.name)], b.size) for b in blocks if b.size]
+        return [k for start, size in starts for k in range(start, start + size)]
 
 
 def hashed(value: Any) -> int:
@@ -112,14 +113,11 @@ def exchanged(session: Any, parts: Sequence[Part], place: Sequence[int], count: 
         if limbs and p.total:
             words[k, LEADS:] = limbs_of(p, bases[k], limbs)
     words = session.reduce(words.ravel(), SUM).reshape(count, LEADS + limbs)
+    counts, sums = words[:, :LEADS].tolist(), integers_of(words[:, LEADS:]) if limbs else [0] * count
     found = []
-    for row, base, top in zip(words, bases, tops.tolist(), strict=True):
-        nans, infs, size = row[:LEADS].tolist()
-        if exact or (ord != np.inf and top != NONE):
-            total, exponent = integer_of(row[LEADS:]), base
-        else:
-            total, exponent = (0, 0) if top == NONE else magnitude_of(top)
-        found.append(Part(total, exponent, nans=nans, infs=infs, size=size))
+    for (nans, infs, size), total, base, top in zip(counts, sums, bases, tops.tolist(), strict=True):
+        value = (total, base) if exact or (limbs and top != NONE) else (0, 0) if top == NONE else magnitude_of(top)
+        found.append(Part(*value, nans=nans, infs=infs, size=size))
     return found
 
 

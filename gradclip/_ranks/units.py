@@ -224,10 +224,7 @@ class SharedUnits(SharedOptions):
         own, everything : the Sums of what is counted here, and of what is here; sizes : of what is counted"""
         which, place = numbers_of(blocks), self.table.places(blocks)
         exact = self.strict and self.ord in (1.0, 2.0) and not self.rounded
-        if exact:
-            sums = [dyadic(total, 0) for total in self._exact(read, which, owner)]
-        else:
-            sums = [dyadic(*own.scaled(k)) for k in which]
+        sums = [dyadic(total, 0) for total in self._exact(read, which, owner)] if exact else own.dyadics(which)
         found_here = [everything.parts(k) for k in which]
         parts = [
             Part(*total, nans=nans, infs=infs, size=sizes[k])

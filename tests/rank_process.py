@@ -57,6 +57,12 @@ class Sudden(Threshold):
         pass
 
 
+def interrupt(leaves):
+    """Ctrl-C while the leaves are read."""
+    yield from leaves
+    raise KeyboardInterrupt
+
+
 class Unshown(Exception):
     """An error that cannot be shown."""
 
@@ -136,6 +142,7 @@ FAILING = {
     "functions": lambda g, last, comm: (
         gradclip.apply_clip_(g, gradclip.measure(g), 1.0, comm=comm) if last else clip_(g, 1.0, comm=comm)
     ),
+    "interrupt": lambda g, last, comm: gradclip.clip_by_global_norm(interrupt([]) if last else g, 1.0, comm=comm),
     "unshown": lambda g, last, comm: gradclip.clip_by_global_norm(broken(last), 1.0, comm=comm),
     "surrogates": lambda g, last, comm: clip_({"\udc80": np.array([np.nan if last else 1.0])}, 1.0, comm=comm),
     "step": lambda g, last, comm: gradclip.sgd_step_(
@@ -431,7 +438,7 @@ if __name__ == "__main__":
     for name, case in CASES.items():
         try:
             found = case(comm, rank, size) or {}
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             found = {"error": type(error).__name__, "text": "" if isinstance(error, Unshown) else str(error)}
         print(f"RANK{rank} " + json.dumps([name, found]), flush=True)
     if sys.argv[1] == "torch":  # a process that ends before the others have left the group may abort

@@ -198,6 +198,13 @@ def test_an_error_on_one_rank_is_one_on_all(ranks, what):
         assert words in other["text"]
 
 
+def test_ctrl_c_on_one_rank_is_an_error_on_all(ranks):
+    *others, interrupted = [rank["fail interrupt"] for rank in ranks]
+    text = f"rank {len(ranks) - 1} failed: KeyboardInterrupt: ; no rank wrote anything"
+    assert interrupted["error"] == "KeyboardInterrupt"
+    assert all((other["error"], other["text"]) == ("RuntimeError", text) for other in others)
+
+
 def test_a_rule_that_fails_after_the_exchange_fails_on_all(ranks):
     last = len(ranks) - 1
     for i, rank in enumerate(ranks):

@@ -10,16 +10,24 @@ there and one back, both at once; it takes a latency, and its bytes over the ban
   tree (recursive doubling)   log2(ranks) steps, each with all bytes: what libraries take for so few bytes
   ring                        2 (ranks - 1) steps, each with bytes / ranks: what they take for megabytes
 
-The model of a few ranks takes what one rank needs by itself, and a latency measured on two ranks."""
+The model of a few ranks takes what one rank needs by itself, and a latency measured on two ranks. With more ranks than cores a
+step also waits until the system gives its process a core. So the latency is measured twice: with a core for each of the two
+ranks, and with one core for both, which is as many ranks on a core as four have on two. An allreduce of 8 bytes in the same run
+tells what of a step is the library's.
+
+Then the forms with norms of their own: what each exchanges, counted, and what it takes beside the same call without `comm`, and
+beside the same reductions alone."""
 
 import argparse
 import math
 import os
 import time
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 
-from gradclip._ranks.comms import MAX, SUM, peers_of
+import gradclip
+from gradclip._ranks.comms import MAX, SUM, MeshPeers, peers_of
 from gradclip._ranks.exchange import EXTRA, HEAD, LIMBS, WORDS, Part, Session
 
 FEW, MANY = WORDS + EXTRA, HEAD + LIMBS  # words of a MAX and of a SUM
@@ -29,6 +37,21 @@ NETWORKS = {"100 Gb/s, RDMA": (5e-6, 12.5e9), "10 Gb/s, TCP": (30e-6, 1.25e9)}  
 ELEMENTS = 100_000_000  # of bfloat16 on a rank
 MEMORIES = {"host, 200 GB/s": 200e9, "GPU, 3 TB/s": 3e12}
 CALLS = 1000
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+ROUNDS = 30  # of each form; the least of them counts
+LEAVES, ROWS, COLUMNS, HIGH = 8, 64, 64, 1e9  # of each rank; and a threshold that is not reached
+FORMS = {  # a call by its arguments, and how many norms are shared
+    "one norm": (lambda g, p, **k: gradclip.clip_by_global_norm_(g, HIGH, **k), 1),
+    "one norm, strict": (lambda g, p, **k: gradclip.clip_by_global_norm_(g, 1.0, strict=True, **k), 1),
+    "by leaf": (lambda g, p, **k: gradclip.clip_by_norm_(g, HIGH, **k), LEAVES),
+    "by leaf, strict": (lambda g, p, **k: gradclip.clip_by_norm_(g, 1.0, strict=True, **k), LEAVES),
+    "groups": (lambda g, p, **k: gradclip.clip_by_norm_(g, HIGH, groups={"leaf[0-3]": "a", "*": "b"}, **k), 2),
+    "axis=0": (lambda g, p, **k: gradclip.clip_by_norm_(g, HIGH, axis=0, **k), LEAVES * COLUMNS),
+    "axis=1, rows whole": (lambda g, p, **k: gradclip.clip_by_norm_(g, HIGH, axis=1, **k), 0),
+    "adaptive, rows whole": (lambda g, p, **k: gradclip.clip_adaptive_(g, p, HIGH, **k), 0),
+    "by sample": (lambda g, p, **k: gradclip.clip_per_sample_(g, HIGH, **k), ROWS),
+}
 
 
 def tree_steps(ranks):
@@ -118,17 +141,41 @@ def groups():
     world = MPI.COMM_WORLD
     rank = world.Get_rank()
     made = [world.Split(0 if rank < size else 1, rank) for size in range(1, world.Get_size() + 1)]
-    return "MPI", rank, [comm if rank < size else None for size, comm in enumerate(made, 1)], world.Barrier
+
+    def barrier():
+        """Wait for all ranks asleep: a rank that waits in MPI keeps its core busy, which those that are measured need."""
+        arrived = world.Ibarrier()
+        while not arrived.Test():
+            time.sleep(0.01)
+
+    return "MPI", rank, [comm if rank < size else None for size, comm in enumerate(made, 1)], barrier
 
 
-def fastest(call):
-    """The least time of a call, in microseconds: with more ranks than idle cores any other says how these are shared out."""
-    times = []
-    for _ in range(CALLS):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times) * 1e6
+def fastest(*calls, rounds=CALLS):
+    """The least time of each call, in microseconds, taken in turn.
+
+    With more ranks than idle cores any other time says how these are shared out."""
+    times = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, found in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - start)
+    return [min(found) * 1e6 for found in times]
+
+
+@contextmanager
+def one_core():
+    """Let all threads of this process run on the first of its cores, and then on all of them again."""
+    cores = sorted(os.sched_getaffinity(0))
+    threads = [int(thread) for thread in os.listdir("/proc/self/task")]
+    try:
+        for thread in threads:
+            os.sched_setaffinity(thread, cores[:1])
+        yield
+    finally:
+        for thread in threads:
+            os.sched_setaffinity(thread, cores)
 
 
 def bare(comm):
@@ -138,6 +185,16 @@ def bare(comm):
     def exchange():
         first, second = peers.start(few, MAX), peers.start(many, SUM)
         first(), second()
+
+    return exchange
+
+
+def smallest(comm):
+    """Return a function that exchanges 8 bytes."""
+    peers, word = peers_of(comm), np.zeros(1, np.int64)
+
+    def exchange():
+        peers.start(word, SUM)()
 
     return exchange
 
@@ -154,15 +211,74 @@ def measure():
     for comm in comms:
         barrier()
         if comm is not None:
-            found.append((fastest(lambda c=comm: merged(c, part)), fastest(bare(comm))))
+            found.append(fastest(lambda c=comm: merged(c, part), bare(comm), smallest(comm)))
         barrier()
+    if comms[1] is not None:
+        with one_core() if hasattr(os, "sched_setaffinity") else nullcontext():
+            (together,) = fastest(bare(comms[1]))
+    barrier()
     if rank == 0:
-        none, step = found[0][1], found[1][1] - found[0][1]
-        print(f"{engine}, {os.cpu_count()} cores: microseconds, the least of {CALLS} calls; a step {step:.0f} by two ranks")
-        for ranks, (whole, exchange) in enumerate(found, 1):
-            by_tree, by_ring = none + tree_steps(ranks) * step, none + ring_steps(ranks) * step / 2
-            model = f"model: tree {by_tree:5.0f}, ring {by_ring:5.0f}"
-            print(f"  {ranks} ranks: {whole:5.0f}, the reductions alone {exchange:5.0f}; {model}")
+        none, steps = found[0][1], [time - found[0][1] for time in (found[1][1], together)]
+        print(f"{engine}, {CORES} cores: microseconds, the least of {CALLS} calls; two ranks on one core {together:.0f}")
+        for ranks, (whole, exchange, word) in enumerate(found, 1):
+            by_tree, by_ring = ([none + count * step for step in steps] for count in (tree_steps(ranks), ring_steps(ranks) / 2))
+            model = f"tree {by_tree[0]:.0f} to {by_tree[1]:.0f}, ring {by_ring[0]:.0f} to {by_ring[1]:.0f}"
+            print(f"  {ranks} ranks: {whole:5.0f}, the reductions alone {exchange:5.0f}, 8 bytes {word:5.0f}; model: {model}")
+    barrier()
+    if comms[1] is not None:
+        measure_forms(comms[1], rank)
+    barrier()
+
+
+class Watched:
+    """The ranks of a communicator, whose reductions are noted: when each is started and waited for."""
+
+    def __init__(self, comm):
+        self._peers, self.events, self.bytes = peers_of(comm), [], 0
+        self.rank, self.size = self._peers.rank, self._peers.size
+
+    def start(self, words, op):
+        number, pending = len(self.events), self._peers.start(words, op)
+        self.events.append((number, words.size, op))
+        self.bytes += words.nbytes
+
+        def wait():
+            self.events.append((number, None, None))
+            return pending()
+
+        return wait
+
+    def again(self):
+        """Make the same reductions, of zeros."""
+        waiting = {}
+        for number, size, op in self.events:
+            if op is None:
+                waiting.pop(number)()
+            else:
+                waiting[number] = self._peers.start(np.zeros(size, np.int64), op)
+
+
+def measure_forms(comm, rank):
+    """Show what each form exchanges, and what it takes."""
+    rng = np.random.default_rng(rank)
+    grads = {f"leaf{i}": rng.standard_normal((ROWS, COLUMNS)).astype(np.float32) for i in range(LEAVES)}
+    params = {name: np.ones_like(leaf) for name, leaf in grads.items()}
+    if rank == 0:
+        print(f"  2 ranks, {LEAVES} leaves of {ROWS} x {COLUMNS} on each: microseconds, the least of {ROUNDS} calls")
+        print(f"  {'form':22} shared norms  reductions   bytes    alone  with comm  the reductions alone")
+    for name, (call, norms) in FORMS.items():
+        watched = Watched(comm)
+
+        def once(call=call, **comm):
+            leaves = {key: leaf.copy() for key, leaf in grads.items()}
+            call(leaves, params, **comm)
+
+        once(comm=MeshPeers([watched], watched.rank, watched.size))
+        alone, together, bare_ones = fastest(once, lambda: once(comm=comm), watched.again, rounds=ROUNDS)
+        if rank == 0:
+            count = sum(op is not None for _, _, op in watched.events)
+            numbers = f"{norms:12} {count:11} {watched.bytes:7} {alone:8.0f} {together:10.0f} {bare_ones:21.0f}"
+            print(f"  {name:22} {numbers}")
 
 
 def main():

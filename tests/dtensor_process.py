@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -241,10 +241,14 @@ class Ranks:
     def fsdp2(self):
         return train(lambda module: fully_shard(module, mesh=self._line))
 
+    def offloaded(self):
+        policy = CPUOffloadPolicy(pin_memory=False)  # pinning needs a GPU
+        return train(lambda module: fully_shard(module, mesh=self._line, offload_policy=policy))
+
     def page(self):
         """The program of docs/distributed.md."""
         text = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text(encoding="utf-8")
-        (program,) = (p for p in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "fully_shard" in p)
+        (program,) = (p for p in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "import clip_grad_norm_" in p)
         names = {
             "torch": torch,
             "model": network(),

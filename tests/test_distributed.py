@@ -2,6 +2,7 @@
 
 Each number of ranks runs all cases of rank_process.py in one go."""
 
+import itertools
 import json
 import math
 from fractions import Fraction
@@ -30,6 +31,8 @@ from rank_process import applied as applied_alone
 from reference import rounded_norm
 
 import gradclip
+from gradclip._core.dyadic import dyadic
+from gradclip._ranks.exchange import LIMBS, LOWEST, Part, integers_of, limbs_of
 
 WORKER = str(Path(__file__).with_name("rank_process.py"))
 SAME = ("norm", "scale", "max_abs", "max_norm", "clipped", "skipped", "nonfinite")
@@ -489,3 +492,38 @@ def test_without_comm_what_is_not_owned_needs_others_that_it_shares_a_norm_with(
     assert (report.norm, report.norms.tolist()) == (norm, [norm])
     assert (clipped["b"] == 4.0 / norm).all()
     assert gradclip.clip_per_sample(x, 1.0, owned=owned)[1].norms.tolist() == [gradclip.global_norm(x["a"][0])] * 3
+
+
+# ---- many ranks, simulated --------------------------------------------------------------------------------------------
+
+
+def by_tree(words):
+    """Reduce by recursive doubling: in each step half of the ranks add what the other half has."""
+    while len(words) > 1:
+        half = (len(words) + 1) // 2
+        words = np.concatenate([words[: len(words) // 2] + words[half:], words[len(words) // 2 : half]])
+    return words[0]
+
+
+def by_ring(words):
+    """Reduce by a ring: each part of the words goes around, from another rank on."""
+    cuts = np.linspace(0, words.shape[1], 9).astype(int)
+    return np.concatenate(
+        [np.roll(words[:, a:b], i, 0).cumsum(0)[-1] for i, (a, b) in enumerate(itertools.pairwise(cuts.tolist()))]
+    )
+
+
+@pytest.mark.parametrize("ranks", [8, 513, 10_000])
+def test_limbs_of_many_ranks_add_up_to_the_exact_sum(ranks):
+    rng = np.random.default_rng(ranks)
+    values = rng.standard_normal(ranks) * 2.0 ** rng.integers(-500, 500, ranks)
+    parts = [Part(*dyadic(Fraction(value) ** 2, 0)) for value in values.tolist()]
+    words = np.stack([limbs_of(part, LOWEST) for part in parts])
+    total = sum(part.value() for part in parts) / Fraction(2) ** LOWEST
+    for reduced in (by_tree(words), by_ring(words)):
+        assert integers_of(reduced[None]) == [total]
+
+
+def test_limbs_have_room_for_two_to_the_31_ranks():
+    most = Part((1 << 32 * LIMBS) - 1, LOWEST)
+    assert integers_of(limbs_of(most, LOWEST)[None] * 2**31) == [most.total * 2**31]

@@ -166,3 +166,39 @@ def test_without_norms_a_measure_stays_small():
     assert whole.norm == sum(gradclip.measure(np.full(3, 2.0**k)) for k in range(-300, 300, 5)).norm
     x = [np.full(3, 2.0)]
     assert gradclip.apply_clip(x, gradclip.measure(x, norms=False), 1.0)[1].norms.tolist() == []
+
+
+STRICT = {
+    "groups": lambda g, **k: gradclip.clip_by_norm(
+        g, 0.5, groups={"o*": "a", "tail": "b"}, strict=True, owned={"other": False}, **k
+    ),
+    "samples": lambda g, **k: gradclip.clip_per_sample(
+        g, 0.5, mask=np.arange(5) != 2, strict=True, owned={"other": False}, **k
+    ),
+}
+
+
+def halves():
+    return {
+        name: gradient(np.float16, 5 * n, seed=i).reshape(5, n)
+        for i, (name, n) in enumerate((("own", 60), ("other", 9), ("tail", 7)))
+    }
+
+
+@pytest.mark.parametrize("call", STRICT)
+def test_strict_holds_norms_of_groups_and_samples_of_what_is_owned(call):
+    x = halves()
+    clipped, _ = STRICT[call](x)
+    counted = {n: clipped[n] for n in ("own", "tail")}
+    norms = counted.values() if call == "groups" else [[v[i] for v in counted.values()] for i in (0, 1, 3, 4)]
+    for found in norms:
+        assert 0.5 * (1 - 2.0**-11) < rounded_norm(found if isinstance(found, list) else [found]) <= 0.5
+    if call == "samples":
+        assert all(clipped[n][2].tobytes() == x[n][2].tobytes() for n in x)
+
+
+@pytest.mark.parametrize("call", STRICT)
+def test_strict_holds_them_on_gpus_too(cupy, call):
+    expected = STRICT[call](halves())[0]
+    found = STRICT[call](there(cupy, halves()))[0]
+    assert {n: leaf.get().tobytes() for n, leaf in found.items()} == {n: leaf.tobytes() for n, leaf in expected.items()}

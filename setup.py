@@ -48,6 +48,7 @@ AVX = {
 SETS = {"baseline": [], **(AVX if X86 else {})}
 # Functions of C: the others bring a type of their own to every module. Nor is a class pickled that does not say how.
 DIRECTIVES = {"auto_pickle": False, "binding": False, "embedsignature": True, "embedsignature.format": "clinic"}
+DIRECTIVES["freethreading_compatible"] = True  # what threads share is guarded: gradclip/_cpu/kernels/guard.h
 
 
 NO_COMPILER = """no C compiler that works: {tried}

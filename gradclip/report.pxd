@@ -8,6 +8,7 @@ cdef class ClipReport:
     cdef bint _skipped
     cdef bint _elsewhere            # whether another process clips
     cdef ClipReport filled(self)
+    cdef int fill(self) except -1
     cdef object rows(self)
 
 

@@ -57,9 +57,16 @@ cdef class ClipReport:
     cdef ClipReport filled(self):
         """This report, after the numbers of a pending one have been read from the device."""
         if self._fill is not None:
-            self._sums, self._size, self._plan, self._clipped_count, self._skipped = self._fill()
-            self._fill = None       # which frees what it holds on the device
+            self.fill()
         return self
+
+    cdef int fill(self) except -1:
+        """Read the numbers of a pending report: once, whichever thread asks first."""
+        with cython.critical_section(self):
+            if self._fill is not None:
+                self._sums, self._size, self._plan, self._clipped_count, self._skipped = self._fill()
+                self._fill = None       # which frees what it holds on the device
+        return 0
 
     @property
     def norm(self):

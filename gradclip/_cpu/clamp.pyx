@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """Clipping by value: the one pass that decides nothing between reading and writing, so that it does both to a block while
 this is in cache. It is a write pass in all that region.pyx says of these."""
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.string cimport memset
 
@@ -28,9 +29,10 @@ cdef class Clamped(Sums):
         return self.named
 
     cdef int name_first(self) except -1:
-        if self.unnamed is not None:
-            self.named = self.unnamed.path(self.first_leaf), max(self.first_index, 0)
-            self.unnamed = None
+        with cython.critical_section(self):
+            if self.unnamed is not None:
+                self.named = self.unnamed.path(self.first_leaf), max(self.first_index, 0)
+                self.unnamed = None
         return 0
 
 

@@ -29,6 +29,11 @@ cdef extern from "openmp_compat.h" nogil:
     int omp_get_thread_limit()
     int omp_get_num_procs()
 
+cdef extern from "guard.h" nogil:
+    ctypedef int gc_shared_int
+    void gc_enter()
+    void gc_leave()
+
 cdef extern from "team.h" nogil:
     int gc_team_init()
     bint gc_forked()
@@ -47,10 +52,10 @@ cdef extern from "share.h" nogil:
 
 cdef const gc_kernels *tables[8]
 cdef int table_count = gc_available(tables)
-cdef int set_for_process = 0    # 0: not set
-cdef int quota = INT_MAX        # of a process for which nothing is set
-cdef int forced = 0             # by tests
-cdef int refused = 0            # why the system started no threads: an errno
+cdef gc_shared_int set_for_process = 0  # 0: not set
+cdef gc_shared_int quota = INT_MAX      # of a process for which nothing is set
+cdef gc_shared_int forced = 0           # by tests
+cdef gc_shared_int refused = 0          # why the system started no threads: an errno
 
 openmp_version = GC_OPENMP
 
@@ -204,9 +209,13 @@ cdef int take_scratch(Scratch *scratch, int team) except -1:
     """Take memory for each thread of a team to work in, since their stacks may have 64 KiB only.
 
     What the last pass gave back is taken if it is large enough: it is still in cache."""
-    if spare.memory != NULL and spare.team >= team:
+    gc_enter()
+    cdef bint found = spare.memory != NULL and spare.team >= team
+    if found:
         scratch[0] = spare
         spare.memory = NULL
+    gc_leave()
+    if found:
         return 0
     scratch.memory = PyMem_RawMalloc(team * <size_t>ROOM + LINE)
     if scratch.memory == NULL:
@@ -218,12 +227,13 @@ cdef int take_scratch(Scratch *scratch, int team) except -1:
 
 cdef void give_scratch(Scratch *scratch) noexcept:
     """Give the memory of a team back: the larger one of this and the one that is kept is kept for the next pass."""
-    cdef Scratch other = spare
-    if other.memory == NULL or other.team < scratch.team:
+    cdef void *memory = scratch.memory
+    gc_enter()
+    if spare.memory == NULL or spare.team < scratch.team:
+        memory = spare.memory
         spare.memory, spare.room, spare.team = scratch.memory, scratch.room, scratch.team
-        PyMem_RawFree(other.memory)
-    else:
-        PyMem_RawFree(scratch.memory)
+    gc_leave()
+    PyMem_RawFree(memory)
 
 
 if gc_team_init():

@@ -15,7 +15,7 @@ cnp.import_array()
 cdef extern from "numpy/arrayobject.h":
     int NPY_USERDEF
 
-cdef int BFLOAT16 = -1      # NumPy's number for ml_dtypes.bfloat16, once somebody has imported it
+cdef int BFLOAT16 = -1      # NumPy's number for ml_dtypes.bfloat16, once somebody has imported it: the same for all threads
 cdef object TENSORS = BRAIN   # and the dtype that PyTorch's bfloat16 has here
 
 

@@ -14,6 +14,7 @@ from libc.string cimport memcpy
 
 import math
 
+cimport cython
 import numpy as np
 cimport numpy as cnp
 
@@ -280,9 +281,10 @@ cdef class Leaves(Units):
 
     cdef Tree walked(self):
         """The tree in which these leaves stand. That of a flat list is made when it is asked for."""
-        if self._walked is None:
-            given = [True] * self.count if self._given is None else self._given
-            self._walked = flat_tree(self._nesting, given, self._keys, self.name)
+        with cython.critical_section(self):     # reports may be asked by several threads
+            if self._walked is None:
+                given = [True] * self.count if self._given is None else self._given
+                self._walked = flat_tree(self._nesting, given, self._keys, self.name)
         return self._walked
 
     @property

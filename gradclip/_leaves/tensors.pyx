@@ -8,6 +8,7 @@ from libc.stdint cimport uintptr_t
 
 import sys
 
+cimport cython
 cimport numpy as cnp
 
 from .foreign import BRAIN, brain, torch_dtype, view_on_gpu
@@ -29,8 +30,12 @@ cdef bint is_plain_tensor(object node):
     here."""
     global TENSOR
     if TENSOR is None or type(node) is not TENSOR:
-        TENSOR = getattr(sys.modules.get("torch"), "Tensor", None)
-    return type(node) is TENSOR
+        found = getattr(sys.modules.get("torch"), "Tensor", None)
+        if found is not TENSOR:
+            with cython.critical_section(sys.modules):  # without a GIL several threads may find it
+                TENSOR = found
+        return type(node) is found
+    return True
 
 
 cdef object array_of(object tensor, bint write):

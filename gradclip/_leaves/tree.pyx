@@ -35,8 +35,12 @@ cdef bint is_cupy(object node):
     if PyList_Check(node) or PyTuple_Check(node) or PyDict_CheckExact(node):
         return False
     if CUPY is None or type(node) is not CUPY:
-        CUPY = getattr(sys.modules.get("cupy"), "ndarray", None)
-    return type(node) is CUPY
+        found = getattr(sys.modules.get("cupy"), "ndarray", None)
+        if found is not CUPY:
+            with cython.critical_section(sys.modules):  # without a GIL several threads may find it
+                CUPY = found
+        return type(node) is found
+    return True
 
 
 cdef int frames_of_gradclip() except -1:

@@ -29,9 +29,9 @@ X86 = sysconfig.get_platform().endswith(("x86_64", "amd64"))  # not a universal2
 STRICT = ["/fp:precise", "/O2"] if MSVC else ["-O3", "-ffp-contract=off", "-fno-strict-aliasing", "-fno-math-errno"]
 # What is not a kernel is a tenth smaller by it, and as fast.
 SMALLER = [] if MSVC else ["-O2"]
-# Modules of whose code a small call runs next to nothing: they are a third smaller by it.
+# Modules of whose code a small call on NumPy arrays runs next to nothing: they are a third smaller by it.
 SMALLEST = [] if MSVC else ["-Os"]
-RARE = {"machine", "layout", "exact", "nonfinite", "accumulate", "limits", "rows"}
+RARE = {"machine", "layout", "tensors", "exact", "nonfinite", "accumulate", "limits", "rows"}
 # Python's own flags ask for debug symbols, which are five times as large as the code. Tables that tell debuggers and profilers
 # how stacks are unwound are a twentieth of it.
 if MSVC or os.environ.get("GRADCLIP_DEBUG"):

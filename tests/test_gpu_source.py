@@ -136,7 +136,7 @@ def test_the_stand_in_has_what_cupy_has():
     turned = a.transpose((1, 0))[::2]
     assert (turned.shape, turned.strides, turned._c_contiguous) == ((3, 4), (8, 24), False)
     import gradclip._leaves.foreign
-    from gradclip._gpu.rows import rows_of
+    from gradclip._gpu.rows import Rows
     from gradclip._leaves import Leaves
 
     shadow = gradclip._leaves.foreign.addressed(turned)
@@ -144,12 +144,11 @@ def test_the_stand_in_has_what_cupy_has():
     assert shadow.tolist() == host.reshape(4, 6).T[::2].tolist()  # here it can be looked at
     leaves = Leaves({"w": turned, "b": a[0]})
     assert (leaves.on_device, leaves.size, leaves.devices()) == (2, 18, [0])
-    _, rows, _ = rows_of(leaves, 0)
-    assert rows[1, 0] == host.ctypes.data
+    assert Rows(leaves, 0).words[1, 0] == host.ctypes.data
     try:
         import ml_dtypes
 
         brain = cupy.ndarray((24,), ml_dtypes.bfloat16, cupy.cuda.MemoryPointer(memory, 0))
     except (ImportError, TypeError):  # CuPy before 14
         return
-    assert rows_of(Leaves([brain]), 0)[1][0, 1] == 1
+    assert Rows(Leaves([brain]), 0).words[0, 1] == 1

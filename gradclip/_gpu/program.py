@@ -35,7 +35,6 @@ GROUPS = (
 KERNELS = tuple(name for group in GROUPS for name in group)
 THREADS = 256
 NEW_ARRAYS = "a call that makes new arrays: pass out=, and make the same call once before"
-APART = 512  # bytes between the beginnings of arrays in one allocation, as CuPy's pool has it
 MOST_CONSTANT = 32768  # bytes of what is kept on a device for later calls
 PER_THREAD = 2  # CUDA's number of the default stream of each thread
 # Products and sums are fused only where the source says so: every device must round as the processor does.
@@ -166,22 +165,26 @@ class DeviceStream:
         with self:
             return cupy.empty(shape, dtype)
 
-    def all_empty_like(self, arrays: Sequence[DeviceArray]) -> list[DeviceArray]:
-        """A new array like each of some, as results: those that are contiguous lie in one allocation."""
+    def new_like(self, array: DeviceArray) -> DeviceArray:
+        """A new array like another one, as a result."""
         import cupy
 
         self.refuse_capture(NEW_ARRAYS)
-        sizes = [-(-array.nbytes // APART) * APART for array in arrays]
         with self:
-            memory, offset, made = cupy.empty(sum(sizes), np.uint8).data, 0, []
-            for array, size in zip(arrays, sizes, strict=True):
-                if size and (array._c_contiguous or array._f_contiguous):
-                    order = "C" if array._c_contiguous else "F"
-                    made.append(cupy.ndarray(array.shape, array.dtype, memory + offset, order=order))
-                    offset += size
-                else:
-                    made.append(cupy.empty_like(array))
-        return made
+            return cupy.empty_like(array)
+
+    def slab(self, size: int, places: Sequence[tuple[tuple[int, ...], np.dtype[Any], int, str]]) -> list[DeviceArray]:
+        """New contiguous arrays in one allocation, as results.
+
+        places : shape, dtype, offset in bytes and order of each
+        """
+        import cupy
+
+        self.refuse_capture(NEW_ARRAYS)
+        array = cupy.ndarray
+        with self:
+            memory = cupy.empty(size, np.uint8).data
+        return [array(shape, dtype, memory + offset, None, order) for shape, dtype, offset, order in places]
 
     def constant(self, array: Array) -> DeviceArray:
         """A copy of an array that stays as it is; of one that is not large, that of an earlier call in this stream."""

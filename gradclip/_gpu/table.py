@@ -6,17 +6,18 @@ stays small beside reading."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .program import THREADS, Remembered
-from .rows import rows_of
+from .rows import Rows, signature
 
 if TYPE_CHECKING:
     from .._core.arguments import Floats, Words
     from .._leaves import Leaves
+    from .._leaves.units import Units
     from .program import DeviceArray, DeviceStream
 
 TILE = THREADS * 8 * 16  # bytes: all that a thread block loads at once
@@ -96,62 +97,67 @@ def table_of(leaves: Leaves, device: int) -> Table:
         leaves.tables = {}
     tables: dict[int, Table] = leaves.tables
     if device not in tables:
-        arrays: Sequence[DeviceArray] = leaves.sources
-        which, row, pool = rows_of(leaves, device)
-        turned = [(i, arrays[i].shape, arrays[i].strides) for i in which if not arrays[i]._c_contiguous]
-        tables[device] = _remembered(_made, leaves, leaves.stream(device), which, row, pool, turned)
+        tables[device] = _remembered(_made, leaves.stream(device), leaves, leaves.sources, leaves.turned(device))
     return tables[device]
 
 
 def sample_table(leaves: Leaves, device: int, to: Leaves) -> Table:
     """The table of `per_sample_clip_sum`: units are samples, `to` is where their sum is written, threads are its elements."""
-    return _remembered(_made_of_samples, leaves, leaves.stream(device), *rows_of(leaves.summed_into(to), device), [])
+    return _remembered(_made_of_samples, leaves.stream(device), leaves.summed_into(to), leaves.sources, [])
 
 
-_tables: Remembered[Table] = Remembered(32)  # gradients lie where they lay a step ago
+class _Kept(NamedTuple):
+    """A table of an earlier call, and all that it was made from."""
+
+    table: Table
+    rows: Rows
+    turned: Turned
+
+
+Turned = list[tuple[int, tuple[int, ...], tuple[int, ...]]]  # index, shape and strides
+_tables: Remembered[_Kept] = Remembered(32)  # gradients lie where they lay a step ago
 
 
 def _remembered(
-    make: Callable[[DeviceStream, list[int], Words, list[int], Sequence[DeviceArray]], Table],
-    leaves: Leaves,
+    make: Callable[[DeviceStream, Rows, Sequence[DeviceArray]], Table],
     stream: DeviceStream,
-    which: list[int],
-    row: Words,
-    pool: Iterable[int],
-    turned: Iterable[tuple[Any, ...]],
+    leaves: Units,
+    arrays: Sequence[DeviceArray],
+    turned: Turned,
 ) -> Table:
     """Return the table that `make` makes, or the same one of an earlier call in this stream, which needs no copy and no wait.
 
-    The key of a table is all that it is made from. `make` is part of it, since each function makes another table of the same
-    leaves.
+    `make` is part of its key, since each function makes another table of the same leaves.
 
-    turned : index, shape and strides of each leaf that is not contiguous, from which its flat indices follow
+    arrays : behind the leaves that are read
+    turned : those of them that are not contiguous, from whose shapes and strides flat indices follow
     """
-    all_of_them = None if len(which) == leaves.count else tuple(which)
-    key = *stream.key, make, all_of_them, row.tobytes(), tuple(pool), tuple(turned)
+    device = stream.device
+    key = *stream.key, make, leaves.count, signature(leaves, device)
     found = _tables.get(key)
-    if found is None:
-        found = _tables.put(key, make(stream, which, row, list(pool), leaves.sources))
-    return stream.kept(found)
+    if found is None or found.turned != turned or not found.rows.fit(leaves, device):
+        rows = Rows(leaves, device)
+        found = _tables.put(key, _Kept(make(stream, rows, arrays), rows, turned))
+    return stream.kept(found.table)
 
 
-def _made(stream: DeviceStream, which: list[int], row: Words, pool: list[int], arrays: Sequence[DeviceArray]) -> Table:
+def _made(stream: DeviceStream, rows: Rows, arrays: Sequence[DeviceArray]) -> Table:
+    row, pool = rows.words.copy(), rows.pool.copy()
     first = row[:, ROW["first_unit"]].copy()
     row[:, ROW["first_unit"]] = _before(row[:, ROW["units"]])
     _cut(row)
-    for i, words in zip(which, row, strict=True):
+    for i, words in zip(rows.which, row, strict=True):
         _index(arrays[i], words, pool)
-    return Table(stream, which, row, pool, first)
+    return Table(stream, rows.which, row, pool, first)
 
 
-def _made_of_samples(
-    stream: DeviceStream, which: list[int], row: Words, pool: list[int], arrays: Sequence[DeviceArray]
-) -> Table:
+def _made_of_samples(stream: DeviceStream, rows: Rows, arrays: Sequence[DeviceArray]) -> Table:
+    row = rows.words.copy()
     row[:, ROW["narrow"]] = 0
     row[:, ROW["units"]] = 1  # of work: each thread takes all samples
     row[:, ROW["segments"]] = -(-row[:, ROW["size"]] * ITEMSIZE[row[:, ROW["from_dtype"]]] // (THREADS * 16))
     row[:, ROW["first_block"]] = _before(_blocks(row))
-    return Table(stream, which, row, pool, row[:, ROW["first_unit"]])
+    return Table(stream, rows.which, row, rows.pool, row[:, ROW["first_unit"]])
 
 
 def _before(counts: Words) -> Words:

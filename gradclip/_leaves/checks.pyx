@@ -63,34 +63,36 @@ cdef cnp.ndarray describe(gc_leaf *leaf, object given, bint write):
     return a
 
 
-cdef int describe_on_device(gc_leaf *leaf, object array, bint write) except -1:
+cdef int describe_on_device(gc_leaf *leaf, object array, bint write, tuple shape, tuple strides) except -1:
     """Describe a CuPy array, or what stands for one. It has no flag against writing, and its memory cannot be looked at: only
-    addresses are."""
-    cdef object dtype = array.dtype, memory = array.data
+    addresses are. shape: its own. strides: its own too, unless it is in C order; else None"""
+    cdef cnp.dtype dtype = array.dtype
+    cdef object memory
     cdef uintptr_t start
-    cdef Py_ssize_t count
+    cdef ptrdiff_t count = 1, n
     cdef int device
-    cdef bint contiguous
     if type(array) is DeviceTensor:     # whose attributes are read in C
-        start, count, device = (<DeviceTensor>array).ptr, (<DeviceTensor>array).size, (<DeviceTensor>array).device_id
-        contiguous = (<DeviceTensor>array)._c_contiguous or (<DeviceTensor>array)._f_contiguous
+        start, device = (<DeviceTensor>array).ptr, (<DeviceTensor>array).device_id
     else:
-        start, count, device = memory.ptr, array.size, memory.device_id
-        contiguous = array._c_contiguous or array._f_contiguous
-    cdef int kind = dtype.num, number = number_of(kind)
+        memory = array.data
+        start, device = memory.ptr, memory.device_id
+    cdef bint contiguous = strides is None or array._f_contiguous
+    cdef int kind = dtype.type_num, number = number_of(kind)
     cdef bint is_complex = kind == cnp.NPY_COMPLEX64 or kind == cnp.NPY_COMPLEX128
     cdef int size = 8 if number == GC_F64 else 4 if number == GC_F32 else 2
     if number < 0:
         refuse_dtype(dtype)
-    if not dtype.isnative:
+    if dtype.byteorder != c"=" and not (<object>dtype).isnative:
         raise TypeError(f"byte order of {dtype!r} is not this machine's")
-    if start % size or not contiguous and any([n > 1 and stride % size for n, stride in zip(array.shape, array.strides)]):
+    if start % size or not contiguous and any([n > 1 and stride % size for n, stride in zip(shape, strides)]):
         raise ValueError("elements are not aligned, which a GPU cannot read")
     leaf.device = 0
     if contiguous:
+        for n in shape:
+            count *= n
         leaf.dtype = leaf.becomes = number
         leaf.itemsize, leaf.is_complex = size, is_complex
-        leaf.size = <ptrdiff_t>count << is_complex
+        leaf.size = count << is_complex
         leaf.data = <char *>start
         leaf.ndim = leaf.unit_ndim = leaf.panel = 0
         leaf.units = 1

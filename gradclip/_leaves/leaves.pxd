@@ -20,13 +20,14 @@ cdef class Leaves(Units):
     cdef void release(self) noexcept
     cdef int take(self, list given, bint anew) except -1
     cdef int take_unusual(self, object given, bint anew) except -1
+    cdef int take_from_device(self, object array) except -1
     cdef object take_foreign(self, object given, bint anew)
     cdef int remember(self, object original) except -1
     cdef int sum_duplicates(self) except -1
     cdef int check_apart(self, Leaves others, bint same_view) except -1
     cdef Tree walked(self)
     cdef object new(self, Py_ssize_t i, shape=*)
-    cdef object model(self, Py_ssize_t i)
+    cdef int make_there(self, list made, int device) except -1
     cdef bint has_tensors(self)
     cpdef written(self)
     cpdef check_count(self, Py_ssize_t found)

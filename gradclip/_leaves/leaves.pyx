@@ -20,9 +20,9 @@ cimport numpy as cnp
 
 from . import foreign, pytorch
 from gradclip._leaves.checks cimport describe, describe_on_device, describe_usual
-from gradclip._leaves.overlap cimport find_overlap
+from gradclip._leaves.overlap cimport find_overlap, lie_beside
 from gradclip._leaves.tensors cimport DeviceTensor, array_of, is_plain_tensor
-from gradclip._leaves.layout cimport GC_BF16, GC_F16, GC_F32, GC_F64
+from gradclip._leaves.layout cimport GC_BF16, GC_F16, GC_F32, GC_F64, gc_leaf
 from gradclip._leaves.tree cimport Tree, flat_leaves, flat_tree, is_cupy
 from gradclip._leaves.units cimport FEW_WORDS, Units
 
@@ -38,6 +38,7 @@ cdef extern from "numpy/arrayobject.h":     # of what is borrowed
 
 cdef enum:
     MAX_NDIM = 64       # of NumPy's arrays
+    APART = 512         # bytes between the beginnings of arrays in one allocation, as CuPy's pool has it
 
 cdef dict DTYPES = {GC_F16: "float16", GC_BF16: "bfloat16", GC_F32: "float32", GC_F64: "float64",
                     GC_F32 | 4: "complex64", GC_F64 | 4: "complex128"}
@@ -117,8 +118,21 @@ cdef class Leaves(Units):
         if cnp.PyArray_Check(array):
             array = describe(&self.leaf[self.count], array, self.write)
         else:
-            describe_on_device(&self.leaf[self.count], array, self.write)
+            self.take_from_device(array)
         return self.append(array)
+
+    cdef int take_from_device(self, object array) except -1:
+        """Describe a leaf on a GPU. Each of its attributes is asked for once in a call: CuPy makes them anew every time."""
+        cdef tuple shape, strides = None
+        if type(array) is DeviceTensor:
+            shape = (<DeviceTensor>array).shape
+            strides = None if (<DeviceTensor>array)._c_contiguous else (<DeviceTensor>array).strides
+        else:
+            shape = array.shape
+            strides = None if array._c_contiguous else array.strides
+        describe_on_device(&self.leaf[self.count], array, self.write, shape, strides)
+        self.note_there(shape, strides)
+        return 0
 
     cdef object take_foreign(self, object given, bint anew):
         """The array that has the memory of a leaf that is none."""
@@ -195,7 +209,7 @@ cdef class Leaves(Units):
                 a = <const Borrowed *>array[i]
                 ndim, length = PyArray_NDIM(a), PyArray_DIMS(a)
             else:
-                shape = <tuple>(self._foreign[i] if sparse and self.is_sparse(i) else self.arrays[i]).shape
+                shape = self._foreign[i].shape if sparse and self.is_sparse(i) else self.shape_of(i)
                 ndim = len(shape)
             if at + 1 + ndim > room:
                 room = max(2 * room, 3 * self.count) + MAX_NDIM
@@ -232,7 +246,7 @@ cdef class Leaves(Units):
         if self._foreign is not None:
             self._foreign = self._replaced = None
         if self.on_device:
-            self._streams = self.tables = None
+            self._streams = self.tables = self._there = self._turned = None
 
     def described(self):
         """Return (path, shape, dtype, number of units) of each leaf, also after the call."""
@@ -353,25 +367,31 @@ cdef class Leaves(Units):
     def all_empty_like(self):
         """A new array like each of these, where it lies."""
         cdef Py_ssize_t i
-        cdef dict there
         made = [None if self.leaf[i].device else self.new(i) for i in range(self.count)]
-        if not self.on_device:
-            return made
-        there = {}
-        for i in range(self.count):
-            if self.leaf[i].device:
-                there.setdefault(self.leaf[i].device - 1, []).append(i)
-        for device, which in there.items():
-            for i, array in zip(which, self.stream(device).all_empty_like([self.model(i) for i in which])):
-                made[i] = array
+        for device in self.devices():
+            self.make_there(made, device)
         return made
 
-    cdef object model(self, Py_ssize_t i):
-        """What a new array on a GPU is made like: a CuPy array, or what tells as much of itself."""
-        array = self.arrays[i]
-        if type(array) is DeviceTensor and not (array._c_contiguous or array._f_contiguous):
-            return array.array()
-        return array
+    cdef int make_there(self, list made, int device) except -1:
+        """Make new arrays on a GPU, each at its place in a list: those like contiguous leaves in one allocation."""
+        cdef Py_ssize_t i, size, total = 0
+        cdef gc_leaf *leaf
+        cdef list which = [], places = []
+        stream = self.stream(device)
+        for i in range(self.count):
+            leaf = &self.leaf[i]
+            if leaf.device != device + 1:
+                continue
+            size = leaf.size * leaf.units * leaf.itemsize
+            if size == 0 or not (self.is_in_c_order(i) or self.arrays[i]._f_contiguous):
+                made[i] = stream.new_like(self.arrays[i].array() if type(self.arrays[i]) is DeviceTensor else self.arrays[i])
+                continue
+            which.append(i)
+            places.append((self._there[i], self.arrays[i].dtype, total, "C" if self.is_in_c_order(i) else "F"))
+            total += (size + APART - 1) // APART * APART
+        for i, array in zip(which, stream.slab(total, places)):
+            made[i] = array
+        return 0
 
     def stream(self, int device):
         """A device, and the stream in which these are worked on there: found out once."""
@@ -462,12 +482,12 @@ cdef class Leaves(Units):
         cdef bint sparse = foreign.knows_sparse()
         mine, theirs = self._foreign or {}, to._foreign or {}
         for i in range(self.count):
-            a, b = self.arrays[i], to.arrays[i]
-            if a.shape != b.shape or self.leaf[i].is_complex != to.leaf[i].is_complex or \
+            if self.shape_of(i) != to.shape_of(i) or self.leaf[i].is_complex != to.leaf[i].is_complex or \
                     (dtypes and self.leaf[i].is_complex and self.leaf[i].dtype != to.leaf[i].dtype):
+                a, b = self.arrays[i], to.arrays[i]
                 raise ValueError(f"{self.path(i)}: {self.name} has shape {a.shape} and dtype {foreign.dtype_name(a.dtype)}, "
                                  f"{to.name} has {b.shape} and {foreign.dtype_name(b.dtype)}")
-            if sparse and not foreign.same_pattern(mine.get(i, a), theirs.get(i, b)):
+            if sparse and not foreign.same_pattern(mine.get(i, self.arrays[i]), theirs.get(i, to.arrays[i])):
                 raise ValueError(
                     f"{self.path(i)}: the stored values of {to.name} stand at other places than those of {self.name}")
 
@@ -492,6 +512,8 @@ cdef class Leaves(Units):
         self.check_apart(others, same_view)
 
     cdef int check_apart(self, Leaves others, bint same_view) except -1:
+        if others is not None and self.write and lie_beside(self.leaf, self.count, others.leaf, others.count):
+            return 0        # these were compared with each other when they passed the gate
         if others is None:
             found = find_overlap(self.leaf, self.arrays, NULL, None, same_view)
         else:

@@ -358,6 +358,30 @@ cdef bint apart(const gc_leaf *leaf, Py_ssize_t n, const gc_leaf *other, Py_ssiz
     return True
 
 
+cdef bint put_hull(const gc_leaf *leaf, Py_ssize_t n, Extent *hull) noexcept nogil:
+    """The bytes from the first to the last of contiguous leaves; False where one is not contiguous."""
+    cdef Py_ssize_t i
+    cdef uintptr_t low, high
+    hull.low, hull.high = <uintptr_t>-1, 0
+    for i in range(n):
+        if leaf[i].ndim or leaf[i].units != 1:
+            return False
+        if leaf[i].size:
+            low = <uintptr_t>leaf[i].data
+            high = low + <uintptr_t>(leaf[i].size * leaf[i].itemsize)
+            hull.low, hull.high = min(hull.low, low), max(hull.high, high)
+    return True
+
+
+cdef bint lie_beside(const gc_leaf *leaf, Py_ssize_t n, const gc_leaf *other, Py_ssize_t m) noexcept nogil:
+    """Whether all leaves of one nesting end before those of the other begin, as where each was allocated in one go. False: not
+    known."""
+    cdef Extent mine, theirs
+    if not put_hull(leaf, n, &mine) or not put_hull(other, m, &theirs):
+        return False
+    return mine.high <= theirs.low or theirs.high <= mine.low
+
+
 cdef object find_overlap(const gc_leaf *leaf, list written, const gc_leaf *other, list read, bint same):
     """The indices of two arrays, the first of them written (and described by `leaf`), that share an element; or None.
 

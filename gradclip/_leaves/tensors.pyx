@@ -22,20 +22,24 @@ cdef extern from "numpy/arrayobject.h":
 cdef enum:
     MAX_DIMENSIONS = 64     # of PyTorch as of NumPy
 
-cdef object TENSOR = None   # torch.Tensor, once somebody has imported it
+cdef dict MODULES = sys.modules
+cdef object LIBRARY = None  # PyTorch, once somebody has imported it,
+cdef object TENSOR = None   # and its Tensor
 
 
 cdef bint is_plain_tensor(object node):
     """Whether something is a tensor and of no subclass, a parameter for one; False without PyTorch, which is never imported
     here."""
-    global TENSOR
-    if TENSOR is None or type(node) is not TENSOR:
-        found = getattr(sys.modules.get("torch"), "Tensor", None)
-        if found is not TENSOR:
-            with cython.critical_section(sys.modules):  # without a GIL several threads may find it
-                TENSOR = found
-        return type(node) is found
-    return True
+    global LIBRARY, TENSOR
+    if TENSOR is not None and type(node) is TENSOR:
+        return True
+    library = MODULES.get("torch")
+    if library is LIBRARY and (TENSOR is not None or library is None):   # what is asked of every leaf takes no longer
+        return False
+    found = getattr(library, "Tensor", None)
+    with cython.critical_section(MODULES):      # without a GIL several threads may find it
+        LIBRARY, TENSOR = library, found
+    return type(node) is found
 
 
 cdef object array_of(object tensor, bint write):

@@ -5,8 +5,8 @@ The walk keeps a Node for each container and nothing for each leaf. A flat list 
 gets its tree when somebody asks for it. Paths are worked out when a message or a report asks for one. Matching and rebuilding
 go through the same nodes: they speak of the nesting as it was walked, and notice where it has changed since."""
 from cpython.dict cimport PyDict_CheckExact, PyDict_Keys, PyDict_Values
-from cpython.list cimport PyList_Check, PyList_CheckExact, PyList_GET_ITEM
-from cpython.tuple cimport PyTuple_Check, PyTuple_CheckExact
+from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM
+from cpython.tuple cimport PyTuple_CheckExact
 
 import re
 import sys
@@ -26,21 +26,28 @@ cnp.import_array()
 cdef enum:
     MAX_DEPTH = 200     # far above any model, far below what the C stack holds
 
-cdef object CUPY = None     # cupy.ndarray, once somebody has imported it
+cdef dict MODULES = sys.modules
+cdef object LIBRARY = None  # CuPy, once somebody has imported it,
+cdef object CUPY = None     # and its ndarray
 
 
 cdef bint is_cupy(object node):
     """Whether something is a CuPy array: not without CuPy, which is never imported here."""
-    global CUPY
-    if PyList_Check(node) or PyTuple_Check(node) or PyDict_CheckExact(node):
+    global LIBRARY, CUPY
+    if CUPY is not None and type(node) is CUPY:
+        return True
+    library = MODULES.get("cupy")
+    if library is LIBRARY and (CUPY is not None or library is None):     # what is asked of every leaf takes no longer
         return False
-    if CUPY is None or type(node) is not CUPY:
-        found = getattr(sys.modules.get("cupy"), "ndarray", None)
-        if found is not CUPY:
-            with cython.critical_section(sys.modules):  # without a GIL several threads may find it
-                CUPY = found
-        return type(node) is found
-    return True
+    found = getattr(library, "ndarray", None)
+    with cython.critical_section(MODULES):      # without a GIL several threads may find it
+        LIBRARY, CUPY = library, found
+    return type(node) is found
+
+
+cdef bint is_lone(object node):
+    """Whether something is an array of NumPy or CuPy or a plain tensor: a leaf, by its type alone."""
+    return cnp.PyArray_CheckExact(node) or is_cupy(node) or is_plain_tensor(node)
 
 
 cdef int frames_of_gradclip() except -1:
@@ -69,7 +76,7 @@ cdef Node node_of(object container, str name):
     cdef Node node
     cdef object kind = None
     if not (PyList_CheckExact(container) or PyDict_CheckExact(container) or PyTuple_CheckExact(container)):
-        if cnp.PyArray_Check(container) or is_plain_tensor(container) or is_cupy(container):
+        if cnp.PyArray_Check(container) or is_lone(container):
             return None
         kind = containers.kind_of(container, name == "params")
         if kind is None:
@@ -116,9 +123,9 @@ cdef list flat_leaves(object nesting):
     elif PyList_CheckExact(nesting) or PyTuple_CheckExact(nesting):
         items = list(nesting)
     else:
-        return [nesting] if nesting is not None and (is_plain_tensor(nesting) or is_cupy(nesting)) else None
+        return [nesting] if is_lone(nesting) else None
     for item in items:
-        if not cnp.PyArray_CheckExact(item) and (item is None or not (is_plain_tensor(item) or is_cupy(item))):
+        if not is_lone(item):
             return None
     return items
 
@@ -393,7 +400,7 @@ cdef class Tree:
         if n != len(theirs.items):
             raise ValueError(f"{self.joined(parts)}: {self.name} has {n} entries, {sought.name} has {len(theirs.items)}")
         for i in range(n):
-            if cnp.PyArray_CheckExact(theirs.items[i]) and cnp.PyArray_CheckExact(mine.items[i]):
+            if is_lone(theirs.items[i]) and is_lone(mine.items[i]):
                 sought.found.append(theirs.items[i])
             else:
                 self.match_item(mine.items[i], theirs.items[i], (*parts, str(i)), sought)
@@ -413,7 +420,11 @@ cdef class Tree:
             key = next(key for key in others if key not in mine_too)
             raise ValueError(f"{self.joined((*parts, str(key)))}: {sought.name} has an entry that {self.name} has not")
         for key, item in zip(keys, mine.items):
-            self.match_item(item, others[key], (*parts, str(key)), sought)
+            other = others[key]
+            if is_lone(other) and is_lone(item):
+                sought.found.append(other)
+            else:
+                self.match_item(item, other, (*parts, str(key)), sought)
         return 0
 
     cdef str joined(self, tuple parts):

@@ -17,6 +17,8 @@ cdef class Units:
     cdef Py_ssize_t *_shapes            # of each leaf: 256 * dimensions + its dtype, and the length of each; NULL: not noted
     cdef Py_ssize_t _few_words[FEW_WORDS]
     cdef list _unit_axes                # of each leaf, once they are cut
+    cdef dict _there                    # index -> shape of each leaf on a GPU, and
+    cdef dict _turned                   # index -> strides of each that is not in C order; None: there are none on a GPU
     cdef Units _pair                    # keeps the arrays behind `source` alive
 
     cpdef str path(self, Py_ssize_t index)
@@ -25,3 +27,7 @@ cdef class Units:
     cdef int append(self, object array) except -1
     cdef int make_room_for_sources(self) except -1
     cdef int pair(self, Units to) except -1
+    cdef int note_there(self, tuple shape, tuple strides) except -1
+    cdef tuple shape_of(self, Py_ssize_t i)
+    cdef bint is_in_c_order(self, Py_ssize_t i)
+    cdef bint lies_like(self, Py_ssize_t i, Units other)

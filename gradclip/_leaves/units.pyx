@@ -111,6 +111,35 @@ cdef class Units:
         memset(self.source, 0, size)
         return 0
 
+    # ---- what CuPy's arrays tell of themselves ----------------------------------------------
+
+    cdef int note_there(self, tuple shape, tuple strides) except -1:
+        """Note shape and strides of the next leaf, which lies on a GPU. strides : None if its elements are in C order"""
+        if self._there is None:
+            self._there, self._turned = {}, {}
+        self._there[self.count] = shape
+        if strides is not None:
+            self._turned[self.count] = strides
+        return 0
+
+    cdef tuple shape_of(self, Py_ssize_t i):
+        """The shape of a leaf."""
+        return <tuple>self._there[i] if self.leaf[i].device and self._there is not None else <tuple>self.arrays[i].shape
+
+    cdef bint is_in_c_order(self, Py_ssize_t i):
+        """Whether the elements of a leaf on a GPU lie side by side in C order."""
+        return i not in self._turned
+
+    cdef bint lies_like(self, Py_ssize_t i, Units other):
+        """Whether two leaves on a GPU, of one shape and number, have the same strides."""
+        return self._turned.get(i) == other._turned.get(i)
+
+    def turned(self, int device):
+        """[(index, shape, strides)] of the leaves on a GPU that a write pass reads, of those whose elements are not in C order."""
+        cdef Units read = self if self._pair is None else self._pair
+        cdef Py_ssize_t i
+        return [(i, read._there[i], strides) for i, strides in read._turned.items() if read.leaf[i].device == device + 1]
+
     # ---- cutting ----------------------------------------------------------------------------
 
     def cut(self, list unit_axes):
@@ -146,8 +175,7 @@ cdef class Units:
         to.units = self.units
         for i in range(to.count):
             if self._unit_axes is None and self.leaf[i].ndim == 0 and to.leaf[i].ndim == 0 and \
-                    (self.arrays[i].strides == to.arrays[i].strides if self.leaf[i].device else
-                     same_strides(self.arrays[i], to.arrays[i])):
+                    (self.lies_like(i, to) if self.leaf[i].device else same_strides(self.arrays[i], to.arrays[i])):
                 to.source[i] = self.leaf[i]
             else:
                 PyMem_Free(to.leaf[i].axes)

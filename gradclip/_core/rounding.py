@@ -54,15 +54,16 @@ def holds(dtype: np.dtype[Any], other: np.dtype[Any]) -> bool:
     return mine.half <= theirs.half and mine.least <= theirs.least and mine.most >= theirs.most
 
 
-def typical(arrays: Iterable[Array], together: bool) -> float:
+def typical(leaves: Leaves, together: bool) -> float:
     """What the rounding of n elements typically adds to a norm, relatively: u / sqrt(n).
 
-    together : whether all arrays share a norm; else the largest of each
+    together : whether all leaves share a norm; else the largest of each
     """
-    filled = [a for a in arrays if a.size]
+    sizes = [(n, dtype) for n, _, dtype in leaves.kinds()] if together else [(a.size, a.dtype) for a in leaves.arrays]
+    filled = [(n, dtype) for n, dtype in sizes if n]
     if together and filled:  # whatever they are split into
-        return max(unit_of(a.dtype).half for a in filled) / math.sqrt(sum(a.size for a in filled))
-    return max((unit_of(a.dtype).half / math.sqrt(a.size) for a in filled), default=1.0)
+        return max(unit_of(dtype).half for _, dtype in filled) / math.sqrt(sum(n for n, _ in filled))
+    return max((unit_of(dtype).half / math.sqrt(n) for n, dtype in filled), default=1.0)
 
 
 def safety(ord: float) -> float:
@@ -138,11 +139,15 @@ class RoundingBound(NamedTuple):
     @classmethod
     def of_leaves(cls, to: Leaves, options: Options, together: bool) -> RoundingBound:
         """The RoundingBound of what is written to leaves: to one unit of each where these share a norm, else to the largest."""
+        kinds = to.kinds()
+        if together and len(kinds) == 1:  # nothing is rounded but the number of elements
+            _, n, dtype = kinds[0]
+            return cls.of([(n, dtype, dtype)], options.ord, options.grad_scale)
         parts = [(a.size // max(n, 1), a.dtype, a.dtype) for a, n in zip(to.arrays, to.leaf_units(), strict=True)]
         rounding = cls.of(parts, options.ord, options.grad_scale)
         if together:
             return rounding
-        lost = (cls.of([part], options.ord, options.grad_scale).lost for part in parts)
+        lost = (cls.of([part], options.ord, options.grad_scale).lost for part in dict.fromkeys(parts))
         return rounding._replace(lost=max(lost, default=0.0))
 
     @classmethod

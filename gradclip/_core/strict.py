@@ -131,7 +131,7 @@ def enforce(engine: Engine, request: Request, plan: Plan, sums: Sums) -> None:
         if bound < math.inf and not plan.keeps(i) and not sums.shows_nonfinite(unit)
     ]
     shared, exact = together or request.by_owner, exact_order(options.ord, request.to.sources)
-    slack, rounding = typical(request.to.arrays, shared), RoundingBound.of_leaves(request.to, options, shared)
+    slack, rounding = typical(request.to, shared), RoundingBound.of_leaves(request.to, options, shared)
     for more in reversed(range(ROUNDS)):
         planned = by_unit(request, plan, sums)
         written = engine.measure_written(request.to, planned, options.ord)

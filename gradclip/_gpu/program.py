@@ -173,8 +173,10 @@ class DeviceStream:
         with self:
             return cupy.empty_like(array)
 
-    def slab(self, size: int, places: Sequence[tuple[tuple[int, ...], np.dtype[Any], int, str]]) -> list[DeviceArray]:
-        """New contiguous arrays in one allocation, as results.
+    def slab(
+        self, size: int, places: Sequence[tuple[tuple[int, ...], np.dtype[Any], int, str]]
+    ) -> tuple[list[DeviceArray], int]:
+        """New contiguous arrays in one allocation, as results, and the address at which this begins.
 
         places : shape, dtype, offset in bytes and order of each
         """
@@ -184,7 +186,7 @@ class DeviceStream:
         array = cupy.ndarray
         with self:
             memory = cupy.empty(size, np.uint8).data
-        return [array(shape, dtype, memory + offset, None, order) for shape, dtype, offset, order in places]
+        return [array(shape, dtype, memory + offset, None, order) for shape, dtype, offset, order in places], memory.ptr
 
     def constant(self, array: Array) -> DeviceArray:
         """A copy of an array that stays as it is; of one that is not large, that of an earlier call in this stream."""

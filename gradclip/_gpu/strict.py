@@ -26,9 +26,9 @@ def enforce(request: Request, sums: DeviceSums, decided: Decided, opened: list[D
     the others, by a slack that doubles. In the last they get a factor that holds however elements are rounded."""
     options, together = request.options, decided.together
     shared = together or request.by_owner
-    slack, rounding = typical(request.to.arrays, shared), RoundingBound.of_leaves(request.to, options, shared)
+    slack, rounding = typical(request.to, shared), RoundingBound.of_leaves(request.to, options, shared)
     tables = [table_of(request.to, stream.device) for stream in sums.streams]
-    alike = len({a.dtype for a in request.to.arrays if a.size}) == 1
+    alike = sum(elements > 0 for elements, _, _ in request.to.kinds()) == 1
     most = rounding.most if alike else math.inf  # of one dtype, which the largest of all elements may reach
     common = options.eps, order_of(options.ord), options.grad_scale, safety(options.ord)
     for more in reversed(range(ROUNDS)):

@@ -1,3 +1,4 @@
+from gradclip._leaves.layout cimport gc_leaf
 from gradclip._leaves.tree cimport Tree
 from gradclip._leaves.units cimport Units
 
@@ -27,7 +28,8 @@ cdef class Leaves(Units):
     cdef int check_apart(self, Leaves others, bint same_view) except -1
     cdef Tree walked(self)
     cdef object new(self, Py_ssize_t i, shape=*)
-    cdef int make_there(self, list made, int device) except -1
+    cdef int make_there(self, list made, gc_leaf *to, int device) except -1
+    cdef object plain(self, Py_ssize_t i)
     cdef bint has_tensors(self)
     cpdef written(self)
     cpdef check_count(self, Py_ssize_t found)

@@ -10,6 +10,7 @@ from cpython.list cimport PyList_CheckExact
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.ref cimport PyObject
 from cpython.tuple cimport PyTuple_CheckExact
+from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
 import math
@@ -365,33 +366,51 @@ cdef class Leaves(Units):
         return np.empty_like(self.arrays[i], subok=False, shape=shape)
 
     def all_empty_like(self):
-        """A new array like each of these, where it lies."""
+        """Leaves of new arrays, one like each of these, where it lies."""
         cdef Py_ssize_t i
-        made = [None if self.leaf[i].device else self.new(i) for i in range(self.count)]
+        cdef list made = [None if self.leaf[i].device else self.new(i) for i in range(self.count)]
+        cdef Leaves to = Leaves(made if self.on_device == 0 else [], False, self.name, False, self.walked())
+        if self.on_device == 0:
+            return to
+        to._given = made
+        to.reserve(self.count)
         for device in self.devices():
-            self.make_there(made, device)
-        return made
-
-    cdef int make_there(self, list made, int device) except -1:
-        """Make new arrays on a GPU, each at its place in a list: those like contiguous leaves in one allocation."""
-        cdef Py_ssize_t i, size, total = 0
-        cdef gc_leaf *leaf
-        cdef list which = [], places = []
-        stream = self.stream(device)
+            self.make_there(made, to.leaf, device)
         for i in range(self.count):
-            leaf = &self.leaf[i]
-            if leaf.device != device + 1:
-                continue
-            size = leaf.size * leaf.units * leaf.itemsize
-            if size == 0 or not (self.is_in_c_order(i) or self.arrays[i]._f_contiguous):
-                made[i] = stream.new_like(self.arrays[i].array() if type(self.arrays[i]) is DeviceTensor else self.arrays[i])
-                continue
-            which.append(i)
-            places.append((self._there[i], self.arrays[i].dtype, total, "C" if self.is_in_c_order(i) else "F"))
-            total += (size + APART - 1) // APART * APART
-        for i, array in zip(which, stream.slab(total, places)):
-            made[i] = array
+            if made[i] is None:         # not contiguous
+                made[i] = self.stream(self.leaf[i].device - 1).new_like(self.plain(i))
+                to.take_from_device(made[i])
+            elif self.leaf[i].device:
+                to.note_there(self._there[i], self._turned.get(i))
+            else:
+                describe(&to.leaf[i], made[i], False)
+            to.append(made[i])
+        return to
+
+    cdef int make_there(self, list made, gc_leaf *to, int device) except -1:
+        """Make new arrays like the contiguous leaves on a GPU in one allocation, each at its place in a list, and describe
+        them. Places of other leaves are left alone."""
+        cdef Py_ssize_t i, size, total = 0
+        cdef uintptr_t start
+        cdef list which = [], places = []
+        for i in range(self.count):
+            size = self.leaf[i].size * self.leaf[i].units * self.leaf[i].itemsize
+            if self.leaf[i].device == device + 1 and size and (self.is_in_c_order(i) or self.arrays[i]._f_contiguous):
+                which.append(i)
+                places.append((self._there[i], self.arrays[i].dtype, total, "C" if self.is_in_c_order(i) else "F"))
+                to[i] = self.leaf[i]
+                to[i].data, to[i].size = <char *>total, self.leaf[i].size * self.leaf[i].units
+                to[i].axes, to[i].ndim, to[i].unit_ndim, to[i].panel, to[i].units = NULL, 0, 0, 0, 1
+                total += (size + APART - 1) // APART * APART
+        found, first = self.stream(device).slab(total, places)
+        start = first
+        for i, array in zip(which, found):
+            made[i], to[i].data = array, to[i].data + start
         return 0
+
+    cdef object plain(self, Py_ssize_t i):
+        """The CuPy array that has the memory of a leaf on a GPU."""
+        return self.arrays[i].array() if type(self.arrays[i]) is DeviceTensor else self.arrays[i]
 
     def stream(self, int device):
         """A device, and the stream in which these are worked on there: found out once."""
@@ -437,7 +456,7 @@ cdef class Leaves(Units):
         """Leaves to write results of these into: new arrays like them, or those of `out`, which may have other real dtypes."""
         cdef Leaves to
         if out is None:
-            to = Leaves(self.all_empty_like(), False, self.name, False, self.walked())
+            to = self.all_empty_like()
         else:
             to = self.counterpart(out, "out", True, True)
             self.check_alike(to)

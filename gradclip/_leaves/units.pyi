@@ -1,3 +1,7 @@
+from typing import Any
+
+import numpy as np
+
 from gradclip._core.arguments import Array
 
 class Units:
@@ -12,6 +16,7 @@ class Units:
     def casts(self) -> bool: ...
     @property
     def size(self) -> int: ...
+    def kinds(self) -> list[tuple[int, int, np.dtype[Any]]]: ...
     @property
     def sources(self) -> list[Array]: ...
     @property

@@ -60,6 +60,23 @@ cdef class Units:
             total += self.leaf[i].units * self.leaf[i].size >> self.leaf[i].is_complex
         return total
 
+    def kinds(self):
+        """[(elements, elements of one unit of each leaf, dtype)] of the leaves of each dtype together."""
+        cdef Py_ssize_t elements[8]
+        cdef Py_ssize_t of_units[8]
+        cdef Py_ssize_t i, size
+        cdef int kind
+        cdef list dtypes = [None] * 8
+        for i in range(self.count):
+            kind = self.leaf[i].dtype | self.leaf[i].is_complex << 2
+            if dtypes[kind] is None:
+                dtypes[kind] = self.arrays[i].dtype
+                elements[kind] = of_units[kind] = 0
+            size = self.leaf[i].size >> self.leaf[i].is_complex
+            elements[kind] += size * self.leaf[i].units
+            of_units[kind] += size if self.leaf[i].units else 0
+        return [(elements[kind], of_units[kind], dtypes[kind]) for kind in range(8) if dtypes[kind] is not None]
+
     @property
     def sources(self):
         """The arrays that a write pass reads."""
@@ -135,7 +152,7 @@ cdef class Units:
         return self._turned.get(i) == other._turned.get(i)
 
     def turned(self, int device):
-        """[(index, shape, strides)] of the leaves on a GPU that a write pass reads, of those whose elements are not in C order."""
+        """[(index, shape, strides)] of the leaves that a write pass reads on a GPU, of those that are not in C order."""
         cdef Units read = self if self._pair is None else self._pair
         cdef Py_ssize_t i
         return [(i, read._there[i], strides) for i, strides in read._turned.items() if read.leaf[i].device == device + 1]

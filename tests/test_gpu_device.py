@@ -52,6 +52,39 @@ def test_nothing_is_waited_for_until_the_report_is_read(cupy, policy):
     assert waits(cupy) > before
 
 
+def test_a_call_is_three_kernels(cupy):
+    if not is_watched(cupy):
+        pytest.skip("a GPU does not tell what is launched")
+    g, params = there(cupy, model()), there(cupy, model(seed=1))
+    journal(cupy)
+    for call in (
+        lambda: gradclip.clip_by_global_norm_(g, 1.0, nonfinite="skip"),
+        lambda: gradclip.clip_by_global_norm(g, 0.5, out=params, nonfinite="zero"),
+        lambda: gradclip.sgd_step_(params, g, 0.1, 1.0, nonfinite="skip"),
+        lambda: gradclip.normalize_(g, nonfinite="propagate"),
+    ):
+        call()
+        assert [name for name, _ in journal(cupy)] == ["measure_squares", "fold_and_decide", "write_leaves"]
+
+
+@pytest.mark.parametrize("policy", ["skip", "zero", "raise"])
+def test_whichever_block_ends_last_the_bits_are_the_same(cupy, policy):
+    """Sums of 520 units are folded by three thread blocks, of which the last one decides."""
+    rng = np.random.default_rng(7)
+    leaves = [rng.standard_normal(3).astype("float32") for _ in range(520)]
+    want, report = gradclip.clip_by_global_norm(leaves, 2.0, nonfinite=policy)
+    for _ in range(4):
+        g = there(cupy, leaves)
+        found = gradclip.clip_by_global_norm_(g, 2.0, nonfinite=policy)
+        assert_same_report(report, found)
+        assert all(host(a).tobytes() == b.tobytes() for a, b in zip(g, want, strict=True))
+    if policy == "skip":  # of one bad element anywhere, every thread block must know
+        leaves[350][1] = np.inf
+        g = there(cupy, leaves)
+        assert gradclip.clip_by_global_norm_(g, 2.0, nonfinite="skip").skipped
+        assert all(host(a).tobytes() == b.tobytes() for a, b in zip(g, leaves, strict=True))
+
+
 def test_raise_waits_for_the_total_alone(cupy):
     if not is_watched(cupy):
         pytest.skip("a GPU does not count waits")

@@ -267,7 +267,7 @@ def test_rounds_are_few_and_leave_alone_what_keeps_its_bound(cupy):
         assert waits(cupy) == before + 1
         names = [name for name, _ in journal(cupy) if name != "fetch"]
         assert names == [
-            *("measure_squares", "fold_segments", "decide_units"),
+            *("measure_squares", "fold_and_decide"),
             *("measure_squares", "fold_segments", "enforce") * 4,
             "write_leaves",
         ]

@@ -36,49 +36,71 @@ __device__ bool decide_one(Write *w, const Sum *s, double threshold, const gc_qu
     return close;
 }
 
-/* thresholds: one per unit, or null: `threshold` for each. limit: see BOUNDS. open: null; or whether what a unit becomes is to be
- * held to its threshold by `enforce`. total: null, unless it is needed for SKIP or to count, as its `outside`, the units that
- * only exact sums decide. */
-KERNEL(decide_units, )(const Sum *unit, Sum *total, i64 n, const double *thresholds, double threshold, double eps, double ord,
-                       double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open, Write *writes)
+/* What a launch asks of all units. limit: see BOUNDS. open: null; or whether what a unit becomes is to be held to its threshold by
+ * `enforce`. */
+struct Asking {
+    double eps, ord, grad_scale, lr, limit, safety;
+    i64 flags, *open;
+    Write *writes;
+};
+
+/* Decide about unit i. total: null, unless it is needed for SKIP or to count, as its `outside`, the units that only exact sums
+ * decide. */
+__device__ void decide_unit(const Sum *s, Sum *total, i64 i, double threshold, const Asking *a)
 {
-    const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= n)
-        return;
-    const Sum *s = unit + i;
+    const i64 flags = a->flags;
     const gc_question ask = {
-        ord, eps, grad_scale, (flags & FINITE_ONLY) != 0, (flags & NORMALIZE) != 0, (flags & (BOUNDS | STRICT)) != 0};
+        a->ord, a->eps, a->grad_scale, (flags & FINITE_ONLY) != 0, (flags & NORMALIZE) != 0, (flags & (BOUNDS | STRICT)) != 0};
     Write w = {GC_KEEP, 0, 0, gc_plain_factor(1)};
     bool close = false;
-    if (thresholds)
-        threshold = thresholds[i];
     if (flags & SKIP && total->nans + total->infs > 0) {
         w.kind = flags & (KEEP_OUT | STEPS) ? GC_LEAVE : GC_KEEP;
     } else if (flags & CLAMPS) {
         w.kind = s->outside ? GC_CLAMP : GC_KEEP;
     } else {
-        close = decide_one(&w, s, threshold, &ask, limit, flags);
+        close = decide_one(&w, s, threshold, &ask, a->limit, flags);
         w.zero = flags & FINITE_ONLY && s->nans + s->infs > 0;
         if (flags & STEPS) {
             w.kind = GC_STEP;
             if (flags & STRICT && !shows_nonfinite(s, flags))
-                shrink_step(&w, s, threshold, grad_scale, ord, flags & EXACT, safety);
-            gc_multiply(&w.factor, lr);
+                shrink_step(&w, s, threshold, a->grad_scale, a->ord, flags & EXACT, a->safety);
+            gc_multiply(&w.factor, a->lr);
         }
         if (w.zero && flags & BOUNDS) { /* such a sample is left out of the sum */
             w.kind = GC_SCALE;
             w.factor = gc_plain_factor(0);
         }
     }
-    if (open)
-        open[i] = w.kind == GC_SCALE && threshold < GC_INF && !shows_nonfinite(s, flags);
+    if (a->open)
+        a->open[i] = w.kind == GC_SCALE && threshold < GC_INF && !shows_nonfinite(s, flags);
     if (close) {
         if (total)
             atomicAdd((u64 *)&total->outside, 1ull);
-        if (open && grad_scale == 1)
+        if (a->open && a->grad_scale == 1)
             w.kind = GC_KEEP; /* the first round measures it as it is */
     }
-    writes[i] = w;
+    a->writes[i] = w;
+}
+
+/* thresholds: one per unit, or null: `threshold` for each. */
+KERNEL(decide_units, )(const Sum *unit, Sum *total, i64 n, const double *thresholds, double threshold, double eps, double ord,
+                       double grad_scale, double lr, double limit, double safety, i64 flags, i64 *open, Write *writes)
+{
+    const i64 i = (i64)blockIdx.x * THREADS + threadIdx.x;
+    const Asking a = {eps, ord, grad_scale, lr, limit, safety, flags, open, writes};
+    if (i < n)
+        decide_unit(unit + i, total, i, thresholds ? thresholds[i] : threshold, &a);
+}
+
+/* Where all leaves share a factor: what is folded last is decided at once, by the thread that wrote it. */
+KERNEL(fold_and_decide, )(const Leaf *leaf, i64 count, i64 blocks, const Sum *slots, i64 units, i64 lanes, double ord,
+                          Sum *unit, Sum *partial, Sum *total, u32 *ticket, double threshold, double eps, double grad_scale,
+                          double lr, double limit, double safety, i64 flags, i64 *open, Write *writes)
+{
+    const Folding f = {slots, units, lanes, ord, unit, partial, total, ticket};
+    const Asking a = {eps, ord, grad_scale, lr, limit, safety, flags, open, writes};
+    if (fold_to_total(leaf, count, &f) && threadIdx.x == 0)
+        decide_unit(total, total, 0, threshold, &a);
 }
 
 /* The factors of samples, so that no element leaves the range of what it is rounded to: Plan.keep_finite (_cpu/plan.pyx).

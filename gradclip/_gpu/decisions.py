@@ -66,6 +66,10 @@ class Decided:
         options, flags = question.options, question.flags
         numbers = options.eps, sums.order, sums.grad_scale, question.lr, question.limit, safety(options.ord)
         counts = flags & STRICT and options.nonfinite == "raise"  # what only exact sums decide
+        if together:
+            others, held = numbers[:1] + numbers[2:], 0 if opened is None else opened[0]  # the pass knows its order
+            if sums.decide_together(thresholds[0][1], *others, flags, held, self.writes[0]):
+                return
         for k, (stream, writes) in enumerate(zip(sums.streams, self.writes, strict=True)):
             n, total = len(writes), sums.totals[k] if counts or flags & SKIP else 0
             args = *thresholds[k], *numbers, flags, 0 if opened is None else opened[k], writes

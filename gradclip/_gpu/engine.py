@@ -15,7 +15,7 @@ from .._core.uninterrupted import Uninterrupted
 from .._cpu import accumulate, exact, passes
 from .._cpu.plan import clamping
 from . import decisions
-from .reading import read
+from .reading import begin, read
 from .strict import enforce
 from .sums import About, DeviceSums, absorb, value_at
 from .table import sample_table, table_of
@@ -96,7 +96,8 @@ class Devices:
     def measure(
         self, leaves: Leaves, ord: float, grad_scale: float = 1.0, finite_only: bool = False, norms: bool = True
     ) -> DeviceSums:
-        parts = [read(table, ord) for table in _read_tables(leaves)]
+        tables = _read_tables(leaves)
+        parts = begin(tables[0], ord) if len(tables) == 1 else [read(table, ord) for table in tables]
         about = About(ord, grad_scale, finite_only, leaves.size, leaves.naming())
         return DeviceSums(parts, leaves.units, about)
 

@@ -63,28 +63,44 @@ __device__ void fold_units(const Leaf *leaf, i64 count, const Sum *from, i64 uni
         partial[blockIdx.x] = *sum;
 }
 
-/* Units, a partial sum of all by each thread block, and in the last block that ends the sum of all. ticket: how many have ended,
- * from 0. */
-KERNEL(fold_segments, )(const Leaf *leaf, i64 count, i64 blocks, const Sum *slots, i64 units, i64 lanes, double ord, Sum *unit,
-                        Sum *partial, Sum *total, u32 *ticket)
+/* What a pass over segments is folded from and to. ticket: how many thread blocks have ended, from 0. */
+struct Folding {
+    const Sum *slots;
+    i64 units, lanes;
+    double ord;
+    Sum *unit, *partial, *total;
+    u32 *ticket;
+};
+
+/* Units, a partial sum of all by each thread block, and in the last block that ends the sum of all. Returns whether this is that
+ * block; its first thread has written the sum of all. */
+__device__ bool fold_to_total(const Leaf *leaf, i64 count, const Folding *f)
 {
     __shared__ Sum sums[THREADS];
     __shared__ bool last;
-    fold_units(leaf, count, slots, units, true, lanes, ord, sums, unit, partial);
+    fold_units(leaf, count, f->slots, f->units, true, f->lanes, f->ord, sums, f->unit, f->partial);
     if (gridDim.x == 1) {
         if (threadIdx.x == 0)
-            *total = *partial;
-        return;
+            *f->total = *f->partial;
+        return true;
     }
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicAdd(ticket, 1u) + 1 == gridDim.x;
+        last = atomicAdd(f->ticket, 1u) + 1 == gridDim.x;
     }
     __syncthreads();
     if (!last)
-        return;
+        return false;
     __threadfence();
-    fold_all(partial, gridDim.x, ord, sums, total);
+    fold_all(f->partial, gridDim.x, f->ord, sums, f->total);
+    return true;
+}
+
+KERNEL(fold_segments, )(const Leaf *leaf, i64 count, i64 blocks, const Sum *slots, i64 units, i64 lanes, double ord, Sum *unit,
+                        Sum *partial, Sum *total, u32 *ticket)
+{
+    const Folding f = {slots, units, lanes, ord, unit, partial, total, ticket};
+    fold_to_total(leaf, count, &f);
 }
 
 /* Units i, i + owners, i + 2 * owners ... belong to owner i. */

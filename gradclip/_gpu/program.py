@@ -29,7 +29,7 @@ FILES = ("sums.cu", "leaves.cu", "measure.cu", "fold.cu", "strict.cu", "decide.c
 # else is launched is an error, and a test compares.
 GROUPS = (
     *(("measure_largest",), ("measure_magnitudes",), ("measure_squares",), ("measure_powers",), ("measure_and_count",)),
-    ("fold_segments", "fold_owners", "fold_total", "decide_units", "enforce", "keep_finite", "weigh"),
+    ("fold_segments", "fold_and_decide", "fold_owners", "fold_total", "decide_units", "enforce", "keep_finite", "weigh"),
     *(("write_leaves",), ("cast_leaves",), ("sum_samples",)),
 )
 KERNELS = tuple(name for group in GROUPS for name in group)

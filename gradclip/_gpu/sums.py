@@ -13,7 +13,7 @@ from .._cpu.sums import Sums
 from .._leaves.foreign import numbers
 from .gather import delivered, gathered
 from .program import THREADS
-from .reading import WORDS_OF_SUM, Part, order_of
+from .reading import WORDS_OF_SUM, Part, Reading, order_of
 
 if TYPE_CHECKING:
     from .._core.arguments import Array, Floats, Words
@@ -42,17 +42,21 @@ class DeviceSums:
 
     Every device folds by the same arithmetic, and so alike. Whatever else `Sums` can be asked is asked of `host()`, which
     gives the same Sums in the memory of the host, and waits for the pass. Leaves are not held: a report that is not read keeps
-    no gradient alive."""
+    no gradient alive.
+
+    Of leaves on one device what was read is folded when it is asked for: by then it may be known what is to be decided of it,
+    and one kernel does both."""
 
     def __init__(
         self,
-        parts: list[Part],
+        parts: list[Part] | Reading,
         count: int,
         about: About,
         bring: Callable[[], Sums] | None = None,
         by_unit: DeviceSums | None = None,
     ) -> None:
-        self.by_device, self.streams, self.count = parts, [part.table.stream for part in parts], count
+        self._parts, self.count = parts, count
+        self.streams = [part.table.stream for part in ([parts] if isinstance(parts, Reading) else parts)]
         self.order, self.grad_scale = order_of(about.ord), about.grad_scale
         # What Sums are made from, if not from `parts`; and the Sums by unit, where these are by sample. Never a reference to
         # these Sums themselves: they would live on until the garbage collector runs.
@@ -68,6 +72,22 @@ class DeviceSums:
     def units(self) -> DeviceSums:
         """The Sums by unit: these themselves or, if these are of samples, those that they were folded from."""
         return self if self._by_unit is None else self._by_unit
+
+    @property
+    def by_device(self) -> list[Part]:
+        """What each device holds."""
+        if isinstance(self._parts, Reading):
+            self._parts = [self._parts.fold()]
+        return self._parts
+
+    def decide_together(self, *args: Any) -> bool:
+        """Let one kernel fold what was read, and decide about all of it.
+
+        It returns False if that is folded already, or if there is nothing. args : what `Reading.decide` takes"""
+        if not isinstance(self._parts, Reading) or not self._parts.table.partials:
+            return False
+        self._parts = [self._parts.decide(*args)]
+        return True
 
     def host(self, arrays: Sequence[Array | DeviceArray] | None = None) -> Sums:
         """What was found as Sums of the host. arrays: the leaves, if the first element that is not finite is to be shown."""
@@ -181,7 +201,7 @@ class DeviceSums:
 
     def words(self, together: bool, width: int) -> list[DeviceArray]:
         """Return on each device an array of `width` words for each factor, yet to be filled."""
-        return [stream.empty(len(self.shared(k, together)), width) for k, stream in enumerate(self.streams)]
+        return [stream.empty(1 if together else len(self.shared(k, False)), width) for k, stream in enumerate(self.streams)]
 
     def told(self, arrays: list[DeviceArray], together: bool) -> Words:
         """Fetch a row for each factor from the devices, as one array: of all units or, with `together`, one row for all."""

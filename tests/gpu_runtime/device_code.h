@@ -79,9 +79,18 @@ static inline unsigned short to_f16(float x)
     return (unsigned short)(sign | (below < above || (below == above && low % 2 == 0) ? low : high));
 }
 
-/* Thread blocks run one after the other. */
+/* Thread blocks run one after the other, in another order at each launch: on a device there is none. */
 static void (*body)(); /* what each thread of a block does */
 static void run_block();
+
+static unsigned drawn()
+{
+    static unsigned long long state = 1;
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    return (unsigned)(state >> 33);
+}
+
+static unsigned common_divisor(unsigned a, unsigned b) { return b ? common_divisor(b, a % b) : a; }
 
 template <class... A, size_t... I>
 static void launch_with(void (*kernel)(A...), unsigned blocks, void **args, std::index_sequence<I...>)
@@ -92,8 +101,13 @@ static void launch_with(void (*kernel)(A...), unsigned blocks, void **args, std:
     a = args;
     body = [] { k(*(A *)a[I]...); };
     gridDim.x = blocks;
-    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
+    unsigned step = 1 + drawn() % blocks, first = drawn() % blocks;
+    while (common_divisor(step, blocks) != 1) /* else some blocks would run twice, and others never */
+        step++;
+    for (unsigned long long i = 0; i < blocks; i++) {
+        blockIdx.x = (unsigned)((first + i * step) % blocks);
         run_block();
+    }
 }
 
 template <class... A>

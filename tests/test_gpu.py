@@ -455,3 +455,23 @@ def test_norms_in_the_middle_between_two_float64(cupy, devices):
         samples = [np.full((2, 20), x), np.full((2, 16), x)]
         summed = gradclip.per_sample_clip_sum(across(cupy, devices, samples), norm)[1]
         assert summed.norms.tolist() == [norm, norm]
+
+
+@pytest.mark.parametrize("put", ["nothing", "nan", "inf", "tiny", "huge"])
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_leaves_of_whole_tiles(cupy, dtype, put):
+    """Real and imaginary parts are summed as real elements are, and one modulus is computed for each thread."""
+    rng = np.random.default_rng(5)
+    z = (rng.standard_normal(20_001) + 1j * rng.standard_normal(20_001)).astype(dtype)
+    z[12_345] = 6 - 7j
+    far = 1e-30 if dtype == "complex64" else 1e-200
+    z[[3, 9_999]] = {"nothing": 0, "nan": complex(1, np.nan), "inf": complex(-np.inf, 2), "tiny": far, "huge": 1 / far}[put]
+    for policy in ("zero", "propagate"):
+        want, report = gradclip.clip_by_global_norm(z, 1.0, nonfinite=policy)
+        g = there(cupy, z)
+        found = gradclip.clip_by_global_norm_(g, 1.0, nonfinite=policy)
+        assert host(g).tobytes() == want.tobytes()
+        assert np.float64(found.norm).tobytes() == np.float64(report.norm).tobytes()
+        assert found.nonfinite == report.nonfinite
+        assert found.first_nonfinite == report.first_nonfinite
+        assert found.max_abs == pytest.approx(report.max_abs, rel=2.0**-52, abs=0, nan_ok=True)

@@ -328,8 +328,12 @@ __device__ void measure_tiles(Running *r, const Job *job, char *base, const Boun
     *r = own;
 }
 
-/* This thread's part of a segment. */
-template <int ORD, class T, bool COUNTS>
+template <class T>
+RARE void measure_pair_tiles(Running *r, const Job *job, char *base, Sum *sum);
+
+/* This thread's part of a segment. PAIRS: some leaves are complex, and a kernel of its own reads them: of one for all, loops would
+ * spill. */
+template <int ORD, class T, bool COUNTS, bool PAIRS>
 __device__ void measure_run(Running *r, const Job *job, const Write *made, const Bounds *bounds, double ord, Sum *sum)
 {
     enum { N = 4 }; /* packs that are loaded before the first is added */
@@ -343,6 +347,11 @@ __device__ void measure_run(Running *r, const Job *job, const Write *made, const
         measure_tiles<ORD, T, COUNTS>(r, job, base, bounds, least, most, sum, ord);
         return;
     }
+    if constexpr (PAIRS && !T::SHORT)
+        if (aligned && job->leaf->is_complex && !made && job->lanes > 1) {
+            measure_pair_tiles<T>(r, job, base, sum);
+            return;
+        }
     Running own = *r;
     for (i64 tile = job->first; tile < job->end; tile += job->step) {
         const i64 stop = tile + job->tile < job->end ? tile + job->tile : job->end;
@@ -401,7 +410,7 @@ __device__ Sum sum_of(const Running *r, double top)
     return s;
 }
 
-template <int ORD, bool COUNTS>
+template <int ORD, bool COUNTS, bool PAIRS>
 __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, const i64 *open, i64 modulo,
                         const Bounds *bounds, i64 by_leaf, double ord, Sum *slots, u32 *ticket)
 {
@@ -426,13 +435,13 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
     const i64 dtype = leaf->from.dtype;
     clear(sum);
     if (dtype == F16)
-        measure_run<ORD, Half, COUNTS>(&r, &job, made, bounds, ord, sum);
+        measure_run<ORD, Half, COUNTS, PAIRS>(&r, &job, made, bounds, ord, sum);
     else if (dtype == BF16)
-        measure_run<ORD, Brain, COUNTS>(&r, &job, made, bounds, ord, sum);
+        measure_run<ORD, Brain, COUNTS, PAIRS>(&r, &job, made, bounds, ord, sum);
     else if (dtype == F32)
-        measure_run<ORD, Single, COUNTS>(&r, &job, made, bounds, ord, sum);
+        measure_run<ORD, Single, COUNTS, PAIRS>(&r, &job, made, bounds, ord, sum);
     else
-        measure_run<ORD, Double, COUNTS>(&r, &job, made, bounds, ord, sum);
+        measure_run<ORD, Double, COUNTS, PAIRS>(&r, &job, made, bounds, ord, sum);
     if (!leaf->narrow) {
         if (threadIdx.x == 0)
             any = 0;
@@ -454,15 +463,16 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
 /* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made:
  * of the units that are open, if `open` is not null. bounds: null; or what is counted is the elements outside: of all
  * leaves or, by_leaf, one for each. */
-#define MEASURE(name, ORD, COUNTS)                                                                                             \
+#define MEASURE(name, ORD, COUNTS, PAIRS)                                                                                      \
     KERNEL(name, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, const i64 *open, \
                                                 i64 modulo, const Bounds *bounds, i64 by_leaf, double ord, Sum *slots,         \
                                                 u32 *ticket)                                                                   \
     {                                                                                                                          \
-        measure<ORD, COUNTS>(leaf, count, blocks, writes, open, modulo, bounds, by_leaf, ord, slots, ticket);                  \
+        measure<ORD, COUNTS, PAIRS>(leaf, count, blocks, writes, open, modulo, bounds, by_leaf, ord, slots, ticket);           \
     }
-MEASURE(measure_largest, 0, false)
-MEASURE(measure_magnitudes, 1, false)
-MEASURE(measure_squares, 2, false)
-MEASURE(measure_powers, 3, false)
-MEASURE(measure_and_count, 2, true)
+MEASURE(measure_largest, 0, false, false)
+MEASURE(measure_magnitudes, 1, false, false)
+MEASURE(measure_squares, 2, false, false)
+MEASURE(measure_pairs, 2, false, true)
+MEASURE(measure_powers, 3, false, false)
+MEASURE(measure_and_count, 2, true, false)

@@ -24,11 +24,12 @@ Value = TypeVar("Value")
 
 # In this order one source: the arithmetic that both engines share, and the kernels.
 SHARED = ("portable.h", "range.h", "wide.h", "factor.h", "powers.h", "unit.h")
-FILES = ("sums.cu", "leaves.cu", "measure.cu", "fold.cu", "strict.cu", "decide.cu", "cast.cu", "write.cu")
+FILES = ("sums.cu", "leaves.cu", "measure.cu", "pairs.cu", "fold.cu", "strict.cu", "decide.cu", "cast.cu", "write.cu")
 # All kernels that the source defines, in groups that are compiled together: a call waits for those that it needs alone. What
 # else is launched is an error, and a test compares.
 GROUPS = (
-    *(("measure_largest",), ("measure_magnitudes",), ("measure_squares",), ("measure_powers",), ("measure_and_count",)),
+    *(("measure_largest",), ("measure_magnitudes",), ("measure_squares",), ("measure_pairs",), ("measure_powers",)),
+    ("measure_and_count",),
     ("fold_segments", "fold_and_decide", "fold_owners", "fold_total", "decide_units", "enforce", "keep_finite", "weigh"),
     *(("write_leaves",), ("cast_leaves",), ("sum_samples",)),
 )

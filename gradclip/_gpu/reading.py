@@ -96,6 +96,8 @@ def begin(
     reading, order = Reading(table, order_of(ord)), order_of(ord)
     made = (0, 0, 0) if writes is None else (writes, opened, len(writes))
     kernel = KERNELS.get(ord, "measure_powers") if isinstance(limits[0], int) else "measure_and_count"
+    if table.pairs and kernel == "measure_squares" and writes is None:
+        kernel = "measure_pairs"
     table.launch(kernel, *made, *limits, order, reading.slots, reading.ticket)
     return reading
 

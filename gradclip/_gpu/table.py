@@ -42,6 +42,7 @@ class Table:
     numbers : of each unit of the table, among the units of all leaves
     in_place : 1 if every leaf is written where it is read, else 0
     casts : whether some leaf is written in another dtype than it is read in
+    pairs : whether some leaf is complex
     blocks, slots, units, lanes, partials : thread blocks of a pass, Sums of segments, units, threads that fold a unit,
         thread blocks that fold
     """
@@ -50,6 +51,7 @@ class Table:
         self.stream, self.which = stream, which
         self.in_place = int((row[:, ROW["to"]] == row[:, ROW["from"]]).all())
         self.casts = bool((row[:, ROW["to_dtype"]] != row[:, ROW["from_dtype"]]).any())
+        self.pairs = bool(row[:, ROW["is_complex"]].any())
         units, segments = row[:, ROW["units"]], row[:, ROW["segments"]]
         self.units, self.slots = int(units.sum()), int((units * segments).sum())
         self.edges = np.append(_before(units), self.units)

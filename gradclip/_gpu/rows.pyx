@@ -81,16 +81,28 @@ cdef class Rows:
 
 
 def signature(Units leaves, int device):
-    """A number that leaves on a GPU have as long as they lie where they lie: others have it seldom, but may."""
+    """A number that leaves on a GPU have as long as they lie where they lie and are cut as they are: others have it by chance
+    alone."""
     cdef uint64_t found = 0
+    cdef int64_t row[FILLED]
     cdef Py_ssize_t i
-    cdef const gc_leaf *leaf
+    cdef int k
     for i in range(leaves.count):
-        leaf = &leaves.leaf[i]
-        if leaf.device == device + 1:
-            found = mixed(mixed(found, <uint64_t><uintptr_t>leaf.data), <uint64_t>leaf.size)
+        if leaves.leaf[i].device == device + 1:
+            put_row(row, leaves, i, i)
+            for k in range(FILLED):
+                found = mixed(found, <uint64_t>row[k])
+            found = with_axes(found, &leaves.leaf[i])
             if leaves.source != NULL:
-                found = mixed(found, <uint64_t><uintptr_t>leaves.source[i].data)
+                found = with_axes(found, &leaves.source[i])
+    return found
+
+
+cdef uint64_t with_axes(uint64_t found, const gc_leaf *leaf) noexcept:
+    """A number that depends on the axes of a leaf too."""
+    cdef int d
+    for d in range(2 * (leaf.ndim + leaf.unit_ndim)):
+        found = mixed(found, <uint64_t>leaf.axes[d])
     return found
 
 

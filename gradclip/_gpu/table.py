@@ -109,11 +109,10 @@ def sample_table(leaves: Leaves, device: int, to: Leaves) -> Table:
 
 
 class _Kept(NamedTuple):
-    """A table of an earlier call, and all that it was made from."""
+    """A table of an earlier call, and the rows that it was made from."""
 
     table: Table
     rows: Rows
-    turned: Turned
 
 
 Turned = list[tuple[int, tuple[int, ...], tuple[int, ...]]]  # index, shape and strides
@@ -135,11 +134,11 @@ def _remembered(
     turned : those of them that are not contiguous, from whose shapes and strides flat indices follow
     """
     device = stream.device
-    key = *stream.key, make, leaves.count, signature(leaves, device)
+    key = *stream.key, make, leaves.count, signature(leaves, device), tuple(turned)
     found = _tables.get(key)
-    if found is None or found.turned != turned or not found.rows.fit(leaves, device):
+    if found is None or not found.rows.fit(leaves, device):
         rows = Rows(leaves, device)
-        found = _tables.put(key, _Kept(make(stream, rows, arrays), rows, turned))
+        found = _tables.put(key, _Kept(make(stream, rows, arrays), rows))
     return stream.kept(found.table)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import os
 import tempfile
 import threading
 import types
@@ -31,6 +32,7 @@ waits = 0  # copies to the host so far
 used = 0  # bytes of arrays that are alive
 launches = []  # (kernel, number of the stream)
 fetched_in = []  # streams of copies to the host
+float64_ratio = int(os.environ.get("GPU_FLOAT64_RATIO", "2"))  # how much faster a device computes float32
 queues = defaultdict(list)  # by `key_of` a stream: what is yet to be done,
 done = defaultdict(int)  # and how much has been
 graphs = {}  # number of a stream -> what is captured in it
@@ -392,6 +394,7 @@ cuda = types.SimpleNamespace(
     Stream=Stream,
     get_current_stream=get_current_stream,
     runtime=types.SimpleNamespace(
+        deviceGetAttribute=lambda attribute, device: {87: float64_ratio}[attribute],
         pointerGetAttributes=lambda p: types.SimpleNamespace(device=owner_of(p)),
         memcpyPeerAsync=memcpy_peer,
         streamCaptureModeGlobal=0,

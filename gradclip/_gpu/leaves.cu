@@ -37,23 +37,41 @@ INSTRUCTION(from_f16, "cvt.f32.f16", float, "f", u16, "h")
 INSTRUCTION(to_f16, "cvt.rn.f16.f32", u16, "h", float, "f")
 INSTRUCTION(widen, "cvt.f64.f32", double, "d", float, "f")
 INSTRUCTION(to_f32, "cvt.rn.f32.f64", float, "f", double, "d")
+INSTRUCTION(to_int, "cvt.rzi.s32.f32", int, "r", float, "f")
 
-#define BINARY(name, text)                                   \
-    __device__ float name(float x, float y)                  \
-    {                                                        \
-        float z;                                             \
-        asm(text " %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y)); \
-        return z;                                            \
+#define BINARY(name, text, type, out)                           \
+    __device__ type name(float x, float y)                      \
+    {                                                           \
+        type z;                                                 \
+        asm(text " %0, %1, %2;" : "=" out(z) : "f"(x), "f"(y)); \
+        return z;                                               \
     }
-BINARY(times_f32, "mul.rn.f32")
-BINARY(minus_f32, "sub.rn.f32")
-#else /* what compiles this for a processor has the first two */
+BINARY(times_f32, "mul.rn.f32", float, "f")
+BINARY(plus_f32, "add.rn.f32", float, "f")
+BINARY(minus_f32, "sub.rn.f32", float, "f")
+BINARY(less_f32, "set.lt.s32.f32", int, "r") /* -1 or 0 */
+
+#define TERNARY(name, text)                                              \
+    __device__ float name(float x, float y, float z)                     \
+    {                                                                    \
+        float w;                                                         \
+        asm(text " %0, %1, %2, %3;" : "=f"(w) : "f"(x), "f"(y), "f"(z)); \
+        return w;                                                        \
+    }
+TERNARY(fma_f32, "fma.rn.f32")
+TERNARY(fma_down_f32, "fma.rz.f32") /* towards 0 */
+#else /* what compiles this for a processor has the first two, and the last */
 float from_f16(u16 h);
 u16 to_f16(float x);
 double widen(float x) { return x; }
 float to_f32(double x) { return (float)x; }
+int to_int(float x) { return (int)x; }
 float times_f32(float x, float y) { return x * y; }
+float plus_f32(float x, float y) { return x + y; }
 float minus_f32(float x, float y) { return x - y; }
+int less_f32(float x, float y) { return -(x < y); }
+float fma_f32(float x, float y, float z) { return fmaf(x, y, z); }
+float fma_down_f32(float x, float y, float z);
 #endif
 
 __device__ u16 to_bf16(float x)
@@ -63,10 +81,22 @@ __device__ u16 to_bf16(float x)
 }
 
 /* The dtypes. PACK elements are 16 bytes, the most that a thread loads at once; eight packs are 2**LOG elements.
- * BIAS: of the exponent, whose bits are above MANTISSA others. SHORT: of 16 bits. WIDE: squares are not exact in float64. */
+ * BIAS: of the exponent, whose bits are above MANTISSA others. SHORT: of 16 bits. WIDE: squares are not exact in float64.
+ * DIGITS: squares are added by digits.cu. */
 struct Half {
     typedef u16 bits;
-    enum { DTYPE = F16, PACK = 8, MASK = 0x7fff, INFINITE = 0x7c00, MANTISSA = 10, BIAS = 15, LOG = 6, SHORT = 1, WIDE = 0 };
+    enum {
+        DTYPE = F16,
+        PACK = 8,
+        MASK = 0x7fff,
+        INFINITE = 0x7c00,
+        MANTISSA = 10,
+        BIAS = 15,
+        LOG = 6,
+        SHORT = 1,
+        WIDE = 0,
+        DIGITS = 0
+    };
     static __device__ float single(bits x) { return from_f16(x); }
     static __device__ bits narrowed(float x) { return to_f16(x); }
     static __device__ double wide(bits x) { return widen(from_f16(x)); }
@@ -75,7 +105,18 @@ struct Half {
 
 struct Brain {
     typedef u16 bits;
-    enum { DTYPE = BF16, PACK = 8, MASK = 0x7fff, INFINITE = 0x7f80, MANTISSA = 7, BIAS = 127, LOG = 6, SHORT = 1, WIDE = 0 };
+    enum {
+        DTYPE = BF16,
+        PACK = 8,
+        MASK = 0x7fff,
+        INFINITE = 0x7f80,
+        MANTISSA = 7,
+        BIAS = 127,
+        LOG = 6,
+        SHORT = 1,
+        WIDE = 0,
+        DIGITS = 0
+    };
     static __device__ float single(bits x) { return __uint_as_float((u32)x << 16); }
     static __device__ bits narrowed(float x) { return to_bf16(x); }
     static __device__ double wide(bits x) { return widen(single(x)); }
@@ -93,16 +134,18 @@ struct Single {
         BIAS = 127,
         LOG = 5,
         SHORT = 0,
-        WIDE = 0
+        WIDE = 0,
+        DIGITS = 0
     };
-    static __device__ double wide(bits x) { return widen(__uint_as_float(x)); }
+    static __device__ float single(bits x) { return __uint_as_float(x); }
+    static __device__ double wide(bits x) { return widen(single(x)); }
     static __device__ bits narrow(double x) { return bits_of(to_f32(x)); }
 };
 
 struct Double {
     typedef u64 bits;
     static const u64 MASK = 0x7fffffffffffffffULL, INFINITE = 0x7ff0000000000000ULL;
-    enum { DTYPE = F64, PACK = 2, MANTISSA = 52, SHORT = 0, WIDE = 1 };
+    enum { DTYPE = F64, PACK = 2, MANTISSA = 52, SHORT = 0, WIDE = 1, DIGITS = 0 };
     static __device__ double wide(bits x) { return __longlong_as_double((i64)x); }
     static __device__ bits narrow(double x) { return (u64)__double_as_longlong(x); }
 };

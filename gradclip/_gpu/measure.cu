@@ -7,17 +7,6 @@ struct Bounds { /* low and high, rounded to each dtype */
     double low[4], high[4];
 };
 
-/* The rare and the general are functions that are not inlined: the loops of the usual case keep few registers, so that many
- * threads hide the distance of memory, and the source compiles in seconds. */
-#define RARE static __noinline__ __device__
-
-struct Running { /* of one thread: sum so far, bits of the largest magnitude, elements outside the bounds, and whether its
-                               Sum in shared memory holds something too */
-    double high, low;
-    u64 top;
-    int outside, rare;
-};
-
 template <class T>
 __device__ int outside(const typename T::bits *x, int n, double low, double high)
 {
@@ -28,6 +17,22 @@ __device__ int outside(const typename T::bits *x, int n, double low, double high
         count += (k < n) & ((v < low) | (v > high));
     }
     return count;
+}
+
+/* How many elements of a whole pack are outside of bounds, compared in float32 if that is what T stands for. */
+template <class T>
+__device__ int outside_of(const typename T::bits *x, double low, double high)
+{
+    if constexpr (!T::DIGITS)
+        return outside<T>(x, T::PACK, low, high);
+    else {
+        const float least = to_f32(low), most = to_f32(high);
+        int count = 0;
+#pragma unroll
+        for (int k = 0; k < T::PACK; k++)
+            count -= less_f32(T::single(x[k]), least) | less_f32(most, T::single(x[k]));
+        return count;
+    }
 }
 
 /* What is not finite is counted, and becomes 0. */
@@ -136,7 +141,7 @@ struct Group {
 
     __device__ void end()
     {
-        if (ORD == 0 || T::WIDE)
+        if (ORD == 0 || T::WIDE || T::DIGITS)
             return;
         two_sum(&r->high, &r->low, sum - start);
         r->low += low;
@@ -146,7 +151,7 @@ struct Group {
 /* The packs of one group: whether they can be added without functions that are apart. If so, they are. there: how many of them are
  * of the array; the others are zeros. */
 template <int ORD, class T, bool COUNTS, int N>
-__device__ bool add_packs(Running *r, const uint4 (&pack)[N], int there, double least, double most)
+__device__ bool add_packs(Running *r, Digits *d, const uint4 (&pack)[N], int there, double least, double most)
 {
     typename T::bits worst = 0;
 #pragma unroll
@@ -158,16 +163,21 @@ __device__ bool add_packs(Running *r, const uint4 (&pack)[N], int there, double 
     }
     if (ORD == 3 || worst >= T::INFINITE || (T::WIDE && ORD != 0 && worst && !in_range(T::wide(worst))))
         return false;
+    if constexpr (T::DIGITS)
+        if (!can_add<T>(d, worst))
+            return false;
     r->top = worst > r->top ? worst : r->top;
+    if constexpr (T::DIGITS)
+        add_digits<T>(d, pack);
     Group<ORD, T> group(r, worst);
 #pragma unroll
     for (int j = 0; j < N; j++) {
         typename T::bits x[T::PACK];
         unpack(x, pack[j]);
         if (COUNTS && j < there)
-            r->outside += outside<T>(x, T::PACK, least, most);
+            r->outside += outside_of<T>(x, least, most);
 #pragma unroll
-        for (int k = 0; ORD != 0 && k < T::PACK; k++)
+        for (int k = 0; ORD != 0 && !T::DIGITS && k < T::PACK; k++)
             group.add(fabs(T::wide(x[k])));
     }
     group.end();
@@ -284,14 +294,16 @@ RARE Running add_apart(Running r, const Job *job, char *base, i64 i, int n, cons
     return add_any<ORD, T>(r, job, base, i, n, made, bounds, sum, ord);
 }
 
-/* This thread's whole packs of the tiles from p on, the last of which begins at or before `last`: those of a tile are loaded before the
- * first is added, since memory is far. Ends at a tile that has something unusual, and returns where. No function that is apart is
+/* This thread's whole packs of the tiles that begin from p to `end`, the last of which begins at or before `last`: those of a tile are
+ * loaded before the first is added, since memory is far. Ends at a tile that has something unusual, and returns where. No function that is apart is
  * called here: what is held in registers across a call spills. */
 template <int ORD, class T, bool COUNTS>
-__device__ const char *add_tiles(Running *r, const char *p, const char *last, i64 step, double least, double most)
+__device__ const char *add_tiles(Running *r, Digits *digits, const char *p, const char *end, const char *last, i64 step,
+                                 double least, double most)
 {
     Running own = *r;
-    for (; last - p >= 0; p += step) { /* not p <= last: that of an empty leaf at no address lies below 0 */
+    Digits d = *digits;
+    for (; end - p >= 0; p += step) { /* not p <= end: that of an empty leaf at no address lies below 0 */
         uint4 pack[AHEAD];
         const i64 left = last - p;
 #pragma unroll
@@ -300,28 +312,35 @@ __device__ const char *add_tiles(Running *r, const char *p, const char *last, i6
             if (left >= j * APART)
                 pack[j] = *(const uint4 *)(p + j * APART);
         }
-        if (!add_packs<ORD, T, COUNTS>(&own, pack, COUNTS ? (int)(left / APART) + 1 : 0, least, most))
+        if (!add_packs<ORD, T, COUNTS>(&own, &d, pack, COUNTS ? (int)(left / APART) + 1 : 0, least, most))
             break;
     }
     *r = own;
+    *digits = d;
     return p;
 }
 
 /* This thread's part of a segment of contiguous, aligned elements. */
 template <int ORD, class T, bool COUNTS>
-__device__ void measure_tiles(Running *r, const Job *job, char *base, const Bounds *bounds, double least, double most, Sum *sum,
-                              double ord)
+__device__ void measure_tiles(Running *r, Fixed *fixed, const Job *job, char *base, const Bounds *bounds, double least,
+                              double most, Sum *sum, double ord)
 {
     const i64 size = sizeof(typename T::bits), mine = (i64)job->lane * T::PACK, rest = rest_of(job, T::PACK);
     const char *last = base + (job->end - T::PACK) * size;
+    const i64 step = job->step * size;
+    const char *p = base + (job->first + mine) * size;
     Running own = *r;
-    for (i64 tile = job->first;; tile += job->step) {
-        const char *p = add_tiles<ORD, T, COUNTS>(&own, base + (tile + mine) * size, last, job->step * size, least, most);
-        if (last - p < 0)
-            break;
-        tile = (p - base) / size - mine;
-        for (int j = 0; j < AHEAD && last - p >= 0; j++, p += APART)
-            own = add_apart<ORD, T>(own, job, base, (p - base) / size, T::PACK, 0, bounds, sum, ord);
+    Digits d;
+    while (last - p >= 0) {
+        const char *end = T::DIGITS && last - p > (RUN - 1) * step ? p + (RUN - 1) * step : last;
+        p = add_tiles<ORD, T, COUNTS>(&own, &d, p, end, last, step, least, most);
+        if (T::DIGITS && d.limit > 1) /* the run is long enough, or what follows does not fit */
+            close(&d, fixed);
+        else if (end - p >= 0) {
+            for (int j = 0; j < AHEAD && last - p - j * APART >= 0; j++)
+                own = add_apart<ORD, T>(own, job, base, (p + j * APART - base) / size, T::PACK, 0, bounds, sum, ord);
+            p += step;
+        }
     }
     if (rest < job->end)
         own = add_apart<ORD, T>(own, job, base, rest, (int)(job->end - rest), 0, bounds, sum, ord);
@@ -334,7 +353,8 @@ RARE void measure_pair_tiles(Running *r, const Job *job, char *base, Sum *sum);
 /* This thread's part of a segment. PAIRS: some leaves are complex, and a kernel of its own reads them: of one for all, loops would
  * spill. */
 template <int ORD, class T, bool COUNTS, bool PAIRS>
-__device__ void measure_run(Running *r, const Job *job, const Write *made, const Bounds *bounds, double ord, Sum *sum)
+__device__ void measure_run(Running *r, Fixed *fixed, const Job *job, const Write *made, const Bounds *bounds, double ord,
+                            Sum *sum)
 {
     enum { N = 4 }; /* packs that are loaded before the first is added */
     const View *view = &job->leaf->from;
@@ -344,7 +364,7 @@ __device__ void measure_run(Running *r, const Job *job, const Write *made, const
     const bool plain = view->ndim <= 1 && !job->leaf->is_complex && !made;
     const bool aligned = view->ndim == 0 && (u64)base % sizeof(uint4) == 0;
     if (plain && aligned && job->lanes > 1) {
-        measure_tiles<ORD, T, COUNTS>(r, job, base, bounds, least, most, sum, ord);
+        measure_tiles<ORD, T, COUNTS>(r, fixed, job, base, bounds, least, most, sum, ord);
         return;
     }
     if constexpr (PAIRS && !T::SHORT)
@@ -353,6 +373,8 @@ __device__ void measure_run(Running *r, const Job *job, const Write *made, const
             return;
         }
     Running own = *r;
+    Digits d;
+    int groups = 0;
     for (i64 tile = job->first; tile < job->end; tile += job->step) {
         const i64 stop = tile + job->tile < job->end ? tile + job->tile : job->end;
         i64 i = tile + job->lane * T::PACK;
@@ -363,54 +385,26 @@ __device__ void measure_run(Running *r, const Job *job, const Write *made, const
 #pragma unroll
                 for (int j = 0; j < N; j++)
                     pack[j] = load_pack<T>(base + (i + j * stride) * apart, apart, aligned);
-                if (!add_packs<ORD, T, COUNTS>(&own, pack, N, least, most))
-                    for (int j = 0; j < N; j++)
-                        own = add_apart<ORD, T>(own, job, base, i + j * stride, T::PACK, made, bounds, sum, ord);
+                bool done = add_packs<ORD, T, COUNTS>(&own, &d, pack, N, least, most);
+                if (T::DIGITS && (!done || ++groups == RUN)) {
+                    close(&d, fixed);
+                    groups = 0;
+                    done = done || add_packs<ORD, T, COUNTS>(&own, &d, pack, N, least, most);
+                }
+                for (int j = 0; !done && j < N; j++)
+                    own = add_apart<ORD, T>(own, job, base, i + j * stride, T::PACK, made, bounds, sum, ord);
             }
         }
         for (; i < stop; i += stride)
             own = add_apart<ORD, T>(own, job, base, i, stop - i < T::PACK ? (int)(stop - i) : (int)T::PACK, made, bounds, sum,
                                     ord);
     }
+    if (T::DIGITS)
+        close(&d, fixed);
     *r = own;
 }
 
-/* What all threads of a block ran up, in that of the first: a tree, so that the order is fixed. */
-__device__ void merge_running(Running *r)
-{
-    __shared__ double high[THREADS], low[THREADS];
-    __shared__ u64 top[THREADS];
-    __shared__ int outside[THREADS];
-    const int thread = threadIdx.x;
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        if (thread >= half && thread < 2 * half) {
-            high[thread] = r->high;
-            low[thread] = r->low;
-            top[thread] = r->top;
-            outside[thread] = r->outside;
-        }
-        __syncthreads();
-        if (thread < half) {
-            two_sum(&r->high, &r->low, high[thread + half]);
-            r->low += low[thread + half];
-            r->top = top[thread + half] > r->top ? top[thread + half] : r->top;
-            r->outside += outside[thread + half];
-        }
-    }
-}
-
-__device__ Sum sum_of(const Running *r, double top)
-{
-    Sum s;
-    clear(&s);
-    s.high = r->high;
-    s.low = r->low;
-    s.amax = top;
-    s.outside = r->outside;
-    return s;
-}
-
-template <int ORD, bool COUNTS, bool PAIRS>
+template <int ORD, bool COUNTS, bool PAIRS, template <class> class As>
 __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, const i64 *open, i64 modulo,
                         const Bounds *bounds, i64 by_leaf, double ord, Sum *slots, u32 *ticket)
 {
@@ -418,6 +412,7 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
     __shared__ int any; /* whether a thread of the block met it */
     Job job;
     Running r = {0, 0, 0, 0, 0};
+    Fixed fixed = {0, 0, 0};
     Sum *sum = &sums[threadIdx.x];
     if (blockIdx.x == 0 && threadIdx.x == 0)
         *ticket = 0; /* for fold_segments */
@@ -435,23 +430,28 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
     const i64 dtype = leaf->from.dtype;
     clear(sum);
     if (dtype == F16)
-        measure_run<ORD, Half, COUNTS, PAIRS>(&r, &job, made, bounds, ord, sum);
+        measure_run<ORD, As<Half>, COUNTS, PAIRS>(&r, &fixed, &job, made, bounds, ord, sum);
     else if (dtype == BF16)
-        measure_run<ORD, Brain, COUNTS, PAIRS>(&r, &job, made, bounds, ord, sum);
+        measure_run<ORD, As<Brain>, COUNTS, PAIRS>(&r, &fixed, &job, made, bounds, ord, sum);
     else if (dtype == F32)
-        measure_run<ORD, Single, COUNTS, PAIRS>(&r, &job, made, bounds, ord, sum);
+        measure_run<ORD, As<Single>, COUNTS, PAIRS>(&r, &fixed, &job, made, bounds, ord, sum);
     else
-        measure_run<ORD, Double, COUNTS, PAIRS>(&r, &job, made, bounds, ord, sum);
+        measure_run<ORD, Double, COUNTS, PAIRS>(&r, &fixed, &job, made, bounds, ord, sum);
     if (!leaf->narrow) {
         if (threadIdx.x == 0)
             any = 0;
         __syncthreads();
         if (r.rare)
             any = 1;
-        merge_running(&r);
+        if (As<Half>::DIGITS)
+            merge_fixed(&fixed);
+        __syncthreads();
+        merge_running(&r, !As<Half>::DIGITS || dtype == F64 || any);
         if (any)
             merge_lanes(sums, THREADS, ord);
     }
+    if (As<Half>::DIGITS && (leaf->narrow || threadIdx.x == 0))
+        add_fixed(&r.high, &r.low, fixed);
     if (leaf->narrow || threadIdx.x == 0) {
         Sum s = sum_of(&r, wide_bits(dtype, r.top));
         if (leaf->narrow || any)
@@ -463,16 +463,18 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
 /* writes: null; or one for each unit number modulo so many, and what is measured is the elements as they would be made:
  * of the units that are open, if `open` is not null. bounds: null; or what is counted is the elements outside: of all
  * leaves or, by_leaf, one for each. */
-#define MEASURE(name, ORD, COUNTS, PAIRS)                                                                                      \
+#define MEASURE(name, ORD, COUNTS, PAIRS, AS)                                                                                  \
     KERNEL(name, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, const i64 *open, \
                                                 i64 modulo, const Bounds *bounds, i64 by_leaf, double ord, Sum *slots,         \
                                                 u32 *ticket)                                                                   \
     {                                                                                                                          \
-        measure<ORD, COUNTS, PAIRS>(leaf, count, blocks, writes, open, modulo, bounds, by_leaf, ord, slots, ticket);           \
+        measure<ORD, COUNTS, PAIRS, AS>(leaf, count, blocks, writes, open, modulo, bounds, by_leaf, ord, slots, ticket);       \
     }
-MEASURE(measure_largest, 0, false, false)
-MEASURE(measure_magnitudes, 1, false, false)
-MEASURE(measure_squares, 2, false, false)
-MEASURE(measure_pairs, 2, false, true)
-MEASURE(measure_powers, 3, false, false)
-MEASURE(measure_and_count, 2, true, false)
+MEASURE(measure_largest, 0, false, false, Itself)
+MEASURE(measure_magnitudes, 1, false, false, Itself)
+MEASURE(measure_squares, 2, false, false, Itself)
+MEASURE(measure_pairs, 2, false, true, Itself)
+MEASURE(measure_powers, 3, false, false, Itself)
+MEASURE(measure_and_count, 2, true, false, Itself)
+MEASURE(measure_squares_by_digits, 2, false, false, ByDigits)
+MEASURE(measure_and_count_by_digits, 2, true, false, ByDigits)

@@ -24,12 +24,25 @@ Value = TypeVar("Value")
 
 # In this order one source: the arithmetic that both engines share, and the kernels.
 SHARED = ("portable.h", "range.h", "wide.h", "factor.h", "powers.h", "unit.h")
-FILES = ("sums.cu", "leaves.cu", "measure.cu", "pairs.cu", "fold.cu", "strict.cu", "decide.cu", "cast.cu", "write.cu")
+FILES = (
+    *(
+        "sums.cu",
+        "leaves.cu",
+        "digits.cu",
+        "measure.cu",
+        "pairs.cu",
+        "fold.cu",
+        "strict.cu",
+        "decide.cu",
+        "cast.cu",
+        "write.cu",
+    ),
+)
 # All kernels that the source defines, in groups that are compiled together: a call waits for those that it needs alone. What
 # else is launched is an error, and a test compares.
 GROUPS = (
     *(("measure_largest",), ("measure_magnitudes",), ("measure_squares",), ("measure_pairs",), ("measure_powers",)),
-    ("measure_and_count",),
+    *(("measure_and_count",), ("measure_squares_by_digits",), ("measure_and_count_by_digits",)),
     ("fold_segments", "fold_and_decide", "fold_owners", "fold_total", "decide_units", "enforce", "keep_finite", "weigh"),
     *(("write_leaves",), ("cast_leaves",), ("sum_samples",)),
 )
@@ -37,6 +50,7 @@ KERNELS = tuple(name for group in GROUPS for name in group)
 THREADS = 256
 NEW_ARRAYS = "a call that makes new arrays: pass out=, and make the same call once before"
 MOST_CONSTANT = 32768  # bytes of what is kept on a device for later calls
+RATIO_OF_FLOAT64 = 87  # cudaDevAttrSingleToDoublePrecisionPerfRatio
 PER_THREAD = 2  # CUDA's number of the default stream of each thread
 # Products and sums are fused only where the source says so: every device must round as the processor does.
 OPTIONS = ("--std=c++17", "--fmad=false")
@@ -62,6 +76,14 @@ def _module(group: tuple[str, ...]) -> Any:
 def _kernel(device: int, name: str) -> Any:
     (group,) = (group for group in GROUPS if name in group)
     return _module(group).get_function(name)
+
+
+@cache
+def has_little_float64(device: int) -> bool:
+    """Return whether a device computes float64 at less than a quarter of its rate of float32: it is 1/2, or 1/32 and less."""
+    import cupy
+
+    return bool(cupy.cuda.runtime.deviceGetAttribute(RATIO_OF_FLOAT64, device) > 4)
 
 
 class _Thread(local):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from .program import has_little_float64
+
 if TYPE_CHECKING:
     from .._core.arguments import Indices
     from .program import DeviceArray
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 WORDS_OF_SUM = 9
 KERNELS = {math.inf: "measure_largest", 1.0: "measure_magnitudes", 2.0: "measure_squares"}
+BY_DIGITS = {"measure_squares", "measure_and_count"}  # kernels that have another for devices with little float64
 
 
 class Part(NamedTuple):
@@ -98,6 +101,8 @@ def begin(
     kernel = KERNELS.get(ord, "measure_powers") if isinstance(limits[0], int) else "measure_and_count"
     if table.pairs and kernel == "measure_squares" and writes is None:
         kernel = "measure_pairs"
+    if kernel in BY_DIGITS and has_little_float64(table.stream.device):
+        kernel += "_by_digits"
     table.launch(kernel, *made, *limits, order, reading.slots, reading.ticket)
     return reading
 

@@ -13,6 +13,10 @@ typedef unsigned short u16;
 /* Begins a kernel. What program.py defines for its name says whether a compilation has it: else it is a function that nobody calls. */
 #define KERNEL(name, bounds) KERNEL_##name(bounds) void name
 
+/* The rare and the general are functions that are not inlined: the loops of the usual case keep few registers, so that many
+ * threads hide the distance of memory, and the source compiles in seconds. */
+#define RARE static __noinline__ __device__
+
 /* Threads of a block; packs of 16 bytes that each of them loads before it uses the first, and bytes from one of these to the next. */
 enum { THREADS = 256, AHEAD = 8, APART = THREADS * 16 };
 
@@ -103,6 +107,52 @@ __noinline__ __device__ void merge_lanes(Sum *shared, int lanes, double ord)
         }
     }
     __syncthreads();
+}
+
+struct Running { /* of one thread: sum so far, bits of the largest magnitude, elements outside the bounds, and whether its
+                               Sum in shared memory holds something too */
+    double high, low;
+    u64 top;
+    int outside, rare;
+};
+
+/* What all threads of a block ran up, in that of the first: a tree, so that the order is fixed. sums: whether any has a sum. */
+__device__ void merge_running(Running *r, bool sums)
+{
+    __shared__ double high[THREADS], low[THREADS];
+    __shared__ u64 top[THREADS];
+    __shared__ int outside[THREADS];
+    const int thread = threadIdx.x;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        if (thread >= half && thread < 2 * half) {
+            if (sums) {
+                high[thread] = r->high;
+                low[thread] = r->low;
+            }
+            top[thread] = r->top;
+            outside[thread] = r->outside;
+        }
+        __syncthreads();
+        if (thread < half) {
+            if (sums) {
+                two_sum(&r->high, &r->low, high[thread + half]);
+                r->low += low[thread + half];
+            }
+            r->top = top[thread + half] > r->top ? top[thread + half] : r->top;
+            r->outside += outside[thread + half];
+        }
+    }
+}
+
+__device__ Sum sum_of(const Running *r, double top)
+{
+    Sum s;
+    clear(&s);
+    s.high = r->high;
+    s.low = r->low;
+    s.amax = top;
+    s.outside = r->outside;
+    return s;
 }
 
 /* Add (x * 2**exponent)**p for x > 0. */

@@ -79,6 +79,15 @@ static inline unsigned short to_f16(float x)
     return (unsigned short)(sign | (below < above || (below == above && low % 2 == 0) ? low : high));
 }
 
+/* x * y + z rounded towards 0, for a product that float64 holds: from the rounded sum and its error. */
+static inline float fma_down_f32(float x, float y, float z)
+{
+    double p = (double)x * y, sum = p + z, virtual_z = sum - p, error = (p - (sum - virtual_z)) + (z - virtual_z);
+    float f = (float)sum;
+    double over = ((double)f - sum) - error;
+    return f > 0 ? (over > 0 ? nextafterf(f, 0) : f) : (over < 0 ? nextafterf(f, 0) : f);
+}
+
 /* Thread blocks run one after the other, in another order at each launch: on a device there is none. */
 static void (*body)(); /* what each thread of a block does */
 static void run_block();

@@ -87,7 +87,10 @@ cudaError_t cudaSetDevice(int device)
 
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int)
 {
-    *value = attribute == cudaDevAttrComputeCapabilityMajor ? 9 : 0;
+    static const int ratio = setting("GPU_FLOAT64_RATIO", 2);
+    *value = attribute == cudaDevAttrComputeCapabilityMajor             ? 9
+             : attribute == cudaDevAttrSingleToDoublePrecisionPerfRatio ? ratio
+                                                                        : 0;
     return cudaSuccess;
 }
 

@@ -30,10 +30,10 @@ from typing import NamedTuple
 from gradclip._gpu.program import KERNELS, OPTIONS, THREADS, source
 from gradclip.cli.terminal import show_table
 
-MAIN = ("measure_squares", "write_leaves")  # kernels whose loops decide how fast a large leaf is clipped
-ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
+MAIN = ("measure_squares", "measure_squares_by_digits", "write_leaves")  # whose loops decide how fast a large leaf is clipped
+ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 103, 120)
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-ARRAYS = {"norm": 1, "scale": 2, "step": 3}  # how many times an operation moves each element
+ARRAYS = {"norm": 1, "digits": 1, "scale": 2, "step": 3}  # how many times an operation moves each element
 PACK = 16  # bytes of a load
 TILE = 8  # packs that a thread of a main loop loads before it uses the first
 
@@ -50,23 +50,25 @@ class Multiprocessor(NamedTuple):
     narrow: int  # other conversions that need an instruction of their own
     float32: int
     integer: int
+    multiply: int  # integer multiplications, which are done where those of float32 are
     issue: int  # instructions: one for each thread of a warp, of four warps
 
 
 # CUDA C++ Programming Guide: "Technical Specifications per Compute Capability" (first four columns) and "Throughput of Native
 # Arithmetic Instructions" (the others; convert: "type conversions from and to 64-bit types"; narrow: the rate of special
-# functions, which is a guess on the low side).
+# functions, and half of `multiply` for products of 64 bits, which are guesses on the low side).
 MULTIPROCESSORS = {
-    70: Multiprocessor(2048, 32, 96 * 1024, 0, 32, 16, 16, 64, 64, 128),
-    75: Multiprocessor(1024, 16, 64 * 1024, 0, 2, 2, 16, 64, 64, 128),
-    80: Multiprocessor(2048, 32, 164 * 1024, 1024, 32, 16, 16, 64, 64, 128),
-    86: Multiprocessor(1536, 16, 100 * 1024, 1024, 2, 2, 16, 128, 64, 128),
-    89: Multiprocessor(1536, 24, 100 * 1024, 1024, 2, 2, 16, 128, 64, 128),
-    90: Multiprocessor(2048, 32, 228 * 1024, 1024, 64, 16, 16, 128, 64, 128),
-    100: Multiprocessor(2048, 32, 228 * 1024, 1024, 64, 16, 16, 128, 64, 128),
-    120: Multiprocessor(1536, 24, 100 * 1024, 1024, 2, 2, 16, 128, 64, 128),
+    70: Multiprocessor(2048, 32, 96 * 1024, 0, 32, 16, 16, 64, 64, 64, 128),
+    75: Multiprocessor(1024, 16, 64 * 1024, 0, 2, 2, 16, 64, 64, 64, 128),
+    80: Multiprocessor(2048, 32, 164 * 1024, 1024, 32, 16, 16, 64, 64, 64, 128),
+    86: Multiprocessor(1536, 16, 100 * 1024, 1024, 2, 2, 16, 128, 64, 64, 128),
+    89: Multiprocessor(1536, 24, 100 * 1024, 1024, 2, 2, 16, 128, 64, 64, 128),
+    90: Multiprocessor(2048, 32, 228 * 1024, 1024, 64, 16, 16, 128, 64, 64, 128),
+    100: Multiprocessor(2048, 32, 228 * 1024, 1024, 64, 16, 16, 128, 64, 64, 128),
+    103: Multiprocessor(2048, 32, 228 * 1024, 1024, 2, 2, 16, 128, 64, 64, 128),
+    120: Multiprocessor(1536, 24, 100 * 1024, 1024, 2, 2, 16, 128, 64, 64, 128),
 }
-UNITS = ("float64", "convert", "narrow", "float32", "integer", "issue")
+UNITS = ("float64", "convert", "narrow", "float32", "integer", "multiply", "issue")
 
 
 class Card(NamedTuple):
@@ -92,6 +94,7 @@ CARDS = (
     Card("H100", 90, 132, 1.98, 3350),  # SXM, H100 data sheet, Hopper paper
     Card("H200", 90, 132, 1.98, 4800),  # SXM, H200 data sheet
     Card("B200", 100, 148, 1.965, 8000),  # SXM, Blackwell data sheet
+    Card("B300", 103, 148, 1.965, 8000),  # SXM, Blackwell Ultra data sheet: of float64 it has 1.2 TFLOP/s
     Card("RTX 5090", 120, 170, 2.407, 1792),  # RTX Blackwell paper
 )
 
@@ -199,10 +202,12 @@ def unit_of(instruction: str) -> str | None:
     name = instruction.split(".")[0]
     if re.fullmatch(r"D(ADD|MUL|FMA|SETP|MNMX)", name):
         return "float64"
-    if name == "F2F":
+    if name in ("F2F", "F2I", "I2F"):
         return "convert" if "F64" in instruction else "narrow"
-    if name in ("FMUL", "FADD", "FFMA", "HADD2", "HMUL2", "HFMA2", "IMAD"):
+    if name in ("FMUL", "FADD", "FFMA", "HADD2", "HMUL2", "HFMA2"):
         return "float32"
+    if name == "IMAD":
+        return "multiply"
     if re.fullmatch(r"V?(IADD3?|IMNMX3?)|LOP3|SHF|PRMT|ISETP|SEL|LEA|F2FP|FSETP|FMNMX|PLOP3|I?ABS|BFE|HMNMX2|VHMNMX", name):
         return "integer"
     return None
@@ -234,7 +239,7 @@ def loops_of(sass: str, kernel: str) -> list[Loop]:
             spans.append((labels[target[0]], i + 1))
     inner = [s for s in spans if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
     loops = [loop_of([name for name, _ in instructions[start:end]]) for start, end in inner]
-    return [loop for loop in loops if loop]
+    return [loop for loop in loops if loop and (loop.operation == "digits") == kernel.endswith("_by_digits")]
 
 
 def loop_of(names: list[str]) -> Loop | None:
@@ -246,19 +251,23 @@ def loop_of(names: list[str]) -> Loop | None:
     whole, stores = count(r"LDG?\.E\S*\.128"), count(r"STG?\.E\S*\.128")
     loads = whole + count(r"LDG?\.E\S*\.64") // 2  # where registers are short, a pack comes in two halves
     double, half, widened = count("D(ADD|MUL|FMA)"), count("HADD2"), count(r"F2F\.F64\.F32")
-    single = count("FMUL")
-    if loads < TILE or whole < TILE - 2 or not (double or single):
+    single, cut = count("FMUL"), count(r"FFMA\.RZ")  # cut: elements that become digits
+    if loads < TILE or whole < TILE - 2 or not (double or single or cut):
         return None
-    operation = "norm" if not stores else "step" if loads == 2 * stores else "scale"
+    operation = "digits" if cut else "norm" if not stores else "step" if loads == 2 * stores else "scale"
     packs = stores or loads
     if half:
         dtype = "float16"
+    elif cut:
+        dtype = "bfloat16" if cut == 8 * loads else "float32"
     elif not widened:
         dtype = "bfloat16" if single else "float64"
     else:
         dtype = "bfloat16" if widened == 8 * loads else "float32"
     elements = packs * PACK // SIZES[dtype]
     used = Counter(unit_of(name) for name in names)
+    used["multiply"] += count(r"IMAD\.WIDE")  # each counts twice
+    used["float32"] += used["multiply"]
     per_element = {unit: used[unit] / elements for unit in UNITS} | {"issue": len(names) / elements}
     return Loop(operation, dtype, elements, per_element)
 
@@ -281,10 +290,10 @@ def tightest(limits: dict[str, float]) -> tuple[str, float]:
     return min(((unit, limits[unit]) for unit in UNITS), key=lambda pair: pair[1])
 
 
-def examine(wanted: list[int], kernels: tuple[str, ...]) -> tuple[dict[int, list[Kernel]], dict[int, list[Loop]]]:
-    """Kernels and main loops by architecture; loops only where nvdisasm is installed and knows it."""
+def examine(wanted: dict[int, tuple[str, ...]]) -> tuple[dict[int, list[Kernel]], dict[int, list[Loop]]]:
+    """Kernels and main loops by architecture, of what is wanted for it; loops only where nvdisasm is installed and knows it."""
     known = {a: library for library in compilers() for a in architectures(library)}  # by the newest that knows it
-    jobs = [(known[a], a, kernel) for a in wanted if a in known for kernel in kernels]
+    jobs = [(known[a], a, kernel) for a, kernels in wanted.items() if a in known for kernel in kernels]
     show = disassembler()
     resources: dict[int, list[Kernel]] = {}
     loops: dict[int, list[Loop]] = {}
@@ -370,7 +379,7 @@ def main() -> None:
     if not compilers():
         sys.exit("NVRTC is not installed: python -m pip install nvidia-cuda-nvrtc-cu12")
     print("NVRTC", ", ".join("{}.{}".format(*release(library)) for library in compilers()))
-    resources, loops = examine(options.architectures, KERNELS if options.all else MAIN)
+    resources, loops = examine(dict.fromkeys(options.architectures, KERNELS if options.all else MAIN))
     for architecture in set(options.architectures) - set(resources):
         print(f"sm_{architecture} is left out: no NVRTC that is installed knows it")
     show_kernels(resources)

@@ -14,7 +14,13 @@ from gpu_model import CARDS, MAIN, Card, Kernel, Loop
 from gradclip._gpu.program import KERNELS
 
 # The most registers that a main kernel may take. None may spill, and two blocks must fit a multiprocessor: 128 registers do.
-MOST_REGISTERS = {"measure_squares": 128, "write_leaves": 112}
+MOST_REGISTERS = {"measure_squares": 128, "measure_squares_by_digits": 128, "write_leaves": 112}
+# Kernels by an architecture on which they are taken: two whose float64 is fast, and one where it is not.
+EXAMINED = {
+    80: ("measure_squares", "write_leaves"),
+    90: ("measure_squares", "write_leaves"),
+    89: ("measure_squares_by_digits",),
+}
 
 
 def card(name):
@@ -83,6 +89,9 @@ def test_what_the_compiler_says_is_read():
         ("F2F.F32.F64", "convert"),
         ("F2F.F16.F32", "narrow"),
         ("FMUL", "float32"),
+        ("FFMA.RZ", "float32"),
+        ("IMAD.WIDE.U32", "multiply"),
+        ("F2I.TRUNC", "narrow"),
         ("HADD2.F32", "float32"),
         ("IADD3", "integer"),
         ("LOP3.LUT", "integer"),
@@ -97,8 +106,8 @@ def test_units(instruction, unit):
     assert gpu_model.unit_of(instruction) == unit
 
 
-def disassembly(*loops):
-    lines = ['\t.section\t.text.f,"ax",@progbits', '\t.sectioninfo\t@"SHI_REGISTERS=9"', "f:"]
+def disassembly(*loops, kernel="f"):
+    lines = [f'\t.section\t.text.{kernel},"ax",@progbits', '\t.sectioninfo\t@"SHI_REGISTERS=9"', f"{kernel}:"]
     for n, body in enumerate(loops):
         lines += [f".L_x_{n}:", *(f"        /*{i:04x}*/    {line} ;" for i, line in enumerate(body))]
         lines += [f"        /*ffff*/    @!P0 BRA `(.L_x_{n}) ;"]
@@ -116,6 +125,9 @@ LOAD, STORE = "@P1 LD.E.128 R4, [R2]", "ST.E.128 [R2], R4"
         ([LOAD] * 8 + ["F2F.F64.F32 R1, R2"] * 32 + ["DFMA R1, R2, R3, R4"] * 64, "norm", "float32", 32),
         ([LOAD] * 8 + ["F2F.F64.F32 R1, R2"] * 64 + ["DFMA R1, R2, R3, R4"] * 64, "norm", "bfloat16", 64),
         ([LOAD] * 8 + ["HADD2.F32 R1, -RZ, R2.H0_H0"] * 64 + ["DFMA R1, R2, R3, R4"] * 64, "norm", "float16", 64),
+        ([LOAD] * 8 + ["FFMA.RZ R1, R2, R3, R4"] * 32 + ["FADD R1, R2, R3"] * 9, "digits", "float32", 32),
+        ([LOAD] * 8 + ["FFMA.RZ R1, R2, R3, R4"] * 64, "digits", "bfloat16", 64),
+        ([LOAD] * 8 + ["HADD2.F32 R1, -RZ, R2.H0_H0"] * 64 + ["FFMA.RZ R1, R2, R3, R4"] * 64, "digits", "float16", 64),
         ([LOAD] * 8 + ["FMUL R1, R2, R3"] * 64 + [STORE] * 8, "scale", "bfloat16", 64),
         ([LOAD] * 16 + ["DADD R1, R2, R3"] * 16 + [STORE] * 8, "step", "float64", 16),
     ],
@@ -123,10 +135,20 @@ LOAD, STORE = "@P1 LD.E.128 R4, [R2]", "ST.E.128 [R2], R4"
 def test_main_loops_are_found(body, operation, dtype, elements):
     short = [LOAD] * 4 + ["DADD R1, R2, R3"] * 8  # not a whole tile
     copy = [LOAD] * 8 + [STORE] * 8
-    (loop,) = gpu_model.loops_of(disassembly(short, body, copy), "f")
+    kernel = "f_by_digits" if operation == "digits" else "f"
+    (loop,) = gpu_model.loops_of(disassembly(short, body, copy, kernel=kernel), kernel)
     assert (loop.operation, loop.dtype, loop.elements) == (operation, dtype, elements)
     assert loop.per_element["issue"] == (len(body) + 1) / elements
     assert loop.per_element["float64"] == sum(line.startswith("D") for line in body) / elements
+
+
+def test_a_product_of_64_bits_counts_twice_for_both_units_that_it_occupies():
+    body = (
+        [LOAD] * 8 + ["FFMA.RZ R1, R2, R3, R4"] * 32 + ["IMAD.WIDE.U32 R2, R4, R4, R2"] * 32 + ["IMAD.MOV R1, R2, R3, R4"] * 16
+    )
+    (loop,) = gpu_model.loops_of(disassembly(body, kernel="f_by_digits"), "f_by_digits")
+    assert (loop.per_element["multiply"], loop.per_element["float32"]) == (2.5, 3.5)
+    assert gpu_model.loops_of(disassembly(body), "f") == []  # another kernel than the one that is taken
 
 
 def test_a_kernel_that_is_not_there_is_an_error():
@@ -153,25 +175,39 @@ def test_main_kernels_are_kernels():
 def examined():
     if not gpu_model.compilers():
         pytest.skip("NVRTC is not installed")
-    return gpu_model.examine([80, 90], MAIN)
+    return gpu_model.examine(EXAMINED)
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", EXAMINED)
 def test_main_kernels_do_not_spill(examined, architecture):
-    kernels = examined[0][architecture]
-    assert [kernel.name for kernel in kernels] == list(MAIN)
-    assert {kernel.name: kernel.spills for kernel in kernels} == dict.fromkeys(MAIN, 0)
+    kernels, names = examined[0][architecture], EXAMINED[architecture]
+    assert [kernel.name for kernel in kernels] == list(names)
+    assert {kernel.name: kernel.spills for kernel in kernels} == dict.fromkeys(names, 0)
     assert {k.name: k.registers for k in kernels if k.registers > MOST_REGISTERS[k.name]} == {}
     assert min(gpu_model.occupancy(kernel, architecture)[0] for kernel in kernels) >= 2
 
 
-@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("architecture", EXAMINED)
 def test_every_dtype_has_its_main_loops(examined, architecture):
     if gpu_model.disassembler() is None:
         pytest.skip("nvdisasm is not installed")
     loops = {(loop.operation, loop.dtype): loop for loop in examined[1][architecture]}
-    assert sorted(loops) == sorted((operation, dtype) for operation in gpu_model.ARRAYS for dtype in gpu_model.SIZES)
+    digits = EXAMINED[architecture] == ("measure_squares_by_digits",)
+    operations = ["digits"] if digits else [operation for operation in gpu_model.ARRAYS if operation != "digits"]
+    dtypes = [dtype for dtype in gpu_model.SIZES if not (digits and dtype == "float64")]
+    assert sorted(loops) == sorted((operation, dtype) for operation in operations for dtype in dtypes)
     for (operation, dtype), loop in loops.items():
         assert loop.elements == 128 // gpu_model.SIZES[dtype]
-        most = {"norm": 10.5 if dtype == "float64" else 4.5, "scale": 1, "step": 2}[operation]
+        most = {"norm": 10.5 if dtype == "float64" else 4.5, "digits": 0, "scale": 1, "step": 2}[operation]
         assert loop.per_element["float64"] <= most
+        if digits:
+            assert loop.per_element["issue"] <= 18
+
+
+@pytest.mark.parametrize("name", ["L4", "L40S", "RTX 4090"])
+def test_memory_limits_norms_on_cards_with_little_float64(examined, name):
+    if gpu_model.disassembler() is None:
+        pytest.skip("nvdisasm is not installed")
+    shares = [gpu_model.shares(card(name), loop) for loop in examined[1][89]]
+    assert min(gpu_model.tightest(limits)[1] for limits in shares) > 4
+    assert min(limits["serial"] for limits in shares) > 0.8

@@ -30,10 +30,13 @@ from typing import NamedTuple
 from gradclip._gpu.program import KERNELS, OPTIONS, THREADS, source
 from gradclip.cli.terminal import show_table
 
-MAIN = ("measure_squares", "measure_squares_by_digits", "write_leaves")  # whose loops decide how fast a large leaf is clipped
+# Kernels whose loops decide how fast a large leaf is clipped, and the kinds of loops that are looked at in those for cards with
+# little float64: a sum in integers, and products of float32 without float64.
+MAIN = ("measure_squares", "measure_squares_by_digits", "write_leaves", "write_leaves_in_float32")
+OWN = {"measure_squares_by_digits": "digits", "write_leaves_in_float32": "products"}
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 103, 120)
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-ARRAYS = {"norm": 1, "digits": 1, "scale": 2, "step": 3}  # how many times an operation moves each element
+ARRAYS = {"norm": 1, "digits": 1, "scale": 2, "products": 2, "step": 3}  # how many times an operation moves each element
 PACK = 16  # bytes of a load
 TILE = 8  # packs that a thread of a main loop loads before it uses the first
 
@@ -239,11 +242,13 @@ def loops_of(sass: str, kernel: str) -> list[Loop]:
             spans.append((labels[target[0]], i + 1))
     inner = [s for s in spans if not any(s != t and s[0] <= t[0] and t[1] <= s[1] for t in spans)]
     loops = [loop_of([name for name, _ in instructions[start:end]]) for start, end in inner]
-    return [loop for loop in loops if loop and (loop.operation == "digits") == kernel.endswith("_by_digits")]
+    return [loop for loop in loops if loop and OWN.get(kernel) == (loop.operation if loop.operation in OWN.values() else None)]
 
 
 def loop_of(names: list[str]) -> Loop | None:
-    """What a loop does, told by its instructions; None if it is no main loop."""
+    """What a loop does, told by its instructions; None if it is no main loop.
+
+    What "products" do in float64, for the few that float32 does not tell, is left out."""
 
     def count(pattern: str) -> int:
         return sum(bool(re.match(pattern, name)) for name in names)
@@ -255,6 +260,9 @@ def loop_of(names: list[str]) -> Loop | None:
     if loads < TILE or whole < TILE - 2 or not (double or single or cut):
         return None
     operation = "digits" if cut else "norm" if not stores else "step" if loads == 2 * stores else "scale"
+    if operation == "scale" and count("FFMA"):
+        operation = "products"
+        names = [name for name in names if not re.match(r"DMUL|F2F\.\S*F64", name)]
     packs = stores or loads
     if half:
         dtype = "float16"

@@ -3,6 +3,7 @@
 Every test runs the kernels themselves, whatever the device: which of them a device takes is asked in one place."""
 
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -12,27 +13,33 @@ from marks import slow
 from reference import REAL, gradient, layouts
 
 import gradclip
-from gradclip._gpu import program, reading
-from gradclip._gpu.table import table_of
+from gradclip._gpu import program, reading, table
 from gradclip._leaves import Leaves
 
 SHORT = [dtype for dtype in REAL if dtype.itemsize <= 4]
 BITS = {"float16": (5, 10), "bfloat16": (8, 7), "float32": (8, 23)}  # of exponent and mantissa
 SEGMENT = 131072  # bytes
+SCALE = 1  # GC_SCALE
 BIN = 2  # the word of a Sum that holds its bin, behind high and low
 
 
 @pytest.fixture(params=[False, True], ids=["float64", "digits"])
 def little(request, monkeypatch):
-    monkeypatch.setattr(reading, "has_little_float64", lambda device: request.param)
+    answer(monkeypatch, request.param)
     return request.param
+
+
+def answer(monkeypatch, little):
+    """Let all devices have little float64, or none."""
+    for module in (reading, table):
+        monkeypatch.setattr(module, "has_little_float64", lambda device: little)
 
 
 def by_both(monkeypatch, function):
     """What a function returns where devices have much float64, and where they have little."""
     results = []
-    for answer in (False, True):
-        monkeypatch.setattr(reading, "has_little_float64", lambda device, answer=answer: answer)
+    for little in (False, True):
+        answer(monkeypatch, little)
         results.append(function())
     return results
 
@@ -65,7 +72,7 @@ def exact_sum(a):
 def sums_of(cupy, a):
     """(high, low, bin) of the sum of squares of one leaf, as a device leaves it."""
     leaves = Leaves([on_gpu(cupy, a)])
-    part = reading.read(table_of(leaves, 0), 2.0)
+    part = reading.read(table.table_of(leaves, 0), 2.0)
     words = part.table.stream.fetch(part.unit)
     assert len(words) == 1
     return (*words[0, :2].view(np.float64).tolist(), int(words[0, BIN]))
@@ -190,6 +197,51 @@ def test_elements_outside_of_bounds_are_counted(cupy, monkeypatch, dtype):
         for report, gpu in by_both(monkeypatch, call):
             assert_same_report(want, report)
             assert_same_bits(here, gpu)
+
+
+def scaled(cupy, x, factor):
+    """Elements times a factor, as a device writes them."""
+    gpu = on_gpu(cupy, x)
+    rows = table.table_of(Leaves([gpu]), 0)
+    factor = int(np.float64(factor).view(np.int64))
+    rows.write(rows.stream.upload(np.array([[SCALE, 1, 0, factor, factor, 0]])), (0, 0), 0)
+    return gpu.get()
+
+
+def twice_rounded(x, factor):
+    """Products of float32, rounded in float64 and then in float32."""
+    with np.errstate(over="ignore", under="ignore"):
+        return (x.astype(np.float64) * factor).astype(np.float32)
+
+
+def test_the_number_of_a_kind():
+    code = program.source()
+    assert (
+        re.search(r"enum {[^}]*GC_KEEP,[^}]*}", code)[0].replace("\n", " ").split("{")[1].split(",")[SCALE].strip()
+        == "GC_SCALE"
+    )
+
+
+@pytest.mark.parametrize("size", [8, 5001, 70_000])
+@pytest.mark.parametrize("factor", [0.1, 1 / 3, 0.5, 1 - 2**-53, -0.7, 3e-17, 1e-19, 2.5e-30, 1e25, 0.0, 5e-320], ids=str)
+def test_products(cupy, little, factor, size):
+    for lowest, highest in ((0, 254), (100, 140), (0, 3), (250, 254)):
+        x = random_bits(np.dtype(np.float32), size, lowest, highest, seed=size)
+        x[::7] = 0
+        x[1::14] = -0.0
+        assert_same_bits([scaled(cupy, x, factor)], [twice_rounded(x, factor)])
+
+
+def test_products_next_to_a_middle(cupy, little):
+    """Where the product is a middle of two float32 to the last bits of float64, or at all, and where it is a power of two."""
+    rng = np.random.default_rng(8)
+    for _ in range(30):
+        x = rng.integers(1 << 23, 1 << 24, 4096).astype(np.float32)
+        x[1::2] = x[0] * np.float32(2) ** rng.integers(-30, 30, len(x[1::2]))
+        middle = float(rng.integers(1 << 24, 1 << 25)) + 0.5 if rng.integers(2) else 2.0 ** int(rng.integers(20, 28))
+        for ulps in (-(2**30), -(2**9), -1, 0, 1, 3, 2**8, 2**29):
+            factor = middle / float(x[0]) * (1 + ulps * 2.0**-52)
+            assert_same_bits([scaled(cupy, x, factor)], [twice_rounded(x, factor)])
 
 
 @pytest.mark.parametrize(

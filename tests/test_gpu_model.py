@@ -14,13 +14,10 @@ from gpu_model import CARDS, MAIN, Card, Kernel, Loop
 from gradclip._gpu.program import KERNELS
 
 # The most registers that a main kernel may take. None may spill, and two blocks must fit a multiprocessor: 128 registers do.
-MOST_REGISTERS = {"measure_squares": 128, "measure_squares_by_digits": 128, "write_leaves": 112}
+MOST_REGISTERS = {"measure_squares": 128, "measure_squares_by_digits": 128, "write_leaves": 112, "write_leaves_in_float32": 112}
 # Kernels by an architecture on which they are taken: two whose float64 is fast, and one where it is not.
-EXAMINED = {
-    80: ("measure_squares", "write_leaves"),
-    90: ("measure_squares", "write_leaves"),
-    89: ("measure_squares_by_digits",),
-}
+BOTH = ("measure_squares", "write_leaves")
+EXAMINED = {80: BOTH, 90: BOTH, 89: tuple(gpu_model.OWN)}
 
 
 def card(name):
@@ -115,6 +112,8 @@ def disassembly(*loops, kernel="f"):
 
 
 LOAD, STORE = "@P1 LD.E.128 R4, [R2]", "ST.E.128 [R2], R4"
+APART = ["F2F.F64.F32 R8, R2", "DMUL R8, R8, R10", "F2F.F32.F64 R2, R8"]
+PRODUCT = ["FMUL R1, R2, R3", "FFMA R5, R2, R3, -R1", *APART]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +127,7 @@ LOAD, STORE = "@P1 LD.E.128 R4, [R2]", "ST.E.128 [R2], R4"
         ([LOAD] * 8 + ["FFMA.RZ R1, R2, R3, R4"] * 32 + ["FADD R1, R2, R3"] * 9, "digits", "float32", 32),
         ([LOAD] * 8 + ["FFMA.RZ R1, R2, R3, R4"] * 64, "digits", "bfloat16", 64),
         ([LOAD] * 8 + ["HADD2.F32 R1, -RZ, R2.H0_H0"] * 64 + ["FFMA.RZ R1, R2, R3, R4"] * 64, "digits", "float16", 64),
+        ([LOAD] * 8 + PRODUCT * 32 + [STORE] * 8, "products", "float32", 32),
         ([LOAD] * 8 + ["FMUL R1, R2, R3"] * 64 + [STORE] * 8, "scale", "bfloat16", 64),
         ([LOAD] * 16 + ["DADD R1, R2, R3"] * 16 + [STORE] * 8, "step", "float64", 16),
     ],
@@ -135,18 +135,19 @@ LOAD, STORE = "@P1 LD.E.128 R4, [R2]", "ST.E.128 [R2], R4"
 def test_main_loops_are_found(body, operation, dtype, elements):
     short = [LOAD] * 4 + ["DADD R1, R2, R3"] * 8  # not a whole tile
     copy = [LOAD] * 8 + [STORE] * 8
-    kernel = "f_by_digits" if operation == "digits" else "f"
+    kernel = {own: name for name, own in gpu_model.OWN.items()}.get(operation, "f")
     (loop,) = gpu_model.loops_of(disassembly(short, body, copy, kernel=kernel), kernel)
     assert (loop.operation, loop.dtype, loop.elements) == (operation, dtype, elements)
-    assert loop.per_element["issue"] == (len(body) + 1) / elements
-    assert loop.per_element["float64"] == sum(line.startswith("D") for line in body) / elements
+    counted = [line for line in body if operation != "products" or line not in APART]
+    assert loop.per_element["issue"] == (len(counted) + 1) / elements
+    assert loop.per_element["float64"] == sum(line.startswith("D") for line in counted) / elements
 
 
 def test_a_product_of_64_bits_counts_twice_for_both_units_that_it_occupies():
     body = (
         [LOAD] * 8 + ["FFMA.RZ R1, R2, R3, R4"] * 32 + ["IMAD.WIDE.U32 R2, R4, R4, R2"] * 32 + ["IMAD.MOV R1, R2, R3, R4"] * 16
     )
-    (loop,) = gpu_model.loops_of(disassembly(body, kernel="f_by_digits"), "f_by_digits")
+    (loop,) = gpu_model.loops_of(disassembly(body, kernel="measure_squares_by_digits"), "measure_squares_by_digits")
     assert (loop.per_element["multiply"], loop.per_element["float32"]) == (2.5, 3.5)
     assert gpu_model.loops_of(disassembly(body), "f") == []  # another kernel than the one that is taken
 
@@ -192,20 +193,21 @@ def test_every_dtype_has_its_main_loops(examined, architecture):
     if gpu_model.disassembler() is None:
         pytest.skip("nvdisasm is not installed")
     loops = {(loop.operation, loop.dtype): loop for loop in examined[1][architecture]}
-    digits = EXAMINED[architecture] == ("measure_squares_by_digits",)
-    operations = ["digits"] if digits else [operation for operation in gpu_model.ARRAYS if operation != "digits"]
-    dtypes = [dtype for dtype in gpu_model.SIZES if not (digits and dtype == "float64")]
-    assert sorted(loops) == sorted((operation, dtype) for operation in operations for dtype in dtypes)
+    if architecture == 89:
+        wanted = [("products", "float32"), *(("digits", dtype) for dtype in ("float16", "bfloat16", "float32"))]
+    else:
+        wanted = [(operation, dtype) for operation in ("norm", "scale", "step") for dtype in gpu_model.SIZES]
+    assert sorted(loops) == sorted(wanted)
     for (operation, dtype), loop in loops.items():
         assert loop.elements == 128 // gpu_model.SIZES[dtype]
-        most = {"norm": 10.5 if dtype == "float64" else 4.5, "digits": 0, "scale": 1, "step": 2}[operation]
+        most = {"norm": 10.5 if dtype == "float64" else 4.5, "digits": 0, "scale": 1, "products": 0.2, "step": 2}[operation]
         assert loop.per_element["float64"] <= most
-        if digits:
+        if architecture == 89:
             assert loop.per_element["issue"] <= 18
 
 
 @pytest.mark.parametrize("name", ["L4", "L40S", "RTX 4090"])
-def test_memory_limits_norms_on_cards_with_little_float64(examined, name):
+def test_memory_is_the_limit_on_cards_with_little_float64(examined, name):
     if gpu_model.disassembler() is None:
         pytest.skip("nvdisasm is not installed")
     shares = [gpu_model.shares(card(name), loop) for loop in examined[1][89]]

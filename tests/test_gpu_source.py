@@ -121,6 +121,7 @@ def test_the_stand_in_has_what_cupy_has():
         theirs = inspect.signature(getattr(cupy, name)).parameters
         assert set(mine) <= set(theirs) | {"array", "dtype", "shape"}, name
     assert hasattr(cupy.RawModule, "get_function")
+    assert hasattr(cupy.cuda.runtime, "deviceGetAttribute")
     assert hasattr(cupy.cuda.Device, "__enter__")
     for name in ("record", "wait_event", "is_capturing", "use", "synchronize", "begin_capture", "end_capture"):
         assert set(inspect.signature(getattr(fake_cupy.Stream, name)).parameters) <= set(

@@ -25,18 +25,17 @@ Value = TypeVar("Value")
 # In this order one source: the arithmetic that both engines share, and the kernels.
 SHARED = ("portable.h", "range.h", "wide.h", "factor.h", "powers.h", "unit.h")
 FILES = (
-    *(
-        "sums.cu",
-        "leaves.cu",
-        "digits.cu",
-        "measure.cu",
-        "pairs.cu",
-        "fold.cu",
-        "strict.cu",
-        "decide.cu",
-        "cast.cu",
-        "write.cu",
-    ),
+    "sums.cu",
+    "leaves.cu",
+    "digits.cu",
+    "measure.cu",
+    "pairs.cu",
+    "fold.cu",
+    "strict.cu",
+    "decide.cu",
+    "cast.cu",
+    "products.cu",
+    "write.cu",
 )
 # All kernels that the source defines, in groups that are compiled together: a call waits for those that it needs alone. What
 # else is launched is an error, and a test compares.
@@ -44,7 +43,7 @@ GROUPS = (
     *(("measure_largest",), ("measure_magnitudes",), ("measure_squares",), ("measure_pairs",), ("measure_powers",)),
     *(("measure_and_count",), ("measure_squares_by_digits",), ("measure_and_count_by_digits",)),
     ("fold_segments", "fold_and_decide", "fold_owners", "fold_total", "decide_units", "enforce", "keep_finite", "weigh"),
-    *(("write_leaves",), ("cast_leaves",), ("sum_samples",)),
+    *(("write_leaves",), ("write_leaves_in_float32",), ("cast_leaves",), ("sum_samples",)),
 )
 KERNELS = tuple(name for group in GROUPS for name in group)
 THREADS = 256

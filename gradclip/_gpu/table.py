@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .program import THREADS, Remembered
+from .program import THREADS, Remembered, has_little_float64
 from .rows import Rows, signature
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Table:
         steps : whether parameters are changed, whose dtypes may be others than those of the gradients
         """
         args = writes, len(writes), self.in_place, *bounds, sums
-        self.launch("write_leaves", *args)
+        self.launch("write_leaves_in_float32" if has_little_float64(self.stream.device) else "write_leaves", *args)
         if self.casts and not steps:
             self.launch("cast_leaves", *args)
 

@@ -36,6 +36,10 @@ __device__ typename T::bits scaled(typename T::bits x, const Write *w)
 template <class T>
 __device__ typename T::bits clamped(typename T::bits x, double low, double high)
 {
+    if constexpr (T::DIGITS) {
+        const float y = T::single(x);
+        return less_f32(y, to_f32(low)) ? T::narrow(low) : less_f32(to_f32(high), y) ? T::narrow(high) : x;
+    }
     const double v = T::wide(x);
     return v < low ? T::narrow(low) : v > high ? T::narrow(high) : x; /* NaN stays */
 }
@@ -131,11 +135,19 @@ struct Pace {
     bool from_aligned, to_aligned;
 };
 
+/* Whether elements are multiplied by `Products`. */
+template <class T, int KIND>
+__device__ constexpr bool in_float32()
+{
+    return T::DIGITS && !T::SHORT && KIND == GC_SCALE;
+}
+
 /* N packs, `apart` elements from one to the next, the last `left` elements away at most: all are loaded before the first is stored. */
 template <class T, int KIND, int N>
 __device__ void write_packs(Writer<T, KIND> writer, const char *from, char *to, i64 apart, i64 left, Pace pace)
 {
     uint4 from_pack[N], to_pack[N];
+    const Products products(KIND == GC_SCALE ? writer.factor : 0);
 #pragma unroll
     for (int j = 0; j < N; j++)
         if (left >= j * apart) {
@@ -151,9 +163,13 @@ __device__ void write_packs(Writer<T, KIND> writer, const char *from, char *to, 
         unpack(x, from_pack[j]);
         if (KIND == GC_STEP)
             unpack(y, to_pack[j]);
+        bool done = false;
+        if constexpr (in_float32<T, KIND>())
+            done = multiply_pack<T>(x, products);
+        if (!done)
 #pragma unroll
-        for (int k = 0; k < T::PACK; k++)
-            x[k] = writer(x[k], KIND == GC_STEP ? y[k] : 0);
+            for (int k = 0; k < T::PACK; k++)
+                x[k] = writer(x[k], KIND == GC_STEP ? y[k] : 0);
         store_pack<T>(to + j * apart * pace.to, x, pace.to, pace.to_aligned);
     }
 }
@@ -278,14 +294,14 @@ __device__ bool find_write(const Writing *p, const Leaf *leaf, i64 count, i64 bl
 }
 
 /* All leaves but those that are rounded to another dtype. */
-KERNEL(write_leaves, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 modulo,
-                                                    i64 all_in_place, const Bounds *bounds, i64 by_leaf, const Sum *unit)
+template <template <class> class As>
+__device__ void write_all(const Writing *pass, const Leaf *leaf, i64 count, i64 blocks)
 {
-    const Writing pass = {writes, modulo, all_in_place, bounds, by_leaf, unit};
+    const Bounds *bounds;
     const Write *w;
     Job job;
     char *from, *to;
-    if (!find_write(&pass, leaf, count, blocks, &job, &w, &bounds, &from, &to))
+    if (!find_write(pass, leaf, count, blocks, &job, &w, &bounds, &from, &to))
         return;
     leaf = job.leaf;
     if (w->kind == GC_STEP && can_mix(leaf, w, from, to)) {
@@ -298,14 +314,24 @@ KERNEL(write_leaves, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count,
     else if (leaf->to.dtype != leaf->from.dtype)
         return;
     else if (leaf->from.dtype == F16)
-        write_run<Half>(&job, w, bounds, from, to);
+        write_run<As<Half>>(&job, w, bounds, from, to);
     else if (leaf->from.dtype == BF16)
-        write_run<Brain>(&job, w, bounds, from, to);
+        write_run<As<Brain>>(&job, w, bounds, from, to);
     else if (leaf->from.dtype == F32)
-        write_run<Single>(&job, w, bounds, from, to);
+        write_run<As<Single>>(&job, w, bounds, from, to);
     else
         write_run<Double>(&job, w, bounds, from, to);
 }
+
+#define WRITE(name, AS)                                                                                                   \
+    KERNEL(name, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 modulo, \
+                                                i64 all_in_place, const Bounds *bounds, i64 by_leaf, const Sum *unit)     \
+    {                                                                                                                     \
+        const Writing pass = {writes, modulo, all_in_place, bounds, by_leaf, unit};                                       \
+        write_all<AS>(&pass, leaf, count, blocks);                                                                        \
+    }
+WRITE(write_leaves, Itself)
+WRITE(write_leaves_in_float32, ByDigits)
 
 /* Leaves that are rounded to another dtype. */
 KERNEL(cast_leaves, __launch_bounds__(THREADS, 2))(const Leaf *leaf, i64 count, i64 blocks, const Write *writes, i64 modulo,

@@ -444,8 +444,7 @@ __device__ void measure(const Leaf *leaf, i64 count, i64 blocks, const Write *wr
         if (r.rare)
             any = 1;
         if (As<Half>::DIGITS)
-            merge_fixed(&fixed);
-        __syncthreads();
+            merge_fixed(&fixed); /* waits for all, so that `any` is known */
         merge_running(&r, !As<Half>::DIGITS || dtype == F64 || any);
         if (any)
             merge_lanes(sums, THREADS, ord);

@@ -248,3 +248,20 @@ def test_misaligned_leaves(isa):
         a = misaligned(np.array([3.0, 4.0], dtype))
         assert gradclip.clip_by_global_norm_(a, 2.5).norm == 5.0
         assert a.tolist() == [1.5, 2.0]
+
+
+@pytest.mark.parametrize("interface", ["__array_interface__", "__dlpack__", "__dlpack_device__", "__cuda_array_interface__"])
+@pytest.mark.parametrize("error", [KeyError, RuntimeError, ValueError, ZeroDivisionError])
+def test_an_object_that_fails_when_it_is_asked_for_its_memory_is_named(interface, error):
+    class Failing:
+        def __getattr__(self, name):
+            if name == interface:
+                raise error("of its own")
+            if interface == "__dlpack_device__" and name == "__dlpack__":
+                return None
+            raise AttributeError(name)
+
+    grads = [np.ones(2), {"inner": Failing()}]
+    with pytest.raises(TypeError, match=r"1/inner: .*Failing gives NumPy no view of its memory"):
+        gradclip.clip_by_global_norm_(grads, 0.5)
+    assert grads[0].tolist() == [1, 1]

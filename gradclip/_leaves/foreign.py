@@ -57,10 +57,25 @@ def _is_on_gpu(node: Any) -> bool:
     """Something that offers memory of a CUDA device."""
     if is_tensor(node):
         return bool(node.is_cuda)
-    if hasattr(node, "__cuda_array_interface__"):
+    if _has(node, "__cuda_array_interface__", False):
         return True
-    device = getattr(node, "__dlpack_device__", None)
-    return device is not None and device()[0] in (2, 13)  # CUDA, and what it manages
+    try:
+        device = getattr(node, "__dlpack_device__", None)
+        return device is not None and device()[0] in (2, 13)  # CUDA, and what it manages
+    except MemoryError:
+        raise
+    except Exception:  # nor can the host see its memory then, and says so
+        return False
+
+
+def _has(node: Any, name: str, failing: bool) -> bool:
+    """Whether an object has an attribute; `failing` if it raises an error of its own when it is asked."""
+    try:
+        return hasattr(node, name)
+    except MemoryError:
+        raise
+    except Exception:
+        return failing
 
 
 def _is_buffer(node: Any) -> bool:
@@ -72,12 +87,14 @@ def _is_buffer(node: Any) -> bool:
 
 
 def is_array(node: Any) -> bool:
-    """Something that offers its memory: a leaf, though it may be iterable."""
+    """Something that offers its memory: a leaf, though it may be iterable.
+
+    One that fails when it is asked is a leaf too. `view` says what went wrong, and who calls that knows its place."""
     return (
         isinstance(node, np.ndarray | np.generic)
-        or hasattr(node, "__array_interface__")
-        or hasattr(node, "__dlpack__")
-        or hasattr(node, "__cuda_array_interface__")
+        or _has(node, "__array_interface__", True)
+        or _has(node, "__dlpack__", True)
+        or _has(node, "__cuda_array_interface__", True)
         or is_sparse(node)
         or _is_buffer(node)
     )
@@ -104,7 +121,9 @@ def view(node: Any, write: bool, weights: bool = False) -> tuple[Any, Any]:
         if hasattr(node, "__array__"):  # JAX: read-only, bfloat16 included
             return np.asarray(node, copy=False), node
         return np.from_dlpack(node), node
-    except (AttributeError, TypeError, ValueError, BufferError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of any kind: it runs code of the object's own
         if _is_traced(node):
             raise TypeError(f"{kind} {TRACED}") from None
         raise TypeError(f"{kind} gives NumPy no view of its memory on the CPU: {error}") from None

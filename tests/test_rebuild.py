@@ -408,3 +408,28 @@ def test_equinox():
     layer = eqx.nn.Linear(2, 2, key=jax.random.key(0))
     for call in NEW.values():
         assert type(call(layer)[0]) is type(layer)
+
+
+class Losing(collections.OrderedDict):
+    """A dict that loses an item when it is asked again what it holds."""
+
+    def __getitem__(self, key):
+        self.pop("b", None)
+        return super().__getitem__(key)
+
+
+class Growing(collections.OrderedDict):
+    """A dict that gets an item while its values are read, as by another thread."""
+
+    def values(self):
+        for value in super().values():
+            yield value
+            self["c"] = value
+
+
+@pytest.mark.parametrize("kind", [Losing, Growing])
+def test_a_dict_that_changes_while_it_is_asked_is_named(kind):
+    grads = [np.ones(2), {"inner": kind(a=np.ones(3), b=np.ones(1))}]
+    with pytest.raises(RuntimeError, match=r"^1/inner: grads changed during the call$"):
+        gradclip.clip_by_global_norm_(grads, 0.5)
+    assert grads[0].tolist() == [1, 1]

@@ -240,6 +240,9 @@ cdef class Tree:
                 items, keys = node.kind.opened(node.container)
             except containers.Refused as error:
                 raise TypeError(f"{self.path_to(node) if parts is None else self.joined(parts)}: {error}") from error.__cause__
+            except RuntimeError as error:
+                self.say_if_changed(self.path_to(node) if parts is None else self.joined(parts), error)
+                raise
             found = node.container, items, keys
             if not node.kind.live:
                 self.opened_once[id(node.container)] = found
@@ -258,6 +261,9 @@ cdef class Tree:
                 node.kind.check_like(node.container, node.items)
         except containers.Refused as error:
             raise TypeError(f"{self.path_to(node)}: {error}") from error.__cause__
+        except (KeyError, RuntimeError) as error:
+            self.say_if_changed(self.path_to(node), error)
+            raise
 
     # ---- paths ------------------------------------------------------------------------------
 
@@ -309,7 +315,11 @@ cdef class Tree:
         cdef list now, then = node.items
         if PyTuple_CheckExact(node.container) or not (node.kind is None or node.kind.live):
             return 0
-        now = items_of(node) if node.kind is None else node.kind.opened(node.container)[0]
+        try:
+            now = items_of(node) if node.kind is None else node.kind.opened(node.container)[0]
+        except RuntimeError as error:
+            self.say_if_changed(self.path_to(node), error)
+            raise
         n = min(len(now), len(then))
         for i in range(n):
             item = then[i]
@@ -325,6 +335,13 @@ cdef class Tree:
         parts = next(parts for parts, item in places(self.root) if item is node)
         names = list(node.container)[index : index + 1] if isinstance(node.container, dict) else [index]
         raise RuntimeError(f"{'/'.join((*parts, *map(str, names))) or self.name}: {self.name} changed during the call")
+
+    def say_if_changed(self, str path, error):
+        """Raise a RuntimeError that names a container, if an error says that it was changed while it was asked for its items.
+
+        A KeyError says so: a mapping has lost a key that it named."""
+        if isinstance(error, KeyError) or "during iteration" in str(error):
+            raise RuntimeError(f"{path}: {self.name} changed during the call") from error
 
     # ---- matching ---------------------------------------------------------------------------
 

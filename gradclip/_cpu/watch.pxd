@@ -6,6 +6,8 @@ from gradclip._cpu.fpenv cimport gc_fpenv, gc_fp_enter, gc_fp_leave
 cdef extern from "signals.h" nogil:
     double gc_seconds()
     bint gc_handle_signals()
+    bint gc_is_set(const bint *flag)
+    void gc_set(bint *flag)
     int gc_raise() except -1
 
 
@@ -20,15 +22,16 @@ cdef inline bint interrupted(Watch *watch, int thread, gc_fpenv *saved) noexcept
 
     The GIL may have to be waited for, so it is taken ten times a second; short passes never take it."""
     cdef double now
-    if thread == 0 and not watch.stopped:       # number 0 of a team is the thread that called
+    if thread == 0 and not gc_is_set(&watch.stopped):       # number 0 of a team is the thread that called
         now = gc_seconds()
         if watch.due == 0:
             watch.due = now + 0.1
         elif now >= watch.due:
             if saved != NULL:
                 gc_fp_leave(saved[0])
-            watch.stopped = gc_handle_signals()
+            if gc_handle_signals():
+                gc_set(&watch.stopped)
             if saved != NULL:
                 saved[0] = gc_fp_enter()
             watch.due = gc_seconds() + 0.1
-    return watch.stopped
+    return gc_is_set(&watch.stopped)

@@ -32,6 +32,15 @@ static inline int gc_handle_signals(void)
     return raised;
 }
 
+/* A flag that one thread sets while others read it; what else they wrote is not ordered by it. */
+#if defined(_MSC_VER) && !defined(__clang__)
+static inline int gc_is_set(const volatile int *flag) { return *flag; }
+static inline void gc_set(volatile int *flag) { *flag = 1; }
+#else
+static inline int gc_is_set(const int *flag) { return __atomic_load_n(flag, __ATOMIC_RELAXED); }
+static inline void gc_set(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+#endif
+
 /* Says to Cython that an exception has been set. */
 static inline int gc_raise(void) { return -1; }
 

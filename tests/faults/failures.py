@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 import itertools
+import os
 import signal
 import sys
 import time
@@ -24,6 +26,7 @@ import numpy as np
 
 if __name__ == "__main__":  # as pytest does by its setting `pythonpath`
     sys.path[:0] = [str(Path(__file__).parents[1])]
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # no loops that wait beside other programs
 from calls import CALLS, contents, flat, inputs
 from interrupts import interrupted
 
@@ -93,13 +96,13 @@ def more_leaves(rng, x):
 
 @functools.cache
 def large_values():
-    """What large inputs hold: 8 MB."""
-    return np.random.default_rng(0).standard_normal((1000, 2000), np.float32)
+    """What large inputs hold: 2 MB."""
+    return np.random.default_rng(0).standard_normal((500, 1000), np.float32)
 
 
 def large_inputs():
     """Inputs as those of tests/calls.py, large enough for threads, and half of it strided."""
-    grads, out, params = ([a[:, :1000], a[:, 1000::2].copy()] for a in (large_values().copy() for _ in range(3)))
+    grads, out, params = ([a[:, :500], a[:, 500::2].copy()] for a in (large_values().copy() for _ in range(3)))
     return SimpleNamespace(grads=grads, out=out, params=params)
 
 
@@ -177,25 +180,32 @@ def signalled(rng, call, name, made):
     started = time.perf_counter()
     call(done)
     took = time.perf_counter() - started
+    expected.add(name)
     try:
         signal.setitimer(signal.ITIMER_REAL, max(1e-6, took * rng.random()))
         try:
             call(x)
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
+            expected.clear()
     except KeyboardInterrupt:
+        expected.clear()
         assert contents(x) in (before, contents(done)), name
         return f"Ctrl-C by a signal{', large' if made is large_inputs else ''}"
     return None
 
 
+expected = set()  # the call that an alarm is meant for: a thread that the system has put aside may take it late
+
+
 def arrive(number, frame):
     """What Ctrl-C does, for the alarm."""
-    raise KeyboardInterrupt
+    if expected:
+        raise KeyboardInterrupt
 
 
 WAYS = (spoilt, spoilt, spoilt, refused, at_a_line, by_signal)
-RARE = by_signal_in_threads  # which takes some hundred times as long
+RARE = by_signal_in_threads  # which takes some ten to hundred times as long
 
 
 def failures(seed, ways=WAYS, rare=False):
@@ -206,7 +216,7 @@ def failures(seed, ways=WAYS, rare=False):
         call(inputs())
     for _ in itertools.count():
         name = names[rng.integers(len(names))]
-        way = RARE if rare and rng.random() < 0.01 else ways[rng.integers(len(ways))]
+        way = RARE if rare and rng.random() < 0.003 else ways[rng.integers(len(ways))]
         yield way(rng, CALLS[name], name)
 
 
@@ -219,10 +229,11 @@ def main():
     warnings.simplefilter("ignore")
     before = signal.signal(signal.SIGALRM, arrive)
     counts = collections.Counter()
-    for what in failures(options.seed, rare=True):
-        counts[what] += 1
-        if counts.total() - counts[None] == options.failures:
-            break
+    with contextlib.suppress(KeyboardInterrupt):  # so many until then
+        for what in failures(options.seed, rare=True):
+            counts[what] += 1
+            if counts.total() - counts[None] == options.failures:
+                break
     signal.signal(signal.SIGALRM, before)
     passed = counts.pop(None, 0)
     print(f"{counts.total():,} failures (seed {options.seed}), {passed:,} calls passed, no byte changed")

@@ -95,6 +95,8 @@ cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint 
     cdef char *pa = <char *>cnp.PyArray_DATA(a)
     cdef char *pb = <char *>cnp.PyArray_DATA(b)
     x.count = y.count = ux.count = uy.count = 0
+    if not cnp.PyArray_SAMESHAPE(a, b):     # another thread has set the shape of one since they were compared
+        raise RuntimeError(f"an array changed its shape during the call, from {primary.shape} to {secondary.shape}")
     for d in range(cnp.PyArray_NDIM(a)):
         n, i, j = cnp.PyArray_DIM(a, d), cnp.PyArray_STRIDE(a, d), cnp.PyArray_STRIDE(b, d)
         if n == 1:

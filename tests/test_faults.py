@@ -6,7 +6,8 @@ import sys
 import child_process
 import numpy as np
 import pytest
-from faults import arguments, failures
+from calls import flat
+from faults import arguments, failures, meddling
 
 import gradclip
 
@@ -50,6 +51,24 @@ def test_a_function_that_breaks_its_promise_is_noticed(broken, monkeypatch):
     machine.add(dtype=np.float32, shape=[2], turn=0, number=1)
     with pytest.raises(AssertionError if broken == "a byte changed" else KeyError):
         machine.call(name="normalize_", first=1.0, second=1.0, options={}, out="no")
+
+
+def test_what_changes_during_a_call_gives_a_result_or_an_error_that_says_where():
+    seen = set(itertools.islice(meddling.trials(1), 400))
+    assert {"replace: RuntimeError", "lock: ValueError", "resize was refused: a result", "a liar: TypeError"} <= seen
+
+
+def test_a_leaf_that_is_written_though_it_was_replaced_is_noticed():
+    def wrong(x):
+        flat(x.grads)[0][...] = 7
+
+    def some_seeds():
+        for seed in range(100):
+            calls = iter([lambda x: None, lambda x: None, wrong])  # two say what is expected, the third is looked at
+            meddling.disturbed(np.random.default_rng(seed), lambda x, calls=calls: next(calls)(x), "wrong")
+
+    with pytest.raises(AssertionError, match="leaf 0 is neither"):
+        some_seeds()
 
 
 @pytest.mark.slow

@@ -7,6 +7,8 @@ import collections
 import ctypes
 import dataclasses
 import math
+import sys
+import warnings
 from types import MappingProxyType
 
 import numpy as np
@@ -433,3 +435,23 @@ def test_a_dict_that_changes_while_it_is_asked_is_named(kind):
     with pytest.raises(RuntimeError, match=r"^1/inner: grads changed during the call$"):
         gradclip.clip_by_global_norm_(grads, 0.5)
     assert grads[0].tolist() == [1, 1]
+
+
+def test_an_array_whose_dtype_changes_while_it_is_laid_out_is_an_error():
+    base = np.ones((4, 6), np.float32)
+    strided = base[:, ::2]
+
+    def trace(frame, event, arg):
+        if frame.f_code.co_name == "addressed" and strided.dtype != np.int32:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                strided.dtype = np.int32
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(RuntimeError, match="^1: an array changed during the call"):
+            gradclip.clip_by_norm_([np.ones((2, 2)), strided], 0.5, axis=0)
+    finally:
+        sys.settrace(before)
+    assert base.tobytes() == np.ones((4, 6), np.float32).tobytes()

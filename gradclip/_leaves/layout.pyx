@@ -95,8 +95,11 @@ cdef int lay_out(object primary, object secondary, gc_leaf *p, gc_leaf *s, bint 
     cdef char *pa = <char *>cnp.PyArray_DATA(a)
     cdef char *pb = <char *>cnp.PyArray_DATA(b)
     x.count = y.count = ux.count = uy.count = 0
-    if not cnp.PyArray_SAMESHAPE(a, b):     # another thread has set the shape of one since they were compared
-        raise RuntimeError(f"an array changed its shape during the call, from {primary.shape} to {secondary.shape}")
+    # Another thread may have set the shape or the dtype of one since they were compared.
+    if not cnp.PyArray_SAMESHAPE(a, b):
+        raise RuntimeError(f"an array changed during the call, its shape from {primary.shape} to {secondary.shape}")
+    if cnp.PyArray_Check(primary) and (dtype_of(a) < 0 or dtype_of(b) < 0):
+        raise RuntimeError(f"an array changed during the call, its dtype to {(<object>(a if dtype_of(a) < 0 else b)).dtype}")
     for d in range(cnp.PyArray_NDIM(a)):
         n, i, j = cnp.PyArray_DIM(a, d), cnp.PyArray_STRIDE(a, d), cnp.PyArray_STRIDE(b, d)
         if n == 1:

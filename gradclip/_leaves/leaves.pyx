@@ -47,7 +47,7 @@ cdef dict DTYPES = {GC_F16: "float16", GC_BF16: "bfloat16", GC_F32: "float32", G
 
 cdef object named(object error, str path):
     """An error about a leaf or container that says where this stands."""
-    kind = TypeError if isinstance(error, TypeError) else ValueError if isinstance(error, ValueError) else ImportError
+    kind = next(kind for kind in (TypeError, ValueError, ImportError, RuntimeError) if isinstance(error, kind))
     return kind(f"{path}: {error}")
 
 
@@ -102,7 +102,7 @@ cdef class Leaves(Units):
                 if end > i:
                     self.arrays += given[i:end]
                     i = self.count = self.units = end
-        except (TypeError, ValueError, ImportError) as error:
+        except (TypeError, ValueError, ImportError, RuntimeError) as error:
             raise named(error, self.path(self.count)) from None
         return 0
 

@@ -336,12 +336,12 @@ cdef class Tree:
         names = list(node.container)[index : index + 1] if isinstance(node.container, dict) else [index]
         raise RuntimeError(f"{'/'.join((*parts, *map(str, names))) or self.name}: {self.name} changed during the call")
 
-    def say_if_changed(self, str path, error):
+    def say_if_changed(self, str path, error, str name=None):
         """Raise a RuntimeError that names a container, if an error says that it was changed while it was asked for its items.
 
-        A KeyError says so: a mapping has lost a key that it named."""
+        A KeyError says so: a mapping has lost a key that it named. name: of the nesting, if it is not this one."""
         if isinstance(error, KeyError) or "during iteration" in str(error):
-            raise RuntimeError(f"{path}: {self.name} changed during the call") from error
+            raise RuntimeError(f"{path}: {name or self.name} changed during the call") from error
 
     # ---- matching ---------------------------------------------------------------------------
 
@@ -409,6 +409,9 @@ cdef class Tree:
                     node.kind.check_holds(node.container, node.items)
                 except containers.Refused as error:
                     raise TypeError(f"{self.joined(parts)}: {error}") from error.__cause__
+                except (KeyError, RuntimeError) as error:
+                    self.say_if_changed(self.joined(parts), error, sought.name)
+                    raise
         return 0
 
     cdef int match_by_number(self, Node mine, Node theirs, tuple parts, Sought sought) except -1:

@@ -31,3 +31,4 @@ cdef class Units:
     cdef tuple shape_of(self, Py_ssize_t i)
     cdef bint is_in_c_order(self, Py_ssize_t i)
     cdef bint lies_like(self, Py_ssize_t i, Units other)
+    cdef int check_dtype(self, Py_ssize_t i, bint same) except -1

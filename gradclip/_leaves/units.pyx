@@ -162,12 +162,15 @@ cdef class Units:
     def cut(self, list unit_axes):
         """Give every index along some axes of each leaf (a sorted tuple per leaf; empty: none) a norm of its own."""
         cdef Py_ssize_t i
+        cdef int dtype
         self._unit_axes = unit_axes
         self.units = 0
         for i in range(self.count):
             PyMem_Free(self.leaf[i].axes)
             self.leaf[i].axes = NULL
+            dtype = self.leaf[i].dtype
             lay_out(self.arrays[i], None, &self.leaf[i], NULL, False, unit_axes[i])
+            self.check_dtype(i, self.leaf[i].dtype == dtype or self.leaf[i].device)
             if self.leaf[i].units > MAX_UNITS - self.units:     # of no elements
                 raise ValueError(f"{self.path(i)}: an array of shape {self.arrays[i].shape} has {self.leaf[i].units} slices, "
                                  "units or samples, more than memory can hold a norm of each")
@@ -184,9 +187,16 @@ cdef class Units:
 
     # ---- two tables walked in step ----------------------------------------------------------
 
+    cdef int check_dtype(self, Py_ssize_t i, bint same) except -1:
+        """Raise a RuntimeError if a leaf has another dtype than when it was described."""
+        if not same:
+            raise RuntimeError(f"{self.path(i)}: {self.name} changed during the call")
+        return 0
+
     cdef int pair(self, Units to) except -1:
         """Let `to` receive what is made of these, walked in step."""
         cdef Py_ssize_t i
+        cdef int dtype
         to.make_room_for_sources()
         to._pair = self
         to.units = self.units
@@ -198,8 +208,11 @@ cdef class Units:
                 PyMem_Free(to.leaf[i].axes)
                 to.leaf[i].axes = NULL
                 to.source[i].device = self.leaf[i].device
+                dtype = to.leaf[i].dtype
                 lay_out(to.arrays[i], self.arrays[i], &to.leaf[i], &to.source[i], False,
                         () if self._unit_axes is None else self._unit_axes[i])
+                self.check_dtype(i, self.leaf[i].device or (to.leaf[i].dtype == dtype and
+                                                            to.source[i].dtype == self.leaf[i].dtype))
             to.leaf[i].first_unit = to.source[i].first_unit = self.leaf[i].first_unit
             to.source[i].becomes = to.leaf[i].dtype
         return 0

@@ -51,6 +51,7 @@ def repeat(call, steps):
             tracemalloc.start()
             before = resident()
         call(x)
+    gc.collect()  # with what Python keeps for new tuples
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     return held, resident() - before

@@ -28,6 +28,7 @@ __device__ const char *add_pair_tiles(Running *r, Largest<T> *l, const char *p, 
 {
     Running own = *r;
     Largest<T> most = *l;
+    Digits none;
     for (; last - p >= 0; p += step) {
         uint4 pack[AHEAD];
         const i64 left = last - p;
@@ -37,7 +38,7 @@ __device__ const char *add_pair_tiles(Running *r, Largest<T> *l, const char *p, 
             if (left >= j * APART)
                 pack[j] = *(const uint4 *)(p + j * APART);
         }
-        if (!add_packs<2, T, false>(&own, pack, 0, 0, 0))
+        if (!add_packs<2, T, false>(&own, &none, pack, 0, 0, 0))
             break;
 #pragma unroll
         for (int j = 0; j < AHEAD; j++)

@@ -109,8 +109,8 @@ __device__ void add_digits(Digits *d, const uint4 (&pack)[N])
         d->bb += (i64)to_int(times_f32(rest, 0x1p93f));
 }
 
-/* Add a run to a sum, and let none be open. */
-__device__ void close(Digits *d, Fixed *sum)
+/* Add a run to a sum, and let none be open. Apart from the loops, which would spill with it. */
+RARE void close(Digits *d, Fixed *sum)
 {
     const int exponent = 2 * (127 - (int)(bits_of(d->scale) >> 23) - 2 * DIGIT);
     const u64 tail[2] = {(u64)((i64)d->bb >> 63), d->bb}, middle[2] = {d->ab >> 40, d->ab << 24},

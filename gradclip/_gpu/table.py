@@ -108,7 +108,7 @@ def sample_table(leaves: Leaves, device: int, to: Leaves) -> Table:
     return _remembered(_made_of_samples, leaves.stream(device), leaves.summed_into(to), leaves.sources, [])
 
 
-class _Kept(NamedTuple):
+class Kept(NamedTuple):
     """A table of an earlier call, and the rows that it was made from."""
 
     table: Table
@@ -116,7 +116,7 @@ class _Kept(NamedTuple):
 
 
 Turned = list[tuple[int, tuple[int, ...], tuple[int, ...]]]  # index, shape and strides
-_tables: Remembered[_Kept] = Remembered(32)  # gradients lie where they lay a step ago
+_tables: Remembered[Kept] = Remembered(32)  # gradients lie where they lay a step ago
 
 
 def _remembered(
@@ -138,7 +138,7 @@ def _remembered(
     found = _tables.get(key)
     if found is None or not found.rows.fit(leaves, device):
         rows = Rows(leaves, device)
-        found = _tables.put(key, _Kept(make(stream, rows, arrays), rows))
+        found = _tables.put(key, Kept(make(stream, rows, arrays), rows))
     return stream.kept(found.table)
 
 

@@ -31,7 +31,7 @@ STRICT = ["/fp:precise", "/O2"] if MSVC else ["-O3", "-ffp-contract=off", "-fno-
 SMALLER = [] if MSVC else ["-O2"]
 # Modules of whose code a small call on NumPy arrays runs next to nothing: they are a third smaller by it.
 SMALLEST = [] if MSVC else ["-Os"]
-RARE = {"accumulate", "exact", "layout", "limits", "machine", "nonfinite", "rows", "tensors", "tree", "units"}
+RARE = {"accumulate", "exact", "layout", "limits", "machine", "nonfinite", "plan", "rows", "tensors", "tree"}
 # Python's own flags ask for debug symbols, which are five times as large as the code. Tables that tell debuggers and profilers
 # how stacks are unwound are a twentieth of it.
 if MSVC or os.environ.get("GRADCLIP_DEBUG"):

@@ -4,10 +4,10 @@ With a GIL threads take turns, here at every chance; without one (free-threaded 
 
 import sys
 import sysconfig
-import threading
 
 import numpy as np
 import pytest
+from at_once import at_once
 from calls import CALLS, READING, contents, inputs
 from child_process import run
 
@@ -25,27 +25,6 @@ def turns():
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
-
-
-def at_once(work):
-    """What work(0), work(1), ... return, all started at the same moment; the first error is raised."""
-    found, errors, start = [None] * THREADS, [], threading.Barrier(THREADS)
-
-    def begin(i):
-        start.wait()
-        try:
-            found[i] = work(i)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=begin, args=(i,)) for i in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return found
 
 
 def told(report):
@@ -72,13 +51,16 @@ def test_all_functions_on_gradients_of_their_own():
         order = names[i:] + names[:i]  # so that different functions meet
         return all(outcome(name, inputs()) == expected[name] for _ in range(5) for name in order)
 
-    assert at_once(work) == [True] * THREADS
+    assert at_once(THREADS, work) == [True] * THREADS
 
 
 def test_the_same_gradients_are_read_by_all():
     x = inputs()
     expected = {name: outcome(name, x) for name in READING}
-    assert at_once(lambda i: all(outcome(name, x) == expected[name] for _ in range(5) for name in READING)) == [True] * THREADS
+    assert (
+        at_once(THREADS, lambda i: all(outcome(name, x) == expected[name] for _ in range(5) for name in READING))
+        == [True] * THREADS
+    )
 
 
 def test_passes_that_are_shared_out():
@@ -93,7 +75,7 @@ def test_passes_that_are_shared_out():
         return [([a.tobytes() for a in arrays], told(report)) for arrays, report in made]
 
     expected = [([a.tobytes() for a in arrays], told(report)) for arrays, report in clipped]
-    assert at_once(work) == [[one] * 4 for one in expected]
+    assert at_once(THREADS, work) == [[one] * 4 for one in expected]
 
 
 def test_one_report_is_asked_by_all():
@@ -102,7 +84,7 @@ def test_one_report_is_asked_by_all():
         grads = {f"leaf{i}": np.full(3, float(i)) for i in range(20)} | {"bad": np.array([np.nan, 1.0])}
         by_norm = gradclip.clip_by_norm(grads, 1.0, nonfinite="propagate")[1]
         by_value = gradclip.clip_by_value(grads, 1.0)[1]
-        found = at_once(lambda i, reports=(by_norm, by_value): [told(report) for report in reports])
+        found = at_once(THREADS, lambda i, reports=(by_norm, by_value): [told(report) for report in reports])
         assert found == [found[0]] * THREADS
         assert found[0][1][1] == ("bad", 0)
 
@@ -121,7 +103,7 @@ def test_a_nesting_that_another_thread_changes():
             return True
         return all(np.float64(gradclip.global_norm(grads)) in norms for _ in range(200))
 
-    assert at_once(work) == [True] * THREADS
+    assert at_once(THREADS, work) == [True] * THREADS
 
 
 def test_the_number_of_threads_is_set_by_all():
@@ -136,7 +118,7 @@ def test_the_number_of_threads_is_set_by_all():
         return gradclip.get_num_threads() >= 1
 
     try:
-        assert all(at_once(work))
+        assert all(at_once(THREADS, work))
     finally:
         machine.set_wanted(before)
 

@@ -21,30 +21,10 @@ import warnings
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
+from at_once import at_once  # noqa: E402
 
 LIMIT = 60  # seconds for a child, 20 times as many for a process, which a sanitizer makes slow
 BALANCE = {"teams": float("inf"), "workers": float("-inf")}
-
-
-def made_at_once(count, work):
-    """What so many threads return that begin at the same moment, by their numbers."""
-    found, errors, gate = [None] * count, [], threading.Barrier(count)
-
-    def run(number):
-        gate.wait()
-        try:
-            found[number] = work(number)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return found
 
 
 def first_call(number, by):
@@ -100,7 +80,7 @@ def child(expected, shared):
 
 def one_process(seed, count, calls, by, forks):
     """Make all that at once; return how many calls were made and how many children were forked."""
-    assert all(made_at_once(count, lambda number: first_call(number, by)))
+    assert all(at_once(count, lambda number: first_call(number, by)))
     import numpy as np
     from calls import CALLS
 
@@ -140,7 +120,7 @@ def one_process(seed, count, calls, by, forks):
     changing = threading.Thread(target=change, args=(0,))
     changing.start()
     try:
-        made_at_once(count, call)
+        at_once(count, call)
     finally:
         over.set()
         changing.join()
